@@ -1,0 +1,113 @@
+"""Databases by URL: SQLite in a file by default, PostgreSQL by another URL; schema by Alembic. Blocking."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from sqlalchemy.pool import ConnectionPoolEntry
+
+BUSY_TIMEOUT_MS = 15_000
+"""A commit takes milliseconds; twenty that queue up behind a checkpoint finish well within this."""
+
+CONNECTIONS_MAX = 8
+"""Each connection serves one thread; more threads than this wait their turn."""
+
+WRITES = {"orchestrator_writes": True}
+"""Execution option of a transaction that will write."""
+
+
+class DatabaseError(Exception):
+    """A database cannot be used as it is; the text says what to do."""
+
+
+class SchemaTooNewError(DatabaseError):
+    """The database was last used by a newer version, which this one cannot read."""
+
+
+class DatabaseUnavailableError(DatabaseError):
+    """The database cannot be reached or written now."""
+
+
+def open_engine(url: str) -> Engine:
+    """An engine whose commits are durable when they return. Raises DatabaseError for an unusable URL."""
+    engine = create_engine(_checked_url(url), pool_size=CONNECTIONS_MAX, max_overflow=0)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def migrate(engine: Engine, migrations: Path, version_table: str) -> None:
+    """Create or upgrade the tables in one transaction, refusing a schema that is ahead of this version.
+
+    ``version_table`` lets several schemas share one database.
+    """
+    with unavailable(engine), engine.execution_options(**WRITES).begin() as connection:
+        config = Config()
+        # The option is read through an interpolation in which a percent sign is special.
+        config.set_main_option("script_location", str(migrations).replace("%", "%%"))
+        config.attributes["connection"] = connection
+        config.attributes["version_table"] = version_table
+        script = ScriptDirectory.from_config(config)
+        known = {revision.revision for revision in script.walk_revisions()}
+        context = MigrationContext.configure(connection, opts={"version_table": version_table})
+        found = set(context.get_current_heads())
+        if found - known:
+            raise SchemaTooNewError(
+                f"{engine.url.render_as_string()} has schema {', '.join(sorted(found - known))}, this version knows"
+                f" up to {script.get_current_head()}: run the newer version, or restore a backup made before it"
+            )
+        if found != set(script.get_heads()):
+            command.upgrade(config, "head")
+
+
+@contextmanager
+def unavailable(engine: Engine) -> Iterator[None]:
+    """Turn what the database cannot do now into one line without a password."""
+    try:
+        yield
+    except (DBAPIError, PoolTimeoutError) as error:
+        reason = error.orig if isinstance(error, DBAPIError) else error
+        raise DatabaseUnavailableError(f"{engine.url.render_as_string()}: {reason}") from error
+
+
+def _checked_url(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        # Not shown: a URL may hold a password.
+        raise DatabaseError("not a SQLAlchemy URL such as sqlite:////path/state.db") from None
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise DatabaseError("a database in memory is another one for each connection; name a file")
+    return parsed
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+    # The driver would begin transactions by itself, but not before DDL; _begin_sqlite does so always.
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA journal_mode = WAL")
+    # In WAL mode anything less may lose the last commits at a power cut, and those were acknowledged.
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Writers queue at the start, where waiting is possible; a reader that becomes a writer would fail instead."""
+    writes = connection.get_execution_options().get("orchestrator_writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,0 +1,162 @@
+"""The control plane's durable memory: rows of current state and the event log, written in one transaction.
+
+Rows are for loading and for SQL; the log is for audit. Both come from the same events. Commits run on one thread of
+their own, so that the loop can gather the next batch meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    delete,
+    func,
+    insert,
+    select,
+)
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from orchestrator.adapters import codec
+from orchestrator.adapters.database import WRITES, migrate, open_engine, unavailable
+from orchestrator.core.apply import apply
+from orchestrator.core.state import TABLES, Entity, Policies, State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy import Connection, Engine
+
+    from orchestrator.core import messages as m
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+VERSION_TABLE = "control_schema_version"
+
+metadata = MetaData()
+
+events = Table(
+    "events",
+    metadata,
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("type_version", Integer, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+)
+
+rows: dict[str, Table] = {
+    name: Table(
+        name,
+        metadata,
+        Column("id", Text, primary_key=True),
+        Column("phase", Text, nullable=False),
+        Column("body", LargeBinary, nullable=False),
+    )
+    for name in TABLES
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """One batch: events with consecutive versions after ``base_version``, and the rows they changed."""
+
+    base_version: int
+    at_ms: int
+    events: Sequence[m.Event]
+    rows: Sequence[tuple[str, str, Entity | None]]
+    """(table, key, entity); None deletes the row."""
+
+
+class SqlStore:
+    """Rows and log in a SQL database. ``commit`` is durable when it returns."""
+
+    def __init__(self, url: str) -> None:
+        """Open, and create or upgrade the tables. Raises DatabaseError."""
+        self._engine: Engine = open_engine(url)
+        migrate(self._engine, MIGRATIONS, VERSION_TABLE)
+        self._writer = self._engine.execution_options(**WRITES)
+        self._upserts = {name: self._upsert(table) for name, table in rows.items()}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+
+    async def commit(self, transaction: Transaction) -> None:
+        """Write a batch, all or nothing."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self.write, transaction)
+
+    def write(self, transaction: Transaction) -> None:
+        """What ``commit`` does on its thread."""
+        with unavailable(self._engine), self._writer.begin() as connection:
+            log = [
+                {
+                    "version": transaction.base_version + position,
+                    "at_ms": transaction.at_ms,
+                    "type": type(event).__name__,
+                    "type_version": codec.event_version(type(event).__name__),
+                    "body": codec.encode(event),
+                }
+                for position, event in enumerate(transaction.events, start=1)
+            ]
+            if log:
+                connection.execute(insert(events), log)
+            self._write_rows(connection, transaction)
+
+    def _write_rows(self, connection: Connection, transaction: Transaction) -> None:
+        written: dict[str, list[dict[str, Any]]] = {}
+        for table, key, entity in transaction.rows:
+            if entity is None:
+                connection.execute(delete(rows[table]).where(rows[table].c.id == key))
+            else:
+                row = {"id": key, "phase": _phase(entity), "body": codec.encode(entity)}
+                written.setdefault(table, []).append(row)
+        for table, values in written.items():
+            connection.execute(self._upserts[table], values)
+
+    def load(self, policies: Policies) -> State:
+        """The state as its rows say."""
+        state = State(policies)
+        with unavailable(self._engine), self._engine.begin() as connection:
+            for name, table in rows.items():
+                for (body,) in connection.execute(select(table.c.body).order_by(table.c.id)):
+                    state.put(codec.decode_entity(name, body))
+            state.version = connection.scalar(select(func.max(events.c.version))) or 0
+        state.take_touched()
+        return state
+
+    def replay(self, policies: Policies) -> State:
+        """The state as its log says: what audits and tests compare with ``load``."""
+        state = State(policies)
+        with unavailable(self._engine), self._engine.begin() as connection:
+            for row in connection.execute(select(events).order_by(events.c.version)):
+                apply(state, codec.decode_event(row.type, row.type_version, row.body), row.at_ms)
+        state.take_touched()
+        return state
+
+    def close(self) -> None:
+        """Finish the commit under way and give every connection back."""
+        self._thread.shutdown(wait=True)
+        self._engine.dispose()
+
+    def _upsert(self, table: Table) -> Any:  # noqa: ANN401 - two dialects' statements share no base
+        make = postgresql_insert if self._engine.dialect.name == "postgresql" else sqlite_insert
+        statement = make(table)
+        changed = {"phase": statement.excluded.phase, "body": statement.excluded.body}
+        return statement.on_conflict_do_update(index_elements=[table.c.id], set_=changed)
+
+
+def _phase(entity: Entity) -> str:
+    """What one would filter a table by: a phase, status, liveness or role."""
+    for name in ("phase", "status", "liveness", "role"):
+        value = getattr(entity, name, None)
+        if value is not None:
+            return str(value)
+    return ""

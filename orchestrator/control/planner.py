@@ -1,0 +1,96 @@
+"""Keeps asking for plans and hands them to the loop: debounced, bounded, and again where one came too late."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
+
+from orchestrator.core import messages as m
+from orchestrator.core.decide import needs
+from orchestrator.core.errors import RefusalCode, RefusedError
+from orchestrator.core.ids import ClusterId
+from orchestrator.core.placement import Budget, Plan
+from orchestrator.core.scheduling import plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from orchestrator.control.loop import Loop
+    from orchestrator.core.state import State
+
+DEBOUNCE_S = 0.005
+"""Submissions that arrive together are planned together; nobody notices the wait."""
+
+TICK_S = 1.0
+"""Deadlines are in seconds and more; a finer tick would only cost."""
+
+
+class PlanObserver(Protocol):
+    """What planning lets be measured."""
+
+    def planned(self, seconds: float, placed: int, deferred: int) -> None: ...
+
+
+class Planner:
+    """One per loop."""
+
+    def __init__(
+        self, loop: Loop, new_id: Callable[[str], str], budget: Budget, observer: PlanObserver | None = None
+    ) -> None:
+        self._loop = loop
+        self._new_id = new_id
+        self._budget = budget
+        self._observer = observer
+
+    async def run(self) -> None:
+        """Plan whenever something was committed, until cancelled. The ticks count as such."""
+        changed = self._loop.watch()
+        try:
+            while True:
+                more = await self.plan_once()
+                if not more:
+                    await changed.wait()
+                changed.clear()
+                await asyncio.sleep(DEBOUNCE_S)
+        finally:
+            self._loop.unwatch(changed)
+
+    async def plan_once(self) -> bool:
+        """Make and apply one plan; whether another may follow at once."""
+        started = self._loop.now().monotonic_ms
+        made = await self._loop.read(self._make)
+        if self._observer is not None and made is not None:
+            placed = len(made.placements) + len(made.reuses) + len(made.fillings)
+            seconds = (self._loop.now().monotonic_ms - started) / 1000
+            self._observer.planned(seconds, placed, len(made.deferrals))
+        if made is None or made.empty:
+            return False
+        ids = tuple(ClusterId(self._new_id("cl")) for _ in made.placements)
+        try:
+            await self._loop.submit(m.ApplyPlan(made, ids))
+        except RefusedError as refusal:
+            if refusal.code not in (RefusalCode.STALE, RefusalCode.EXHAUSTED, RefusalCode.UNAVAILABLE):
+                raise
+            return refusal.code is RefusalCode.STALE
+        return bool(made.placements or made.reuses or made.fillings)
+
+    def _make(self, state: State) -> Plan | None:
+        at_ms = state.time_ms(self._loop.now())
+        wanted = list(needs(state, at_ms))
+        if not wanted:
+            return None
+        made = plan(state, wanted, at_ms, self._budget)
+        news = tuple(one for one in made.deferrals if state.jobs[one.job_id].message != one.reason)
+        return replace(made, deferrals=news)
+
+
+async def tick_forever(loop: Loop) -> None:
+    """Let the loop notice that time has passed."""
+    while True:
+        await asyncio.sleep(TICK_S)
+        try:
+            await loop.submit(m.Tick())
+        except RefusedError as refusal:
+            if refusal.code not in (RefusalCode.EXHAUSTED, RefusalCode.UNAVAILABLE):
+                raise

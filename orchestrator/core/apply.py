@@ -1,0 +1,326 @@
+"""``apply(state, event, at_ms)``: what each event changes. It decides nothing and cannot refuse."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import assert_never
+
+from orchestrator.core import messages as m
+from orchestrator.core.clusters import ClusterPhase, MemberPhase
+from orchestrator.core.jobs import AttemptPhase, JobStatus, Outcome
+from orchestrator.core.state import Control, RequestRecord, State
+
+
+def apply(state: State, event: m.Event, at_ms: int) -> None:
+    """Change the state in place; ``at_ms`` is the control time at which the event was decided."""
+    state.version += 1
+    match event:
+        case m.ControlStarted():
+            state.put(Control(event.network_id, event.term, at_ms, event.monotonic_ms, event.boot_id))
+        case m.RequestRecorded():
+            state.put(RequestRecord(event.key, event.request_sha256, event.result_id, at_ms))
+        case m.RequestForgotten():
+            state.remove_request(event.key)
+        case m.TenantCreated():
+            state.put(event.tenant)
+        case m.SupplierCreated():
+            state.put(event.supplier)
+        case m.TokenCreated():
+            state.put(event.token)
+        case m.TokenRevoked():
+            state.put(replace(state.tokens[event.token_id], revoked=True))
+        case m.WorkerJoined() | m.InventoryChanged() | m.LivenessChanged() | m.WorkerDrained():
+            _apply_worker(state, event, at_ms)
+        case (
+            m.ClusterPlanned()
+            | m.ClusterAdvanced()
+            | m.ClusterReady()
+            | m.ClusterIdled()
+            | m.ClusterClosing()
+            | m.ClusterClosed()
+        ):
+            _apply_cluster(state, event, at_ms)
+        case (
+            m.MemberPrepared()
+            | m.MemberUp()
+            | m.MemberFailed()
+            | m.MemberReplaced()
+            | m.MemberStopping()
+            | m.MemberReleased()
+        ):
+            _apply_member(state, event)
+        case (
+            m.JobSubmitted()
+            | m.JobDeferred()
+            | m.JobStopRequested()
+            | m.JobRequeued()
+            | m.JobEnded()
+            | m.JobDeleted()
+        ):
+            _apply_job(state, event, at_ms)
+        case m.AttemptPlaced() | m.AttemptStarted() | m.AttemptEnded() | m.LogCompleted():
+            _apply_attempt(state, event, at_ms)
+        case (
+            m.LeaseStarted()
+            | m.LeaseEnded()
+            | m.LeaseSettled()
+            | m.StatementAccepted()
+            | m.StatementDisputed()
+        ):
+            _apply_lease(state, event)
+        case m.ReceiptSealed():
+            receipt = event.receipt
+            lease = state.leases[receipt.lease_id]
+            state.put(receipt)
+            state.put(
+                replace(
+                    lease,
+                    sealed_offset_ms=receipt.end_ms - lease.started_ms,
+                    next_receipt=lease.next_receipt + 1,
+                )
+            )
+        case m.ReceiptSigned():
+            receipt = state.receipts[event.receipt_id]
+            state.put(replace(receipt, envelope=event.envelope, payload_sha256=event.payload_sha256))
+        case m.ReceiptPosted():
+            state.put(replace(state.receipts[event.receipt_id], transfer_id=event.transfer_id))
+        case _:
+            assert_never(event)
+
+
+def _apply_worker(
+    state: State,
+    event: m.WorkerJoined | m.InventoryChanged | m.LivenessChanged | m.WorkerDrained,
+    at_ms: int,
+) -> None:
+    match event:
+        case m.WorkerJoined():
+            state.put(event.worker)
+            state.put(replace(state.tokens[event.token_id], used=True))
+        case m.InventoryChanged():
+            state.put(replace(state.workers[event.worker_id], inventory=event.inventory))
+        case m.LivenessChanged():
+            worker = state.workers[event.worker_id]
+            draining = worker.draining and event.liveness in ("suspect", "lost")
+            state.put(replace(worker, liveness=event.liveness, liveness_since_ms=at_ms, draining=draining))
+        case m.WorkerDrained():
+            state.put(replace(state.workers[event.worker_id], draining=True))
+
+
+def _apply_cluster(
+    state: State,
+    event: m.ClusterPlanned
+    | m.ClusterAdvanced
+    | m.ClusterReady
+    | m.ClusterIdled
+    | m.ClusterClosing
+    | m.ClusterClosed,
+    at_ms: int,
+) -> None:
+    if isinstance(event, m.ClusterPlanned):
+        for member in event.members:
+            state.put(member)
+        state.put(event.cluster)
+        return
+    cluster = state.clusters[event.cluster_id]
+    match event:
+        case m.ClusterAdvanced():
+            state.put(replace(cluster, phase=ClusterPhase(event.phase), phase_since_ms=at_ms))
+        case m.ClusterReady():
+            state.put(
+                replace(
+                    cluster,
+                    phase=ClusterPhase.READY,
+                    phase_since_ms=at_ms,
+                    ready_at_ms=at_ms,
+                    certificate=event.certificate,
+                )
+            )
+        case m.ClusterIdled():
+            state.put(replace(cluster, idle_since_ms=at_ms))
+        case m.ClusterClosing():
+            state.put(
+                replace(
+                    cluster,
+                    phase=ClusterPhase.CLOSING,
+                    phase_since_ms=at_ms,
+                    reason=event.reason,
+                    idle_since_ms=None,
+                    vacancies=(),
+                )
+            )
+        case m.ClusterClosed():
+            state.put(replace(cluster, phase=ClusterPhase.CLOSED, phase_since_ms=at_ms))
+
+
+def _apply_member(
+    state: State,
+    event: m.MemberPrepared
+    | m.MemberUp
+    | m.MemberFailed
+    | m.MemberReplaced
+    | m.MemberStopping
+    | m.MemberReleased,
+) -> None:
+    if isinstance(event, m.MemberReplaced):
+        cluster = state.clusters[event.cluster_id]
+        state.put(event.member)
+        state.put(
+            replace(
+                cluster,
+                generation=event.member.generation,
+                member_ids=(*cluster.member_ids, event.member.member_id),
+                next_ordinal=event.member.ordinal + 1,
+                vacancies=cluster.vacancies[1:],
+            )
+        )
+        return
+    member = state.members[event.member_id]
+    match event:
+        case m.MemberPrepared():
+            state.put(replace(member, phase=MemberPhase.PREPARED, address=event.address))
+        case m.MemberUp():
+            state.put(replace(member, phase=MemberPhase.UP, address=event.address))
+        case m.MemberFailed():
+            state.put(
+                replace(
+                    member, phase=MemberPhase.STOPPING, stopping_version=state.version, reason=event.reason
+                )
+            )
+            if event.vacancy is not None:
+                cluster = state.clusters[member.cluster_id]
+                remaining = tuple(
+                    member_id for member_id in cluster.member_ids if member_id != member.member_id
+                )
+                state.put(
+                    replace(cluster, member_ids=remaining, vacancies=(*cluster.vacancies, event.vacancy))
+                )
+        case m.MemberStopping():
+            state.put(replace(member, phase=MemberPhase.STOPPING, stopping_version=state.version))
+        case m.MemberReleased():
+            state.put(replace(member, phase=MemberPhase.RELEASED))
+
+
+def _apply_job(
+    state: State,
+    event: m.JobSubmitted | m.JobDeferred | m.JobStopRequested | m.JobRequeued | m.JobEnded | m.JobDeleted,
+    at_ms: int,
+) -> None:
+    if isinstance(event, m.JobSubmitted):
+        state.put(event.job)
+        return
+    if isinstance(event, m.JobDeleted):
+        state.remove_job(event.job_id)
+        return
+    job = state.jobs[event.job_id]
+    match event:
+        case m.JobDeferred():
+            state.put(replace(job, message=event.message))
+        case m.JobStopRequested():
+            state.put(replace(job, stop_requested=True))
+        case m.JobRequeued():
+            state.put(
+                replace(
+                    job,
+                    status=JobStatus.PENDING,
+                    message=event.message,
+                    attempt_id=None,
+                    not_before_ms=event.not_before_ms,
+                    avoid=event.avoid,
+                    formation_failures=event.formation_failures,
+                )
+            )
+        case m.JobEnded():
+            state.put(
+                replace(
+                    job,
+                    status=event.status,
+                    message=event.message,
+                    ended_at_ms=at_ms,
+                    driver_exit_code=event.driver_exit_code,
+                )
+            )
+
+
+def _apply_attempt(
+    state: State,
+    event: m.AttemptPlaced | m.AttemptStarted | m.AttemptEnded | m.LogCompleted,
+    at_ms: int,
+) -> None:
+    if isinstance(event, m.AttemptPlaced):
+        attempt = event.attempt
+        job = state.jobs[attempt.job_id]
+        state.put(attempt)
+        state.put(
+            replace(job, attempts=attempt.number, attempt_id=attempt.attempt_id, message=attempt.message)
+        )
+        state.put(replace(state.clusters[attempt.cluster_id], idle_since_ms=None))
+        return
+    attempt = state.attempts[event.attempt_id]
+    match event:
+        case m.AttemptStarted():
+            job = state.jobs[attempt.job_id]
+            state.put(replace(attempt, phase=AttemptPhase.RUNNING, started_at_ms=at_ms))
+            started_ms = at_ms if job.started_at_ms is None else job.started_at_ms
+            state.put(
+                replace(
+                    job,
+                    status=JobStatus.RUNNING,
+                    started_at_ms=started_ms,
+                    starts=job.starts + 1,
+                    message="Job is currently running.",
+                )
+            )
+        case m.AttemptEnded():
+            # A log that the failed ground took with it will not come: waiting for it would hold the slot.
+            lost_log = event.outcome is Outcome.GROUND
+            state.put(
+                replace(
+                    attempt,
+                    phase=AttemptPhase.ENDED,
+                    outcome=event.outcome,
+                    message=event.message,
+                    ended_at_ms=at_ms,
+                    log_complete=attempt.log_complete or lost_log,
+                )
+            )
+            # The warmth of a cluster is counted from its last job.
+            state.put(replace(state.clusters[attempt.cluster_id], phase_since_ms=at_ms))
+        case m.LogCompleted():
+            state.put(replace(attempt, log_bytes=event.log_bytes, log_complete=True))
+
+
+def _apply_lease(
+    state: State,
+    event: m.LeaseStarted | m.LeaseEnded | m.LeaseSettled | m.StatementAccepted | m.StatementDisputed,
+) -> None:
+    match event:
+        case m.LeaseStarted():
+            state.put(event.lease)
+        case m.LeaseEnded():
+            lease = state.leases[event.lease_id]
+            length_ms = event.ended_ms - lease.started_ms
+            state.put(
+                replace(
+                    lease, ended_ms=event.ended_ms, billed_offset_ms=min(lease.billed_offset_ms, length_ms)
+                )
+            )
+        case m.LeaseSettled():
+            lease = state.leases[event.lease_id]
+            state.put(replace(lease, settled=True, disputed_ms=event.disputed_ms))
+        case m.StatementAccepted():
+            statement = event.statement
+            lease = state.leases[statement.lease_id]
+            state.put(statement)
+            state.put(
+                replace(
+                    lease,
+                    next_sequence=statement.sequence + 1,
+                    stated_offset_ms=statement.end_offset_ms,
+                    billed_offset_ms=event.billed_offset_ms,
+                    final_stated=statement.final,
+                )
+            )
+        case m.StatementDisputed():
+            lease = state.leases[event.lease_id]
+            state.put(replace(lease, next_sequence=event.sequence + 1))

@@ -1,0 +1,1 @@
+"""What each command leads to, by noun. Every function reads the state and yields events; ``decide`` applies them."""

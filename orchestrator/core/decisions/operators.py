@@ -1,0 +1,105 @@
+"""Tenants, suppliers and tokens."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, assert_never
+
+from orchestrator.core import messages as m
+from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
+from orchestrator.core.fleet import Supplier, Tenant, Token, TokenRole
+from orchestrator.core.ids import TenantId
+
+if TYPE_CHECKING:
+    from orchestrator.core.state import State
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,62}")
+"""Names stand in tables, labels and file names: printable, short, no surprise."""
+
+TOKEN_TTL_MS_MAX = 366 * 24 * 3_600_000
+"""A token nobody remembers giving out must end by itself."""
+
+
+def check_name(field: str, name: str) -> None:
+    """Refuse a name that could not be shown safely."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise invalid(field, f"{field} {name[:70]!r} must be 1 to 63 letters, digits, dots, dashes or spaces")
+
+
+def create_tenant(state: State, command: m.CreateTenant, at_ms: int) -> m.Decision:
+    """A new tenant; its name is unique."""
+    check_name("name", command.name)
+    known = next((tenant for tenant in state.tenants.values() if tenant.name == command.name), None)
+    if known is not None:
+        raise RefusedError(
+            RefusalCode.ALREADY_EXISTS, f"tenant {command.name!r} exists already as {known.tenant_id}", "name"
+        )
+    tenant = Tenant(command.tenant_id, command.name, at_ms)
+    return m.Decision((m.TenantCreated(tenant),), tenant.tenant_id)
+
+
+def create_token(state: State, command: m.CreateToken, at_ms: int) -> m.Decision:
+    """A new token; a supplier's first token makes the supplier."""
+    if not 0 < command.ttl_ms <= TOKEN_TTL_MS_MAX:
+        raise invalid("ttl_seconds", f"ttl_seconds must be from 1 to {TOKEN_TTL_MS_MAX // 1000}")
+    events: list[m.Event] = []
+    match command.role:
+        case TokenRole.OPERATOR:
+            subject_id = "operator"
+        case TokenRole.TENANT:
+            subject_id = find_tenant(state, command.subject).tenant_id
+        case TokenRole.SUPPLIER:
+            check_name("subject", command.subject)
+            known = next(
+                (s for s in state.suppliers.values() if command.subject in (s.name, s.supplier_id)), None
+            )
+            supplier = known or Supplier(command.supplier_id, command.subject, at_ms)
+            if known is None:
+                events.append(m.SupplierCreated(supplier))
+            subject_id = supplier.supplier_id
+        case _:
+            assert_never(command.role)
+    token = Token(
+        token_id=command.token_id,
+        role=command.role,
+        subject_id=subject_id,
+        secret_sha256=command.secret_sha256,
+        created_at_ms=at_ms,
+        expires_at_ms=at_ms + command.ttl_ms,
+        used=False,
+        revoked=False,
+    )
+    return m.Decision((*events, m.TokenCreated(token)), token.token_id)
+
+
+def find_tenant(state: State, name: str) -> Tenant:
+    """A tenant by id or name."""
+    by_id = state.tenants.get(TenantId(name))
+    found = by_id or next((tenant for tenant in state.tenants.values() if tenant.name == name), None)
+    if found is None:
+        raise not_found("tenant", name)
+    return found
+
+
+def revoke_token(state: State, command: m.RevokeToken) -> m.Decision:
+    """Ends a token; repeating it changes nothing."""
+    token = state.tokens.get(command.token_id)
+    if token is None:
+        raise not_found("token", command.token_id)
+    if token.revoked:
+        return m.Decision((), token.token_id)
+    return m.Decision((m.TokenRevoked(token.token_id),), token.token_id)
+
+
+def authenticate(state: State, secret_sha256: str, at_ms: int) -> Token:
+    """The live token of a secret; UNAUTHENTICATED with the reason otherwise."""
+    token = state.token_by_hash.get(secret_sha256)
+    if token is None:
+        raise RefusedError(
+            RefusalCode.FORBIDDEN, "this token is not known here; ask the operator for a new one"
+        )
+    token = state.tokens[token.token_id]
+    standing = token.state_at(at_ms)
+    if standing != "live":
+        raise RefusedError(RefusalCode.FORBIDDEN, f"this token is {standing}; ask the operator for a new one")
+    return token

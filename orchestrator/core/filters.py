@@ -1,0 +1,107 @@
+"""Which workers and devices could ever serve a request, and why a job waits: every reason is a phrase for its tenant."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from orchestrator.core.catalogue import GIB
+from orchestrator.core.fleet import Device, DeviceKind, HardwareClass, Liveness, Worker
+from orchestrator.core.jobs import Requirements
+
+if TYPE_CHECKING:
+    from orchestrator.core.placement import JobNeed, PlacementView
+
+
+def worker_rejection(worker: Worker, wanted: Requirements) -> str | None:
+    """The first reason why no device of this worker serves, as a phrase; None where one may."""
+    inventory = worker.inventory
+    wanted_class = HardwareClass.CPU if wanted.gpus == 0 else wanted.hardware_class
+    if wanted_class is not None and inventory.hardware_class is not wanted_class:
+        return f"not of hardware class {wanted_class}"
+    if not inventory.isolation.at_least(wanted.isolation):
+        return f"isolation weaker than {wanted.isolation}"
+    if not inventory.devices:
+        return "offers no device"
+    return None
+
+
+def device_rejection(device: Device, wanted: Requirements) -> str | None:
+    """The first reason why this device does not serve; None where it does."""
+    kind = DeviceKind.CPU if wanted.gpus == 0 else DeviceKind.GPU
+    if device.kind is not kind:
+        return "no GPU" if kind is DeviceKind.GPU else "not a CPU worker"
+    if wanted.gpu_model is not None and device.model != wanted.gpu_model:
+        return f"not a {wanted.gpu_model}"
+    if device.memory_bytes < wanted.min_gpu_memory_gb * GIB:
+        return f"less than {wanted.min_gpu_memory_gb} GB of GPU memory"
+    return None
+
+
+def _state_rejection(worker: Worker) -> str | None:
+    if worker.liveness is Liveness.LEFT:
+        return "left the network"
+    if worker.liveness is not Liveness.LIVE:
+        return worker.liveness.value
+    return "draining" if worker.draining else None
+
+
+def describe(wanted: Requirements) -> str:
+    """The request in words."""
+    if wanted.gpus == 0:
+        return "CPU work on one cpu worker"
+    parts = [f"{wanted.gpus} × {wanted.gpu_model or 'GPU'}"]
+    if wanted.hardware_class is not None:
+        parts.append(f"of class {wanted.hardware_class}")
+    if wanted.min_gpu_memory_gb:
+        parts.append(f"with at least {wanted.min_gpu_memory_gb} GB")
+    if wanted.isolation != "none":
+        parts.append(f"with isolation {wanted.isolation}")
+    if wanted.gpus > 1:
+        parts.append("together")
+    return " ".join(parts)
+
+
+def explain(view: PlacementView, need: JobNeed) -> str:
+    """Why a job waits: how many workers each filter removed, and what is missing among the rest."""
+    wanted = need.requirements
+    removed: Counter[str] = Counter()
+    fitting = free = 0
+    grounds: Counter[tuple[str, str, str]] = Counter()
+    for worker in view.workers.values():
+        reason = _rejection(worker, need)
+        if reason is not None:
+            removed[reason] += 1
+            continue
+        serving = {d.device_id for d in worker.inventory.devices if device_rejection(d, wanted) is None}
+        fitting += len(serving)
+        free_here = len(serving & set(view.free_devices.get(worker.worker_id, {})))
+        free += free_here
+        inventory = worker.inventory
+        grounds[inventory.hardware_class.value, inventory.runtime, inventory.zone] += free_here
+    parts = [
+        f"waiting for {describe(wanted)}: {free} of {fitting} fitting devices free, {wanted.device_count} needed"
+    ]
+    largest = max(grounds.values(), default=0)
+    if free >= wanted.device_count > largest:
+        parts.append(f"at most {largest} of them in one class, runtime and zone")
+    elif largest >= wanted.device_count:
+        parts.append("no head slot or member slot is free for them")
+    if removed:
+        listed = ", ".join(
+            f"{count} {reason}" for reason, count in sorted(removed.items(), key=lambda kv: -kv[1])
+        )
+        parts.append(f"workers left out: {listed}")
+    return "; ".join(parts)
+
+
+def _rejection(worker: Worker, need: JobNeed) -> str | None:
+    wanted = need.requirements
+    reason = _state_rejection(worker) or worker_rejection(worker, wanted)
+    if reason is None and worker.worker_id in need.avoid:
+        reason = "failed this job before it started"
+    if reason is None:
+        reasons = [device_rejection(device, wanted) for device in worker.inventory.devices]
+        if all(reasons):
+            reason = reasons[0]
+    return reason

@@ -1,0 +1,151 @@
+"""Jobs and their attempts: what a tenant asked for, and each try at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from orchestrator.core.fleet import HardwareClass, Isolation
+from orchestrator.core.ids import AttemptId, ClusterId, JobId, TenantId, WorkerId
+
+
+class JobStatus(StrEnum):
+    """Exactly Ray's job statuses, so that Ray's own tools read them."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    STOPPED = "STOPPED"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job has ended."""
+        return self not in (JobStatus.PENDING, JobStatus.RUNNING)
+
+
+class AttemptPhase(StrEnum):
+    """PLACED: waiting for its cluster or for Ray; RUNNING: the driver runs and leases count; ENDED."""
+
+    PLACED = "placed"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class Outcome(StrEnum):
+    """How an attempt ended; GROUND means the machine, head or network failed, not the tenant's code."""
+
+    NONE = "none"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    GROUND = "ground"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What the machines must be. Equal requirements have equal answers, so this is a dictionary key."""
+
+    gpus: int = 1
+    gpu_model: str | None = None
+    hardware_class: HardwareClass | None = None
+    min_gpu_memory_gb: int = 0
+    isolation: Isolation = Isolation.NONE
+
+    @property
+    def device_count(self) -> int:
+        """Devices to hold: CPU work holds one CPU device."""
+        return max(1, self.gpus)
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """An uploaded package: Ray's name for it and the hash under which its bytes are kept."""
+
+    uri: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """A submission, validated. ``runtime_env_json`` holds Ray's ``working_dir`` and ``env_vars`` only."""
+
+    entrypoint: str
+    runtime_env_json: str
+    metadata: tuple[tuple[str, str], ...]
+    packages: tuple[Package, ...]
+    requirements: Requirements
+    priority: int = 0
+    max_attempts: int = 3
+    entrypoint_num_cpus: float = 0.0
+    entrypoint_num_gpus: float = 0.0
+    entrypoint_memory_bytes: int = 0
+    entrypoint_resources: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request on its way. ``request_sha256`` makes a repeated submission recognisable."""
+
+    job_id: JobId
+    tenant_id: TenantId
+    submission_id: str
+    request_sha256: str
+    request: JobRequest
+    status: JobStatus
+    message: str
+    submitted_at_ms: int
+    started_at_ms: int | None
+    ended_at_ms: int | None
+    attempts: int
+    """Tries so far; the next one's number is one more."""
+    starts: int
+    """Tries whose driver ran: these count against ``max_attempts``."""
+    attempt_id: AttemptId | None
+    """The attempt that counts; None while queued."""
+    not_before_ms: int
+    stop_requested: bool
+    driver_exit_code: int | None
+    avoid: tuple[WorkerId, ...]
+    """Workers that failed this job before it started; not asked again for it."""
+    formation_failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try of a job on one cluster. ``log_bytes`` is known once the driver's log is complete."""
+
+    attempt_id: AttemptId
+    job_id: JobId
+    tenant_id: TenantId
+    number: int
+    cluster_id: ClusterId
+    phase: AttemptPhase
+    outcome: Outcome
+    message: str
+    placed_at_ms: int
+    started_at_ms: int | None
+    ended_at_ms: int | None
+    log_bytes: int
+    log_complete: bool
+    explanation: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JobPolicy:
+    """Bounds on requests and the pace of retries."""
+
+    gang_gpus_max: int = 64
+    """Above this a request is refused at once: nothing in this network could ever form it."""
+    max_attempts_max: int = 10
+    entrypoint_bytes_max: int = 64 * 1024
+    retry_backoff_ms: int = 2_000
+    """Doubles with each failed formation, so that a broken machine is not asked in a tight circle."""
+    retry_backoff_max_ms: int = 60_000
+    formation_failures_max: int = 20
+    """A job whose clusters never form is failed with the last reason instead of trying for ever."""
+
+    def backoff_ms(self, failures: int) -> int:
+        """Pause before the next try after ``failures`` in a row."""
+        return min(self.retry_backoff_max_ms, self.retry_backoff_ms * (1 << min(failures, 10)))

@@ -1,0 +1,235 @@
+"""Commands: what somebody asks of the control plane, with every id and time it needs handed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.core.clusters import NodeAddress, NodeSeen
+from orchestrator.core.fleet import Inventory, TokenRole
+from orchestrator.core.ids import (
+    AttemptId,
+    ClusterId,
+    JobId,
+    LeaseId,
+    MemberId,
+    ReceiptId,
+    SupplierId,
+    TenantId,
+    TokenId,
+    WorkerId,
+)
+from orchestrator.core.jobs import JobRequest, Outcome
+
+if TYPE_CHECKING:
+    from orchestrator.core.placement import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class StartControl:
+    """First command of a process: raises the term and anchors the clock."""
+
+    network_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateTenant:
+    """``request_id`` empty: no replay protection wanted."""
+
+    tenant_id: TenantId
+    name: str
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateToken:
+    """``subject`` names a tenant, a supplier (made at its first token), or nothing for an operator."""
+
+    token_id: TokenId
+    role: TokenRole
+    subject: str
+    secret_sha256: str
+    ttl_ms: int
+    supplier_id: SupplierId
+    """Used only where the supplier is new."""
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeToken:
+    """Ends a token at once."""
+
+    token_id: TokenId
+
+
+@dataclass(frozen=True, slots=True)
+class JoinWorker:
+    """A join token's one use. The shell has checked that the sender holds ``statement_key``."""
+
+    worker_id: WorkerId
+    token_sha256: str
+    name: str
+    statement_key: str
+    inventory: Inventory
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectWorker:
+    """A session was opened, or a worker that was not live was heard again."""
+
+    worker_id: WorkerId
+    inventory: Inventory | None
+
+
+@dataclass(frozen=True, slots=True)
+class DrainWorker:
+    """Nothing new for this worker, and its members are taken away."""
+
+    worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveWorker:
+    """The worker has ended everything and goes."""
+
+    worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedAttempt:
+    """What the agent beside the head reports of one attempt."""
+
+    attempt_id: AttemptId
+    running: bool
+    outcome: Outcome
+    message: str
+    driver_exit_code: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedMember:
+    """What an agent reports of one member. ``up`` and ``failed`` are both false while it is on its way."""
+
+    member_id: MemberId
+    generation: int
+    address: NodeAddress | None
+    up: bool
+    failed: bool
+    stopping: bool
+    reason: str
+    nodes: tuple[NodeSeen, ...] = ()
+    clean: bool = False
+    attempts: tuple[ObservedAttempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ObserveWorker:
+    """A worker's whole list of members, after it took over desired state ``seen_version``."""
+
+    worker_id: WorkerId
+    seen_version: int
+    members: tuple[ObservedMember, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitJob:
+    """``job_id`` is used only where the submission is new."""
+
+    job_id: JobId
+    tenant_id: TenantId
+    submission_id: str
+    request: JobRequest
+    request_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopJob:
+    """Ends a job as soon as its driver can be stopped."""
+
+    job_id: JobId
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteJob:
+    """Forgets an ended job; its receipts stay."""
+
+    job_id: JobId
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteLog:
+    """The last byte of an attempt's log is stored."""
+
+    attempt_id: AttemptId
+    log_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptStatement:
+    """A statement whose signature the shell has verified against the worker's key."""
+
+    worker_id: WorkerId
+    lease_id: LeaseId
+    sequence: int
+    start_offset_ms: int
+    end_offset_ms: int
+    final: bool
+    device_ids: tuple[str, ...]
+    heartbeats_acknowledged: int
+    payload_sha256: str
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSignature:
+    """Outcome of SignReceipt."""
+
+    receipt_id: ReceiptId
+    envelope: bytes
+    payload_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPosting:
+    """Outcome of PostReceipt."""
+
+    receipt_id: ReceiptId
+    transfer_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyPlan:
+    """Make a plan true, if the capacity it was made on is still the capacity there is.
+
+    ``cluster_ids`` are fresh ids, at least as many as the plan has new clusters.
+    """
+
+    plan: Plan
+    cluster_ids: tuple[ClusterId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time has passed: deadlines, liveness, idle clusters, the hour's receipts."""
+
+
+Command = (
+    StartControl
+    | CreateTenant
+    | CreateToken
+    | RevokeToken
+    | JoinWorker
+    | ConnectWorker
+    | DrainWorker
+    | LeaveWorker
+    | ObserveWorker
+    | SubmitJob
+    | StopJob
+    | DeleteJob
+    | CompleteLog
+    | AcceptStatement
+    | RecordSignature
+    | RecordPosting
+    | ApplyPlan
+    | Tick
+)

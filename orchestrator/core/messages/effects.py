@@ -1,0 +1,72 @@
+"""Effects: what is to be done once events are durable; and what workers are told, derived from the state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from orchestrator.core.clusters import Member, NodeAddress
+from orchestrator.core.ids import (
+    Fence,
+    ReceiptId,
+    WorkerId,
+)
+from orchestrator.core.jobs import Attempt, JobRequest
+from orchestrator.core.messages.events import Event
+from orchestrator.core.metering import Lease
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class SyncWorker:
+    """Send a worker its whole desired state; harmless to repeat."""
+
+    worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class SignReceipt:
+    """Build and sign the receipt's bytes; the outcome is RecordSignature."""
+
+    receipt_id: ReceiptId
+
+
+@dataclass(frozen=True, slots=True)
+class PostReceipt:
+    """Give the receipt to the ledger; the outcome is RecordPosting."""
+
+    receipt_id: ReceiptId
+
+
+Effect = SyncWorker | SignReceipt | PostReceipt
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a command led to: events already applied to the state, and the caller's answer."""
+
+    events: tuple[Event, ...] = ()
+    result: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredMember:
+    """What one worker is told about one member; derived from the state, never stored."""
+
+    member: Member
+    fence: Fence
+    run: bool
+    head: NodeAddress | None
+    attempts: tuple[DesiredAttempt, ...] = field(default=())
+    leases: tuple[Lease, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredAttempt:
+    """What the agent beside the head is told about one attempt."""
+
+    attempt: Attempt
+    request: JobRequest
+    stop: bool

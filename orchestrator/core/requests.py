@@ -1,0 +1,135 @@
+"""Reading what a tenant asks for out of Ray's own request: the ``orch.`` keys of the job's metadata."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from orchestrator.core.catalogue import CPU_MODEL, MODELS, find_model, nearest
+from orchestrator.core.errors import invalid
+from orchestrator.core.fleet import HardwareClass, Isolation
+from orchestrator.core.jobs import Requirements
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.core.jobs import JobPolicy
+
+Choice = TypeVar("Choice", HardwareClass, Isolation)
+
+PREFIX = "orch."
+
+KEYS = (
+    "orch.gpus",
+    "orch.gpu_model",
+    "orch.hardware_class",
+    "orch.min_gpu_memory_gb",
+    "orch.isolation",
+    "orch.priority",
+    "orch.max_attempts",
+)
+
+NOT_OFFERED = ("orch.max_rtt_ms", "orch.region", "orch.max_price", "orch.image")
+"""Known words that this version cannot honour: accepting one would promise what is not kept."""
+
+DIGITS_MAX = 9
+"""No count in a request needs more digits, and Python's integers would take millions."""
+
+PRIORITY_MAX = 100
+
+
+def parse_requirements(
+    metadata: Mapping[str, str], entrypoint_num_gpus: float, policy: JobPolicy
+) -> tuple[Requirements, int, int]:
+    """``(requirements, priority, max_attempts)``; raises RefusedError naming the key at fault."""
+    for key in metadata:
+        if key.startswith(PREFIX) and key not in KEYS:
+            if key in NOT_OFFERED:
+                raise invalid(key, f"{key} is not offered by this network yet; leave it out")
+            hint = nearest(key, [*KEYS, *NOT_OFFERED])
+            raise invalid(key, f"unknown key {key!r}: did you mean {hint!r}?")
+    asked = _whole_number(metadata, "orch.gpus", None)
+    gpus = asked if asked is not None else max(1, _whole_gpus(entrypoint_num_gpus))
+    if gpus > policy.gang_gpus_max:
+        raise invalid(
+            "orch.gpus", f"orch.gpus={gpus} is above the largest gang of {policy.gang_gpus_max} GPUs"
+        )
+    if asked is not None and entrypoint_num_gpus > asked:
+        message = f"entrypoint_num_gpus={entrypoint_num_gpus:g} contradicts orch.gpus={asked}: the gang must hold it"
+        raise invalid("entrypoint_num_gpus", message)
+    requirements = Requirements(
+        gpus=gpus,
+        gpu_model=_model(metadata),
+        hardware_class=_choice(metadata, "orch.hardware_class", HardwareClass),
+        min_gpu_memory_gb=_whole_number(metadata, "orch.min_gpu_memory_gb", 0) or 0,
+        isolation=_choice(metadata, "orch.isolation", Isolation) or Isolation.NONE,
+    )
+    _refuse_contradictions(requirements)
+    priority = _whole_number(metadata, "orch.priority", 0) or 0
+    if priority > PRIORITY_MAX:
+        raise invalid("orch.priority", f"orch.priority={priority} is above {PRIORITY_MAX}")
+    attempts = _whole_number(metadata, "orch.max_attempts", 3) or 0
+    if not 1 <= attempts <= policy.max_attempts_max:
+        raise invalid("orch.max_attempts", f"orch.max_attempts must be from 1 to {policy.max_attempts_max}")
+    return requirements, priority, attempts
+
+
+def _whole_gpus(value: float) -> int:
+    if value != value or value < 0 or value > 10**DIGITS_MAX:
+        raise invalid("entrypoint_num_gpus", f"entrypoint_num_gpus={value!r} is not a count of GPUs")
+    return int(-(-value // 1))
+
+
+def _whole_number(metadata: Mapping[str, str], key: str, default: int | None) -> int | None:
+    text = metadata.get(key)
+    if text is None:
+        return default
+    text = text.strip()
+    if not text.isascii() or not text.isdigit() or len(text) > DIGITS_MAX:
+        raise invalid(key, f"{key}={text[:40]!r} is not a whole number of at most {DIGITS_MAX} digits")
+    return int(text)
+
+
+def _model(metadata: Mapping[str, str]) -> str | None:
+    text = metadata.get("orch.gpu_model")
+    if text is None:
+        return None
+    model = find_model(text[:80])
+    if model is None or model.name == CPU_MODEL:
+        hint = nearest(text[:80], [name for name in MODELS if name != CPU_MODEL])
+        raise invalid("orch.gpu_model", f"unknown GPU model {text[:80]!r}: did you mean {hint!r}?")
+    return model.name
+
+
+def _choice(metadata: Mapping[str, str], key: str, kind: type[Choice]) -> Choice | None:
+    text = metadata.get(key)
+    if text is None:
+        return None
+    try:
+        return kind(text.strip().lower())
+    except ValueError:
+        hint = nearest(text[:80], [choice.value for choice in kind])
+        raise invalid(key, f"unknown {key} {text[:80]!r}: did you mean {hint!r}?") from None
+
+
+def _refuse_contradictions(wanted: Requirements) -> None:
+    if wanted.gpus == 0 and (wanted.gpu_model or wanted.min_gpu_memory_gb):
+        raise invalid("orch.gpus", "orch.gpus=0 asks for CPU work and contradicts a GPU model or GPU memory")
+    if wanted.hardware_class is HardwareClass.CPU and wanted.gpus > 0:
+        raise invalid(
+            "orch.hardware_class", "class cpu has no GPUs: ask for orch.gpus=0, or for another class"
+        )
+    if wanted.gpus == 0 and wanted.hardware_class not in (None, HardwareClass.CPU):
+        raise invalid("orch.hardware_class", f"orch.gpus=0 runs on class cpu, not on {wanted.hardware_class}")
+    if wanted.gpu_model is not None:
+        model = MODELS[wanted.gpu_model]
+        if wanted.min_gpu_memory_gb > model.memory_gb:
+            message = f"{model.name} has {model.memory_gb} GB, less than the {wanted.min_gpu_memory_gb} GB asked for"
+            raise invalid("orch.min_gpu_memory_gb", message)
+        if wanted.hardware_class is not None and wanted.hardware_class not in model.classes:
+            offered = ", ".join(sorted(model.classes))
+            message = (
+                f"no {wanted.hardware_class} machine has a {model.name}: it is offered by class {offered}"
+            )
+            raise invalid("orch.hardware_class", message)
+    elif wanted.min_gpu_memory_gb > max(model.memory_gb for model in MODELS.values()):
+        raise invalid("orch.min_gpu_memory_gb", f"no model has {wanted.min_gpu_memory_gb} GB of memory")

@@ -1,0 +1,406 @@
+"""State: every entity in a table, and the indexes that decisions and plans read instead of searching.
+
+``put`` and ``remove`` are the only ways in, used by ``apply`` and by loading alike, so the indexes of a loaded state are
+those of an applied one. What they touched is what the store writes and what effects are derived from.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+
+from orchestrator.core.clusters import (
+    WANTED,
+    Cluster,
+    ClusterPhase,
+    ClusterPolicy,
+    Member,
+    MemberPhase,
+    MemberRole,
+)
+from orchestrator.core.fleet import FleetPolicy, HeartbeatTable, Supplier, Tenant, Token, Worker
+from orchestrator.core.ids import (
+    AttemptId,
+    ClusterId,
+    DeviceId,
+    JobId,
+    LeaseId,
+    MemberId,
+    Now,
+    TenantId,
+    WorkerId,
+)
+from orchestrator.core.jobs import Attempt, AttemptPhase, Job, JobPolicy, JobStatus
+from orchestrator.core.metering import Lease, MeteringPolicy, Receipt, Statement
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """The control plane itself: its term, and the instant its clock is anchored to."""
+
+    network_id: str
+    term: int
+    at_ms: int
+    monotonic_ms: int
+    boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """An answered request, for its repetition."""
+
+    key: str
+    request_sha256: str
+    result_id: str
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """Every number an operator may turn, handed in; not part of the stored state."""
+
+    fleet: FleetPolicy = FleetPolicy()
+    clusters: ClusterPolicy = ClusterPolicy()
+    jobs: JobPolicy = JobPolicy()
+    metering: MeteringPolicy = MeteringPolicy()
+
+
+Entity = (
+    Control
+    | RequestRecord
+    | Supplier
+    | Tenant
+    | Token
+    | Worker
+    | Cluster
+    | Member
+    | Job
+    | Attempt
+    | Lease
+    | Statement
+    | Receipt
+)
+
+TABLES: dict[str, type[Entity]] = {
+    "control": Control,
+    "requests": RequestRecord,
+    "suppliers": Supplier,
+    "tenants": Tenant,
+    "tokens": Token,
+    "workers": Worker,
+    "clusters": Cluster,
+    "members": Member,
+    "jobs": Job,
+    "attempts": Attempt,
+    "leases": Lease,
+    "statements": Statement,
+    "receipts": Receipt,
+}
+"""In loading order: workers before the members that hold their devices."""
+
+TABLE_OF: dict[type[Entity], str] = {kind: table for table, kind in TABLES.items()}
+
+CONTROL_KEY = "control"
+
+BucketKey = tuple[str, str]
+"""(hardware class, device model)."""
+
+
+def key_of(entity: Entity) -> str:
+    """The primary key of an entity within its table."""
+    match entity:
+        case Control():
+            return CONTROL_KEY
+        case RequestRecord():
+            return entity.key
+        case Supplier():
+            return entity.supplier_id
+        case Tenant():
+            return entity.tenant_id
+        case Token():
+            return entity.token_id
+        case Worker():
+            return entity.worker_id
+        case Cluster():
+            return entity.cluster_id
+        case Member():
+            return entity.member_id
+        case Job():
+            return entity.job_id
+        case Attempt():
+            return entity.attempt_id
+        case Lease():
+            return entity.lease_id
+        case Statement():
+            return f"{entity.lease_id}/{entity.sequence}"
+        case Receipt():
+            return entity.receipt_id
+
+
+class State:
+    """Everything the control plane has decided, in memory. Only the loop changes it."""
+
+    def __init__(self, policies: Policies) -> None:
+        self.policies = policies
+        self.version = 0
+        """Events applied since the beginning of the network."""
+        self.capacity_version = 0
+        """Changes whenever a plan's assumptions may; not stored: a plan never outlives a process."""
+        self.heartbeats = HeartbeatTable()
+        self.control = Control("", 0, 0, 0, "")
+        self.requests: dict[str, RequestRecord] = {}
+        self.suppliers: dict[str, Supplier] = {}
+        self.tenants: dict[TenantId, Tenant] = {}
+        self.tokens: dict[str, Token] = {}
+        self.workers: dict[WorkerId, Worker] = {}
+        self.clusters: dict[ClusterId, Cluster] = {}
+        self.members: dict[MemberId, Member] = {}
+        self.jobs: dict[JobId, Job] = {}
+        self.attempts: dict[AttemptId, Attempt] = {}
+        self.leases: dict[LeaseId, Lease] = {}
+        self.statements: dict[str, Statement] = {}
+        self.receipts: dict[str, Receipt] = {}
+        self._init_indexes()
+        self._touched: dict[tuple[str, str], None] = {}
+
+    def _init_indexes(self) -> None:
+        self.token_by_hash: dict[str, Token] = {}
+        self.worker_by_key: dict[str, WorkerId] = {}
+        self.members_on: dict[WorkerId, dict[MemberId, None]] = {}
+        """Members not RELEASED, by worker."""
+        self.free_devices: dict[WorkerId, dict[DeviceId, None]] = {}
+        self.buckets: dict[BucketKey, dict[WorkerId, None]] = {}
+        """Workers that could take a new member now, by what they have free."""
+        self.head_hosts: dict[WorkerId, int] = {}
+        """Free head slots of placeable head hosts."""
+        self.open_clusters: dict[ClusterId, None] = {}
+        self.members_of: dict[ClusterId, dict[MemberId, None]] = {}
+        """Members not RELEASED, by cluster: replaced ones too, until they are gone."""
+        self.attempt_in: dict[ClusterId, AttemptId] = {}
+        """The attempt not ENDED in a cluster: one at a time."""
+        self.logs_open_in: dict[ClusterId, dict[AttemptId, None]] = {}
+        self.queue: list[tuple[int, int, JobId]] = []
+        """Queued jobs as (-priority, submitted_at_ms, job_id), in order."""
+        self.jobs_by_submission: dict[tuple[TenantId, str], JobId] = {}
+        self.jobs_of: dict[TenantId, dict[JobId, None]] = {}
+        self.leases_of: dict[AttemptId, dict[LeaseId, None]] = {}
+        self.leases_on: dict[MemberId, dict[LeaseId, None]] = {}
+        """Leases that run, by member."""
+        self.unsettled_leases: dict[LeaseId, None] = {}
+        self.statements_of: dict[LeaseId, list[str]] = {}
+        self.receipts_of: dict[LeaseId, list[str]] = {}
+        self.unsigned: dict[str, None] = {}
+        self.unposted: dict[str, None] = {}
+        self._bucket_keys: dict[WorkerId, tuple[BucketKey, ...]] = {}
+
+    # ------------------------------------------------------------ time
+
+    def time_ms(self, now: Now) -> int:
+        """Control time: wall-clock ms that never runs backwards, steered by the boot clock between starts."""
+        if now.boot_id == self.control.boot_id:
+            return self.control.at_ms + max(0, now.monotonic_ms - self.control.monotonic_ms)
+        return max(self.control.at_ms, now.wall_ms)
+
+    # ------------------------------------------------------------ writing
+
+    def put(self, entity: Entity) -> None:
+        """Add or replace an entity and keep every index true."""
+        key = key_of(entity)
+        self._touched[TABLE_OF[type(entity)], key] = None
+        match entity:
+            case Control():
+                self.control = entity
+            case RequestRecord():
+                self.requests[key] = entity
+            case Supplier():
+                self.suppliers[key] = entity
+            case Tenant():
+                self.tenants[entity.tenant_id] = entity
+            case Token():
+                self.tokens[key] = entity
+                self.token_by_hash[entity.secret_sha256] = entity
+            case Worker():
+                self._put_worker(entity)
+            case Cluster():
+                self._put_cluster(entity)
+            case Member():
+                self._put_member(entity)
+            case Job():
+                self._put_job(entity)
+            case Attempt():
+                self._put_attempt(entity)
+            case Lease():
+                self._put_lease(entity)
+            case Statement():
+                if key not in self.statements:
+                    self.statements_of.setdefault(entity.lease_id, []).append(key)
+                self.statements[key] = entity
+            case Receipt():
+                self._put_receipt(entity)
+
+    def remove_job(self, job_id: JobId) -> None:
+        """Forget an ended job; its attempts, leases and receipts stay as the record of what was paid."""
+        job = self.jobs.pop(job_id)
+        del self.jobs_by_submission[job.tenant_id, job.submission_id]
+        del self.jobs_of[job.tenant_id][job_id]
+        self._touched["jobs", job_id] = None
+
+    def remove_request(self, key: str) -> None:
+        """Forget an idempotency record."""
+        del self.requests[key]
+        self._touched["requests", key] = None
+
+    def take_touched(self) -> list[tuple[str, str]]:
+        """(table, key) of everything changed since the last call."""
+        touched = list(self._touched)
+        self._touched = {}
+        return touched
+
+    def entity(self, table: str, key: str) -> Entity | None:
+        """The entity of a row; None when it was removed."""
+        if table == "control":
+            return self.control
+        found: Entity | None = getattr(self, table).get(key)
+        return found
+
+    def rows(self) -> dict[str, dict[str, Entity]]:
+        """Every stored entity by table and key: what two states are compared by."""
+        tables: dict[str, dict[str, Entity]] = {
+            table: dict(getattr(self, table)) for table in TABLES if table != "control"
+        }
+        tables["control"] = {CONTROL_KEY: self.control}
+        return tables
+
+    # ------------------------------------------------------------ indexes
+
+    def _put_worker(self, worker: Worker) -> None:
+        self.workers[worker.worker_id] = worker
+        self.worker_by_key[worker.statement_key] = worker.worker_id
+        self._reindex(worker.worker_id)
+
+    def _put_member(self, member: Member) -> None:
+        self.members[member.member_id] = member
+        on_worker = self.members_on.setdefault(member.worker_id, {})
+        of_cluster = self.members_of.setdefault(member.cluster_id, {})
+        if member.phase is MemberPhase.RELEASED:
+            on_worker.pop(member.member_id, None)
+            of_cluster.pop(member.member_id, None)
+        else:
+            on_worker[member.member_id] = None
+            of_cluster[member.member_id] = None
+        self._reindex(member.worker_id)
+
+    def _reindex(self, worker_id: WorkerId) -> None:
+        """Recompute what one worker has free. A held device is free only when its member is RELEASED."""
+        self.capacity_version += 1
+        worker = self.workers[worker_id]
+        members = [self.members[member_id] for member_id in self.members_on.get(worker_id, ())]
+        held = {device_id for member in members for device_id in member.device_ids}
+        heads = sum(member.role is MemberRole.HEAD for member in members)
+        free = {device.device_id: None for device in worker.inventory.devices if device.device_id not in held}
+        self.free_devices[worker_id] = free
+        for bucket_key in self._bucket_keys.pop(worker_id, ()):
+            self.buckets[bucket_key].pop(worker_id, None)
+        self.head_hosts.pop(worker_id, None)
+        if not worker.placeable:
+            return
+        free_heads = worker.inventory.head_slots - heads
+        if free_heads > 0:
+            self.head_hosts[worker_id] = free_heads
+        if free and len(members) - heads < worker.inventory.slots:
+            models = {device.model for device in worker.inventory.devices if device.device_id in free}
+            keys = tuple((worker.inventory.hardware_class.value, model) for model in sorted(models))
+            self._bucket_keys[worker_id] = keys
+            for bucket_key in keys:
+                self.buckets.setdefault(bucket_key, {})[worker_id] = None
+
+    def _put_cluster(self, cluster: Cluster) -> None:
+        self.clusters[cluster.cluster_id] = cluster
+        self.capacity_version += 1
+        if cluster.phase is ClusterPhase.CLOSED:
+            self.open_clusters.pop(cluster.cluster_id, None)
+        else:
+            self.open_clusters[cluster.cluster_id] = None
+
+    def _put_job(self, job: Job) -> None:
+        old = self.jobs.get(job.job_id)
+        place = (-job.request.priority, job.submitted_at_ms, job.job_id)
+        was_queued = old is not None and _is_queued(old)
+        if _is_queued(job) and not was_queued:
+            bisect.insort(self.queue, place)
+        elif was_queued and not _is_queued(job):
+            del self.queue[bisect.bisect_left(self.queue, place)]
+        self.jobs[job.job_id] = job
+        if old is None:
+            self.jobs_by_submission[job.tenant_id, job.submission_id] = job.job_id
+            self.jobs_of.setdefault(job.tenant_id, {})[job.job_id] = None
+
+    def _put_attempt(self, attempt: Attempt) -> None:
+        self.attempts[attempt.attempt_id] = attempt
+        open_logs = self.logs_open_in.setdefault(attempt.cluster_id, {})
+        if attempt.log_complete:
+            open_logs.pop(attempt.attempt_id, None)
+        else:
+            open_logs[attempt.attempt_id] = None
+        if attempt.phase is not AttemptPhase.ENDED:
+            self.attempt_in[attempt.cluster_id] = attempt.attempt_id
+        elif self.attempt_in.get(attempt.cluster_id) == attempt.attempt_id:
+            del self.attempt_in[attempt.cluster_id]
+
+    def _put_lease(self, lease: Lease) -> None:
+        self.leases[lease.lease_id] = lease
+        self.leases_of.setdefault(lease.attempt_id, {})[lease.lease_id] = None
+        running = self.leases_on.setdefault(lease.member_id, {})
+        if lease.ended_ms is None:
+            running[lease.lease_id] = None
+        else:
+            running.pop(lease.lease_id, None)
+        if lease.settled:
+            self.unsettled_leases.pop(lease.lease_id, None)
+        else:
+            self.unsettled_leases[lease.lease_id] = None
+
+    def _put_receipt(self, receipt: Receipt) -> None:
+        key = receipt.receipt_id
+        if key not in self.receipts:
+            bisect.insort(
+                self.receipts_of.setdefault(receipt.lease_id, []),
+                key,
+                key=lambda name: self._receipt_order(name, receipt),
+            )
+        self.receipts[key] = receipt
+        self.unsigned.pop(key, None)
+        self.unposted.pop(key, None)
+        if not receipt.envelope:
+            self.unsigned[key] = None
+        elif not receipt.transfer_id:
+            self.unposted[key] = None
+
+    def _receipt_order(self, name: str, newcomer: Receipt) -> int:
+        return newcomer.sequence if name == newcomer.receipt_id else self.receipts[name].sequence
+
+    # ------------------------------------------------------------ reading
+
+    def cluster_members(self, cluster: Cluster) -> list[Member]:
+        """The members that count, in order of their ordinals."""
+        return [self.members[member_id] for member_id in cluster.member_ids]
+
+    def wanted_on(self, worker_id: WorkerId) -> list[Member]:
+        """Members the worker is told to have."""
+        members = (self.members[member_id] for member_id in self.members_on.get(worker_id, ()))
+        return [member for member in members if member.phase in WANTED]
+
+    def free_slot(self, worker_id: WorkerId, taken: frozenset[int] = frozenset()) -> int:
+        """The lowest slot of a worker that no member holds."""
+        held = {self.members[member_id].slot for member_id in self.members_on.get(worker_id, ())} | taken
+        return next(slot for slot in range(len(held) + 1) if slot not in held)
+
+    def job_named(self, tenant_id: TenantId, name: str) -> Job | None:
+        """A tenant's job by submission id or job id."""
+        job_id = self.jobs_by_submission.get((tenant_id, name))
+        job = self.jobs.get(job_id if job_id is not None else JobId(name))
+        return job if job is not None and job.tenant_id == tenant_id else None
+
+
+def _is_queued(job: Job) -> bool:
+    return job.status is JobStatus.PENDING and job.attempt_id is None

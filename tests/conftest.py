@@ -1,0 +1,77 @@
+"""What holds for every test: the order, the profiles of hypothesis, and which skips are honest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+TESTS = Path(__file__).parent
+IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
+GPU_DEVICE = Path("/dev/nvidiactl")
+NO_GPU = f"needs an NVIDIA GPU: {GPU_DEVICE} is absent; install NVIDIA's driver on a machine that has one"
+
+# Cheap tests first, so that a mistake shows in seconds; what is not named runs before simulation.
+FIRST = ("test_repository.py", "core", "receipts", "ledger", "properties", "adapters")
+LAST = ("simulation", "integration", "lab", "deploy")
+
+# No deadline per example: on two shared cores a slow example says nothing about the code.
+settings.register_profile("dev", deadline=None)
+# The same examples each time: a red run is red again when it is repeated.
+settings.register_profile(
+    "ci",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=(HealthCheck.too_slow,),
+)
+settings.load_profile("ci" if IN_CI else "dev")
+
+
+def order_rank(item: pytest.Item) -> tuple[int, bool, bool]:
+    """Where a test runs: by its folder, then plain tests before simulations and real Ray nodes."""
+    folder = item.path.relative_to(TESTS).parts[0]
+    if folder in FIRST:
+        rank = FIRST.index(folder)
+    elif folder in LAST:
+        rank = len(FIRST) + 1 + LAST.index(folder)
+    else:
+        rank = len(FIRST)
+    return rank, item.get_closest_marker("simulation") is not None, item.get_closest_marker("ray") is not None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests; skip those that need a GPU where there is none."""
+    items.sort(key=order_rank)
+    if not GPU_DEVICE.exists():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason=NO_GPU))
+
+
+def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure, its reason kept."""
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    report.outcome = "failed"
+    report.longrepr = f"{report.nodeid}: in CI only tests marked gpu may skip. {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI nothing is left out silently: what is missing there is to be installed by `make setup`."""
+    report = yield
+    if IN_CI and report.skipped and not hasattr(report, "wasxfail") and not item.get_closest_marker("gpu"):
+        refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a file that skips itself whole; a GPU's tests carry their mark instead."""
+    report = yield
+    if IN_CI and report.skipped:
+        refuse_skip(report)
+    return report
