@@ -6,7 +6,7 @@ upcaster from the older one is added, so that the oldest log can still be replay
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import msgspec
 
@@ -15,6 +15,8 @@ from orchestrator.core.state import TABLES, Entity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+T = TypeVar("T")
 
 EVENT_TYPES: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(m.Event)}
 
@@ -55,3 +57,13 @@ def decode_event(event_type: str, version: int, body: bytes) -> m.Event:
         body = _encoder.encode(raw)
     event: m.Event = _event_decoders[event_type].decode(body)
     return event
+
+
+def encode_any(value: object) -> bytes:
+    """JSON of any dataclass."""
+    return _encoder.encode(value)
+
+
+def decode_as(body: bytes, kind: type[T]) -> T:
+    """The inverse of ``encode_any``."""
+    return msgspec.json.decode(body, type=kind)

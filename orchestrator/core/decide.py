@@ -308,4 +308,5 @@ def needs(state: State, at_ms: int) -> Iterator[Need]:
     for _, _, job_id in state.queue:
         job = state.jobs[job_id]
         if job.not_before_ms <= at_ms:
-            yield JobNeed(job_id, job.tenant_id, job.request.requirements, job.avoid)
+            avoid = job.avoid if at_ms < job.not_before_ms + state.policies.jobs.avoid_ms else ()
+            yield JobNeed(job_id, job.tenant_id, job.request.requirements, avoid)

@@ -11,6 +11,7 @@ from orchestrator.core.messages import DesiredAttempt, DesiredMember
 if TYPE_CHECKING:
     from orchestrator.core.clusters import Cluster
     from orchestrator.core.ids import WorkerId
+    from orchestrator.core.metering import Lease
     from orchestrator.core.state import State
 
 RUNS_HEAD = frozenset(
@@ -22,6 +23,12 @@ RUNS_MEMBERS = frozenset({ClusterPhase.JOINING, ClusterPhase.READY, ClusterPhase
 def desired_members(state: State, worker_id: WorkerId) -> tuple[DesiredMember, ...]:
     """The whole list for one worker."""
     return tuple(_desired(state, member) for member in state.wanted_on(worker_id))
+
+
+def ended_leases(state: State, worker_id: WorkerId) -> tuple[Lease, ...]:
+    """Leases of a worker that are over but lack its final statement: it may never have known of them."""
+    leases = (state.leases[lease_id] for lease_id in state.unsettled_on.get(worker_id, ()))
+    return tuple(lease for lease in leases if lease.ended_ms is not None and not lease.final_stated)
 
 
 def _desired(state: State, member: Member) -> DesiredMember:
@@ -51,5 +58,5 @@ def _attempts(state: State, cluster: Cluster) -> tuple[DesiredAttempt, ...]:
         if job is None:
             continue
         stop = job.stop_requested or job.attempt_id != attempt_id or cluster.phase is ClusterPhase.CLOSING
-        attempts.append(DesiredAttempt(attempt, job.request, stop))
+        attempts.append(DesiredAttempt(attempt, job.request, stop, cluster.certificate))
     return tuple(attempts)

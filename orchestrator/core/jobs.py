@@ -143,6 +143,8 @@ class JobPolicy:
     retry_backoff_ms: int = 2_000
     """Doubles with each failed formation, so that a broken machine is not asked in a tight circle."""
     retry_backoff_max_ms: int = 60_000
+    avoid_ms: int = 60_000
+    """After this a worker that failed a job before its start may be asked again: it may be the only one."""
     formation_failures_max: int = 20
     """A job whose clusters never form is failed with the last reason instead of trying for ever."""
 

@@ -187,6 +187,7 @@ class State:
         self.leases_on: dict[MemberId, dict[LeaseId, None]] = {}
         """Leases that run, by member."""
         self.unsettled_leases: dict[LeaseId, None] = {}
+        self.unsettled_on: dict[WorkerId, dict[LeaseId, None]] = {}
         self.statements_of: dict[LeaseId, list[str]] = {}
         self.receipts_of: dict[LeaseId, list[str]] = {}
         self.unsigned: dict[str, None] = {}
@@ -355,10 +356,12 @@ class State:
             running[lease.lease_id] = None
         else:
             running.pop(lease.lease_id, None)
-        if lease.settled:
-            self.unsettled_leases.pop(lease.lease_id, None)
-        else:
-            self.unsettled_leases[lease.lease_id] = None
+        unsettled_here = self.unsettled_on.setdefault(lease.worker_id, {})
+        for unsettled in (self.unsettled_leases, unsettled_here):
+            if lease.settled:
+                unsettled.pop(lease.lease_id, None)
+            else:
+                unsettled[lease.lease_id] = None
 
     def _put_receipt(self, receipt: Receipt) -> None:
         key = receipt.receipt_id
@@ -390,8 +393,8 @@ class State:
         members = (self.members[member_id] for member_id in self.members_on.get(worker_id, ()))
         return [member for member in members if member.phase in WANTED]
 
-    def free_slot(self, worker_id: WorkerId, taken: frozenset[int] = frozenset()) -> int:
-        """The lowest slot of a worker that no member holds."""
+    def free_slot(self, worker_id: WorkerId, taken: set[int]) -> int:
+        """The lowest slot of a worker that no member holds and that is not in ``taken``."""
         held = {self.members[member_id].slot for member_id in self.members_on.get(worker_id, ())} | taken
         return next(slot for slot in range(len(held) + 1) if slot not in held)
 

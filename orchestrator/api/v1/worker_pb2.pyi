@@ -477,21 +477,27 @@ class Desired(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    ENDED_LEASES_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     version: _builtins.int
     """Rises with every committed decision; echoed in Observed."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___DesiredMember]: ...
+    @_builtins.property
+    def ended_leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___DesiredLease]:
+        """Leases that have ended here and still lack this worker's final statement."""
+
     def __init__(
         self,
         *,
         term: _builtins.int = ...,
         version: _builtins.int = ...,
         members: _abc.Iterable[Global___DesiredMember] | None = ...,
+        ended_leases: _abc.Iterable[Global___DesiredLease] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "term", b"term", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended_leases", b"ended_leases", "members", b"members", "term", b"term", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -614,6 +620,7 @@ class DesiredAttempt(_message.Message):
     ENTRYPOINT_RESOURCES_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     LOG_OFFSET_FIELD_NUMBER: _builtins.int
+    GANG_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     job_id: _builtins.str
     entrypoint: _builtins.str
@@ -632,6 +639,10 @@ class DesiredAttempt(_message.Message):
     def packages(self) -> _containers.RepeatedCompositeFieldContainer[Global___PackageRef]: ...
     @_builtins.property
     def entrypoint_resources(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    @_builtins.property
+    def gang(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeSeen]:
+        """The nodes it was promised: it is not started on fewer."""
+
     def __init__(
         self,
         *,
@@ -647,10 +658,11 @@ class DesiredAttempt(_message.Message):
         entrypoint_resources: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         stop: _builtins.bool = ...,
         log_offset: _builtins.int = ...,
+        gang: _abc.Iterable[Global___NodeSeen] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "entrypoint", b"entrypoint", "entrypoint_memory_bytes", b"entrypoint_memory_bytes", "entrypoint_num_cpus", b"entrypoint_num_cpus", "entrypoint_num_gpus", b"entrypoint_num_gpus", "entrypoint_resources", b"entrypoint_resources", "job_id", b"job_id", "log_offset", b"log_offset", "metadata", b"metadata", "packages", b"packages", "runtime_env_json", b"runtime_env_json", "stop", b"stop"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "entrypoint", b"entrypoint", "entrypoint_memory_bytes", b"entrypoint_memory_bytes", "entrypoint_num_cpus", b"entrypoint_num_cpus", "entrypoint_num_gpus", b"entrypoint_num_gpus", "entrypoint_resources", b"entrypoint_resources", "gang", b"gang", "job_id", b"job_id", "log_offset", b"log_offset", "metadata", b"metadata", "packages", b"packages", "runtime_env_json", b"runtime_env_json", "stop", b"stop"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -691,9 +703,16 @@ class DesiredLease(_message.Message):
     ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
     DEVICE_IDS_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    NEXT_SEQUENCE_FIELD_NUMBER: _builtins.int
+    STATED_OFFSET_MS_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     attempt_id: _builtins.str
     job_id: _builtins.str
+    member_id: _builtins.str
+    next_sequence: _builtins.int
+    """Of the statement to come, and where it begins."""
+    stated_offset_ms: _builtins.int
     @_builtins.property
     def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -703,10 +722,13 @@ class DesiredLease(_message.Message):
         attempt_id: _builtins.str = ...,
         job_id: _builtins.str = ...,
         device_ids: _abc.Iterable[_builtins.str] | None = ...,
+        member_id: _builtins.str = ...,
+        next_sequence: _builtins.int = ...,
+        stated_offset_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "device_ids", b"device_ids", "job_id", b"job_id", "lease_id", b"lease_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt_id", b"attempt_id", "device_ids", b"device_ids", "job_id", b"job_id", "lease_id", b"lease_id", "member_id", b"member_id", "next_sequence", b"next_sequence", "stated_offset_ms", b"stated_offset_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

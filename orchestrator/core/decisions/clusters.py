@@ -45,18 +45,34 @@ def apply_plan(state: State, command: m.ApplyPlan, at_ms: int) -> m.Decision:
         raise RefusedError(RefusalCode.STALE, "the plan was made on an older state; make it again")
     events: list[m.Event] = []
     fresh = iter(command.cluster_ids)
+    slots = _Slots(state)
     for placement in plan.placements:
         if _is_waiting(state, placement.job_id):
-            events.extend(_form(state, placement, next(fresh), at_ms))
+            events.extend(_form(state, placement, next(fresh), slots, at_ms))
     for reuse in plan.reuses:
         if _is_waiting(state, reuse.job_id):
             events.append(_reuse(state, reuse, at_ms))
     for filling in plan.fillings:
-        events.append(_fill(state, filling))
+        events.append(_fill(state, filling, slots))
     for deferral in plan.deferrals:
         if _is_waiting(state, deferral.job_id) and state.jobs[deferral.job_id].message != deferral.reason:
             events.append(m.JobDeferred(deferral.job_id, deferral.reason))
     return m.Decision(tuple(events), len(events))
+
+
+class _Slots:
+    """Slots given out by one plan: several of its members may go to one worker."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._taken: dict[WorkerId, set[int]] = {}
+
+    def take(self, worker_id: WorkerId) -> int:
+        """The worker's lowest slot that is still free."""
+        taken = self._taken.setdefault(worker_id, set())
+        slot = self._state.free_slot(worker_id, taken)
+        taken.add(slot)
+        return slot
 
 
 def _is_waiting(state: State, job_id: JobId) -> bool:
@@ -64,15 +80,21 @@ def _is_waiting(state: State, job_id: JobId) -> bool:
     return job is not None and job.status is JobStatus.PENDING and job.attempt_id is None
 
 
-def _form(state: State, placement: Placement, cluster_id: ClusterId, at_ms: int) -> Iterator[m.Event]:
+def _form(
+    state: State, placement: Placement, cluster_id: ClusterId, slots: _Slots, at_ms: int
+) -> Iterator[m.Event]:
     job = state.jobs[placement.job_id]
     workers = [state.workers[share.worker_id] for share in placement.shares]
     members: list[Member] = []
     if placement.head_host is not None:
-        members.append(_member(state, cluster_id, 0, placement.head_host, (), MemberRole.HEAD, 1))
+        slot = slots.take(placement.head_host)
+        members.append(_member(state, cluster_id, 0, placement.head_host, (), MemberRole.HEAD, 1, slot))
     role = MemberRole.SOLO if placement.head_host is None else MemberRole.MEMBER
     for share in placement.shares:
-        members.append(_member(state, cluster_id, len(members), share.worker_id, share.device_ids, role, 1))
+        slot = slots.take(share.worker_id)
+        members.append(
+            _member(state, cluster_id, len(members), share.worker_id, share.device_ids, role, 1, slot)
+        )
     cluster = Cluster(
         cluster_id=cluster_id,
         tenant_id=job.tenant_id,
@@ -102,6 +124,7 @@ def _member(
     device_ids: tuple[str, ...],
     role: MemberRole,
     generation: int,
+    slot: int,
 ) -> Member:
     worker = state.workers[worker_id]
     held = set(device_ids)
@@ -115,7 +138,7 @@ def _member(
         role=role,
         device_ids=tuple(device.device_id for device in devices),
         gpus=sum(device.kind is DeviceKind.GPU for device in devices),
-        slot=state.free_slot(worker_id),
+        slot=slot,
         generation=generation,
         phase=MemberPhase.PLANNED,
         stopping_version=0,
@@ -152,12 +175,20 @@ def _reuse(state: State, reuse: Reuse, at_ms: int) -> m.Event:
     return m.AttemptPlaced(_attempt(state, reuse.job_id, reuse.cluster_id, message, reuse.explanation, at_ms))
 
 
-def _fill(state: State, filling: Filling) -> m.Event:
+def _fill(state: State, filling: Filling, slots: _Slots) -> m.Event:
     cluster = state.clusters[filling.cluster_id]
     share: Share = filling.share
     role, generation = MemberRole.MEMBER, cluster.generation + 1
+    slot = slots.take(share.worker_id)
     member = _member(
-        state, cluster.cluster_id, cluster.next_ordinal, share.worker_id, share.device_ids, role, generation
+        state,
+        cluster.cluster_id,
+        cluster.next_ordinal,
+        share.worker_id,
+        share.device_ids,
+        role,
+        generation,
+        slot,
     )
     return m.MemberReplaced(cluster.cluster_id, member)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from orchestrator.core.clusters import Member, NodeAddress
+from orchestrator.core.clusters import Member, NodeAddress, NodeSeen
 from orchestrator.core.ids import (
     Fence,
     ReceiptId,
@@ -70,3 +70,5 @@ class DesiredAttempt:
     attempt: Attempt
     request: JobRequest
     stop: bool
+    gang: tuple[NodeSeen, ...]
+    """The nodes it was promised: it is not started on fewer."""

@@ -1,0 +1,143 @@
+"""One Ray node: what is known of it on disk, and the command and environment that start it.
+
+Everything here is a pure function of a NodeSpec except the two readers and the writer of its files. Ray
+itself is not imported: the keeper, which lives as long as the node, uses this module and has to stay small.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator.adapters.node_records import NodeSpec
+
+MEMBER_ID_ENV = "ORCH_MEMBER_ID"
+"""Marks every process of a node, so that a node whose keeper was killed can still be found and ended."""
+
+MEMBER_LABEL = "orch-member"
+"""Ray node label that maps a Ray node back to our member id (`ray.io/` is reserved by Ray)."""
+
+SCRATCH_DIR = "tmp"
+"""Below the node's temp directory; TMPDIR of everything in the node."""
+
+RAY_START_HOOK = "orchestrator.adapters.ray_node.adjust_ray_start"
+
+
+# What user code may inherit from the agent. An allow-list, because the agent's own environment can hold
+# secrets.
+INHERITED_ENV = frozenset(
+    {"HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "LOGNAME", "SHELL", "TZ", "USER", "VIRTUAL_ENV"}
+    | {"SSL_CERT_DIR", "SSL_CERT_FILE", "CUDA_HOME", "PYTHONPYCACHEPREFIX"}
+)
+INHERITED_ENV_PREFIXES = ("LC_", "NCCL_", "GLOO_", "NVIDIA_")
+
+# Health checks for links that stall: a death is declared after about 20 s of silence instead of Ray's
+# default.
+HEALTH_ENV = {
+    "RAY_health_check_initial_delay_ms": "5000",
+    "RAY_health_check_period_ms": "3000",
+    "RAY_health_check_timeout_ms": "10000",
+    "RAY_health_check_failure_threshold": "5",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "60",
+}
+
+
+def start_command(spec: NodeSpec) -> list[str]:
+    """Return the argv that starts the node's processes and returns once they are up.
+
+    Without `--block`: the keeper is the subreaper of what is left behind, and a waiting `ray start` costs 90
+    MB.
+    """
+    ports = spec.ports
+    flags: dict[str, object] = {
+        "node-ip-address": spec.node_ip,
+        "node-manager-port": ports["node_manager"],
+        "object-manager-port": ports["object_manager"],
+        "runtime-env-agent-port": ports["runtime_env_agent"],
+        "dashboard-agent-grpc-port": ports["dashboard_agent_grpc"],
+        "dashboard-agent-listen-port": ports["dashboard_agent_listen"],
+        "metrics-export-port": ports["metrics_export"],
+        "min-worker-port": ports["worker_min"],
+        "max-worker-port": ports["worker_max"],
+        "num-gpus": spec.gpus,
+        "num-cpus": 0 if spec.role == "head" else spec.cpus,
+        "object-store-memory": spec.object_store_memory_bytes,
+        "labels": ",".join(f"{key}={value}" for key, value in sorted(_labels(spec).items())),
+        "temp-dir": spec.temp_dir,
+    }
+    if spec.is_head:
+        flags |= {
+            "port": ports["gcs"],
+            "dashboard-host": spec.node_ip,
+            "dashboard-port": ports["dashboard"],
+            "include-dashboard": "true",
+        }
+    else:
+        flags |= {"address": spec.head_gcs_address}
+        # One log monitor per session directory: with two, every line an actor prints reaches the driver
+        # twice.
+        flags |= {} if spec.owns_temp_dir else {"include-log-monitor": "false"}
+    # -P: the working directory is the node's temp directory, which user code can write to.
+    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--disable-usage-stats"]
+    # No monitor: it only feeds an autoscaler, and we are what scales here.
+    command += ["--head", "--no-monitor"] if spec.is_head else []
+    return command + [f"--{name}={value}" for name, value in flags.items()]
+
+
+def node_environment(spec: NodeSpec, token_path: Path, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the node and of all user code in it; the token is only named by its path."""
+    kept = {
+        name: value
+        for name, value in inherited.items()
+        if name in INHERITED_ENV or name.startswith(INHERITED_ENV_PREFIXES)
+    }
+    # A job's `python` must be the interpreter that has this very Ray.
+    interpreter_dir = str(Path(sys.executable).parent)
+    path = os.pathsep.join([interpreter_dir, inherited.get("PATH", os.defpath)])
+    env = (
+        kept
+        | HEALTH_ENV
+        | {
+            "PATH": path,
+            MEMBER_ID_ENV: spec.member_id,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(token_path),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Without a monitor the per-node usage in /nodes comes straight from the GCS only under this flag.
+            "RAY_enable_autoscaler_v2": "1",
+            "RAY_START_HOOK": RAY_START_HOOK,
+        }
+    )
+    if spec.temp_dir:
+        # What Ray's helpers and user code leave in their scratch goes with the node.
+        env["TMPDIR"] = str(Path(spec.temp_dir) / SCRATCH_DIR)
+    if spec.is_head:
+        env["DASHBOARD_METRIC_PORT"] = str(spec.ports["dashboard_metric"])
+    return env
+
+
+def adjust_ray_start(ray_params: Any, head: bool) -> None:  # noqa: FBT001 - so Ray calls it
+    """Set what `ray start` has no flag for; Ray calls this hook in the process of `ray start`.
+
+    Each node unpacks job packages into a directory of its own. Ray puts it in the session directory, which
+    nodes of one machine share here, and each node replaces on first use what another has unpacked: the driver
+    would lose its working directory under its feet.
+    """
+    ray_params.runtime_env_dir_name = f"runtime_resources-{os.environ[MEMBER_ID_ENV]}"
+    if head:
+        # Ray Client's server: nothing here speaks it, and it takes 90 MB per head.
+        ray_params.ray_client_server_port = None
+
+
+def session_dir_of(temp_dir: str) -> str:
+    """Return the session directory Ray made under `temp_dir`; empty before there is one."""
+    link = Path(temp_dir) / "session_latest"
+    return str(link.resolve()) if link.exists() else ""
+
+
+def _labels(spec: NodeSpec) -> dict[str, str]:
+    """Return the Ray node labels: the caller's, and the one that names the member."""
+    return spec.labels | {MEMBER_LABEL: spec.member_id}

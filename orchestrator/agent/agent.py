@@ -1,0 +1,429 @@
+"""The agent: one outbound session to the control plane, and behind it members, heads and the meter.
+
+Everything it is told is a level, so a lost connection costs nothing but time: after each reconnection it is
+told again and tells again. Nodes go on meanwhile, until their keepers' deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from orchestrator.agent.heads import HeadDuty
+from orchestrator.agent.members import ROLES, Members
+from orchestrator.agent.meter import Meter
+from orchestrator.api.v1 import common_pb2, worker_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from orchestrator.agent.ports import (
+        AgentClock,
+        ControlChannel,
+        ControlPlane,
+        HeadFactory,
+        Journal,
+        NodeDriver,
+    )
+
+log = structlog.get_logger(__name__)
+
+SESSION_CONTEXT = b"orchestrator-session-v1"
+"""What is signed at hello begins with this, so that the signature is good for nothing else."""
+
+BACKOFF_S = 0.5
+BACKOFF_S_MAX = 30.0
+"""An outage of minutes must not end in everybody calling at once; jitter spreads what is left."""
+
+HANDSHAKE_S = 10.0
+"""A control plane that takes longer is as good as not there."""
+
+DRAIN_BACKOFF_S_MAX = 2.0
+"""Whoever wants to leave should not wait out a long backoff first."""
+
+DRAIN_PATIENCE_MS = 20_000
+"""A restart of the control plane takes seconds. Past this a leaving supplier is not kept waiting for it."""
+
+STATEMENTS_MAX = 500
+"""Per message: some 800 bytes each, far below gRPC's 4 MiB even after a day without connection."""
+
+
+class RefusedForeverError(Exception):
+    """The control plane said that coming back is pointless until the supplier acts."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSettings:
+    """Who this agent is, and how often it looks. ``network_id`` lets it state before its first session."""
+
+    worker_id: str
+    agent_version: str
+    inventory: common_pb2.Inventory
+    cache_dir: Path
+    poll_s: float = 0.2
+    network_id: str = ""
+
+
+class Agent:
+    """One worker's daemon, free of real parts: those come in through the ports."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        key: Ed25519PrivateKey,
+        control: ControlPlane,
+        driver: NodeDriver,
+        heads: HeadFactory,
+        journal: Journal,
+        clock: AgentClock,
+    ) -> None:
+        self._settings = settings
+        self._key = key
+        self._control = control
+        self._make_head = heads
+        self._journal = journal
+        self._clock = clock
+        self._record = journal.load()
+        gpu_ids = frozenset(
+            device.device_id
+            for device in settings.inventory.devices
+            if device.kind == common_pb2.DEVICE_KIND_GPU
+        )
+        places = max(1, settings.inventory.slots + settings.inventory.head_slots)
+        self._members = Members(driver, max(1, settings.inventory.cpus // places), gpu_ids)
+        self._meter = Meter(journal, self._record, clock, key)
+        self._meter.identify(settings.network_id, settings.worker_id)
+        self._duties: dict[str, HeadDuty] = {}
+        self._wake = asyncio.Event()
+        self._seen_version = 0
+        self._ended_leases: list[worker_pb2.DesiredLease] = []
+        self._taken_over = False
+        """A desired list has been received by this process: until then nothing is ended."""
+        self._channel: ControlChannel | None = None
+        self._welcome: worker_pb2.Welcome | None = None
+        self._sent_report = b""
+        self._sent_boottime_ms: dict[int, int] = {}
+        self._failures = 0
+        """Of connecting, in a row."""
+        self._hurry = asyncio.Event()
+        self._draining = False
+        self._done_sent = False
+        self._patience = (clock.boottime_ms(), 0)
+        """When leaving last got on, and the statements still to be delivered then."""
+        self._abandoned = False
+        self._left = asyncio.Event()
+
+    # ------------------------------------------------------------ life
+
+    async def run(self) -> None:
+        """Serve until ``drain`` has finished. Raises RefusedForeverError."""
+        loops = [asyncio.create_task(self._work()), asyncio.create_task(self._state_regularly())]
+        connecting = asyncio.create_task(self._stay_connected())
+        leaving = asyncio.create_task(self._left.wait())
+        try:
+            done, _ = await asyncio.wait([*loops, connecting, leaving], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in (*loops, connecting, leaving):
+                task.cancel()
+            await asyncio.gather(*loops, connecting, leaving, return_exceptions=True)
+            await asyncio.gather(*(duty.close() for duty in self._duties.values()), return_exceptions=True)
+            await self._members.settle()
+
+    def drain(self) -> None:
+        """Give everything back: members end, last statements go out, then ``run`` returns.
+
+        A control plane that cannot be reached for DRAIN_PATIENCE_MS is not waited for: members end by this
+        agent's own decision, and statements that were not acknowledged stay in the journal.
+        """
+        self._draining = True
+        self._patience = (self._clock.boottime_ms(), len(self._record.statements))
+        self._hurry.set()
+        self._wake.set()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether a drain ended without the control plane."""
+        return self._abandoned
+
+    @property
+    def undelivered(self) -> int:
+        """Statements that wait for their acknowledgement."""
+        return len(self._record.statements)
+
+    # ------------------------------------------------------------ session
+
+    async def _stay_connected(self) -> None:
+        while True:
+            try:
+                await self._session()
+            except RefusedForeverError as error:
+                if not self._draining:
+                    raise
+                log.warning("refused_while_leaving", reason=str(error))
+                self._abandon()
+                await self._left.wait()
+            except (ConnectionError, TimeoutError) as error:
+                self._failures += 1
+                reason = str(error) or type(error).__name__
+                log.info("session_lost", reason=reason, failures=self._failures)
+            finally:
+                self._channel = None
+            longest_s = DRAIN_BACKOFF_S_MAX if self._draining else BACKOFF_S_MAX
+            pause_s = self._clock.jitter(min(longest_s, BACKOFF_S * 2 ** min(self._failures, 10)))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._hurry.wait()
+            self._hurry.clear()
+
+    async def _session(self) -> None:
+        async with asyncio.timeout(HANDSHAKE_S):
+            channel = await self._control.open()
+        try:
+            async with asyncio.timeout(HANDSHAKE_S):
+                welcome = await self._greet(channel)
+            self._control.authorise(welcome.session_token)
+            self._meter.identify(welcome.network_id, self._settings.worker_id)
+            self._members.await_renewal()
+            self._welcome = welcome
+            self._failures = 0
+            self._sent_report = b""
+            self._sent_boottime_ms.clear()
+            self._channel = channel
+            log.info("session_open", worker_id=self._settings.worker_id, term=welcome.term)
+            await self._send_statements(channel)
+            self._wake.set()
+            await self._converse(channel, welcome)
+        finally:
+            self._channel = None
+            await channel.close()
+
+    async def _converse(self, channel: ControlChannel, welcome: worker_pb2.Welcome) -> None:
+        """Beat and hear until either ends: half a session keeps no node alive."""
+        tasks = (
+            asyncio.create_task(self._beat(channel, welcome)),
+            asyncio.create_task(self._hear(channel, welcome)),
+        )
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _hear(self, channel: ControlChannel, welcome: worker_pb2.Welcome) -> None:
+        """Take messages. Silence for half a lease, though heartbeats are answered, is a connection lost."""
+        while True:
+            async with asyncio.timeout(welcome.lease_ttl_ms / 2_000):
+                message = await channel.receive()
+            if message is None:
+                return
+            self._take(message)
+
+    async def _greet(self, channel: ControlChannel) -> worker_pb2.Welcome:
+        first = await self._expect(channel, "challenge")
+        nonce = first.challenge.nonce
+        worker_id = self._settings.worker_id
+        hello = worker_pb2.Hello(
+            worker_id=worker_id,
+            signature=self._key.sign(SESSION_CONTEXT + nonce + worker_id.encode()),
+            inventory=self._settings.inventory,
+            agent_version=self._settings.agent_version,
+            term=self._record.term,
+        )
+        await channel.send(worker_pb2.SessionRequest(hello=hello))
+        welcome = (await self._expect(channel, "welcome")).welcome
+        if welcome.term < self._record.term:
+            raise ConnectionError(f"control plane of term {welcome.term} is behind {self._record.term}")
+        return welcome
+
+    async def _expect(self, channel: ControlChannel, kind: str) -> worker_pb2.SessionResponse:
+        message = await channel.receive()
+        if message is None:
+            raise ConnectionError("the control plane ended the session")
+        if message.HasField("farewell"):
+            self._bid_farewell(message.farewell)
+        if message.WhichOneof("message") != kind:
+            raise ConnectionError(f"expected {kind}, got {message.WhichOneof('message')}")
+        return message
+
+    def _bid_farewell(self, farewell: worker_pb2.Farewell) -> None:
+        if not farewell.retry:
+            raise RefusedForeverError(farewell.reason)
+        raise ConnectionError(farewell.reason)
+
+    async def _beat(self, channel: ControlChannel, welcome: worker_pb2.Welcome) -> None:
+        sequence = 0
+        while True:
+            sequence += 1
+            self._sent_boottime_ms[sequence] = self._clock.boottime_ms()
+            heartbeat = worker_pb2.Heartbeat(sequence=sequence)
+            await channel.send(worker_pb2.SessionRequest(heartbeat=heartbeat))
+            await asyncio.sleep(welcome.heartbeat_interval_ms / 1000)
+
+    def _take(self, message: worker_pb2.SessionResponse) -> None:
+        match message.WhichOneof("message"):
+            case "desired":
+                self._take_desired(message.desired)
+            case "heartbeat_ack":
+                sent_ms = self._sent_boottime_ms.pop(message.heartbeat_ack.sequence, None)
+                if sent_ms is not None and self._welcome is not None:
+                    self._meter.heartbeat_acknowledged()
+                    self._members.renew(sent_ms + self._welcome.lease_ttl_ms)
+            case "statement_ack":
+                self._meter.acknowledged(message.statement_ack.lease_id, message.statement_ack.sequence)
+                self._wake.set()
+            case "farewell":
+                # One that comes before all is given back, say from a restart, does not let this agent go.
+                if self._done_sent:
+                    self._left.set()
+                else:
+                    self._bid_farewell(message.farewell)
+            case _:
+                pass
+
+    def _take_desired(self, desired: worker_pb2.Desired) -> None:
+        if desired.term < self._record.term:
+            log.warning("stale_desired_refused", term=desired.term, known_term=self._record.term)
+            return
+        if self._abandoned:
+            return
+        if desired.term > self._record.term:
+            self._record.term = desired.term
+            self._journal.save(self._record)
+        self._seen_version = desired.version
+        self._taken_over = True
+        self._members.want(list(desired.members))
+        self._ended_leases = list(desired.ended_leases)
+        self._wake.set()
+
+    # ------------------------------------------------------------ work
+
+    async def _work(self) -> None:
+        """Observe, converge, count, report: whenever something changed, and regularly."""
+        while True:
+            self._members.observe()
+            if self._taken_over:
+                # Counted first: a lease must be closed durably before the node it ran on is ended.
+                ended = self._meter.follow(
+                    self._members.desired, self._members.running(), self._members.ended()
+                )
+                if self._meter.close_unknown(self._ended_leases) or ended:
+                    self._meter.state(interim=False)
+                    await self._try(self._send_statements)
+                self._members.converge()
+                await self._follow_heads()
+            await self._try(self._report)
+            if self._draining:
+                await self._try(self._leave)
+                self._lose_patience()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.poll_s):
+                    await self._wake.wait()
+            self._wake.clear()
+
+    def _count(self) -> bool:
+        """Bring the meter to what the nodes are now; whether a lease ended by it."""
+        ended = self._meter.follow(self._members.desired, self._members.running(), self._members.ended())
+        return self._meter.close_unknown(self._ended_leases) or ended
+
+    async def _try(self, action: Callable[[ControlChannel], Awaitable[None]]) -> None:
+        """Run a sending action if there is a session; its loss is the session loop's business."""
+        channel = self._channel
+        if channel is None:
+            return
+        with contextlib.suppress(ConnectionError):
+            await action(channel)
+
+    async def _follow_heads(self) -> None:
+        running = set(self._members.running())
+        for member_id in [
+            one for one in self._duties if one not in running or one not in self._members.desired
+        ]:
+            await self._duties.pop(member_id).close()
+        for member_id in running:
+            wanted = self._members.desired.get(member_id)
+            if wanted is None or ROLES[wanted.role] == "member":
+                continue
+            duty = self._duties.get(member_id)
+            if duty is None:
+                client = self._make_head(self._members.statuses[member_id], wanted.cluster_token)
+                duty = self._duties[member_id] = HeadDuty(
+                    member_id,
+                    client,
+                    self._control,
+                    self._settings.cache_dir,
+                    self._wake.set,
+                    self._settings.poll_s,
+                )
+            duty.want(list(wanted.attempts))
+
+    async def _report(self, channel: ControlChannel) -> None:
+        if not self._taken_over:
+            return
+        reports = self._members.report()
+        for report in reports:
+            duty = self._duties.get(report.member_id)
+            if duty is not None:
+                duty.complete(report)
+        observed = worker_pb2.Observed(seen_version=self._seen_version, members=reports)
+        encoded = observed.SerializeToString(deterministic=True)
+        if encoded != self._sent_report:
+            await channel.send(worker_pb2.SessionRequest(observed=observed))
+            self._sent_report = encoded
+
+    async def _state_regularly(self) -> None:
+        while True:
+            interval_ms = self._welcome.statement_interval_ms if self._welcome is not None else 1_000
+            await asyncio.sleep(max(100, interval_ms) / 1000)
+            if self._welcome is not None and self._taken_over:
+                # Looked at anew, because the work loop may be held up by a dead connection: no node, no time.
+                self._members.observe()
+                self._count()
+                self._meter.state(interim=True)
+                await self._try(self._send_statements)
+
+    async def _send_statements(self, channel: ControlChannel) -> None:
+        pending = self._meter.pending()
+        for start in range(0, len(pending), STATEMENTS_MAX):
+            batch = worker_pb2.StatementBatch(envelopes=pending[start : start + STATEMENTS_MAX])
+            await channel.send(worker_pb2.SessionRequest(statements=batch))
+
+    async def _leave(self, channel: ControlChannel) -> None:
+        done = self._taken_over and not self._members.desired and self._members.empty and self._meter.idle
+        stage = worker_pb2.LEAVING_STAGE_DONE if done else worker_pb2.LEAVING_STAGE_DRAIN
+        self._done_sent = self._done_sent or done
+        await channel.send(worker_pb2.SessionRequest(leaving=worker_pb2.Leaving(stage=stage)))
+
+    def _lose_patience(self) -> None:
+        """Leave without the control plane where leaving has not got on for long."""
+        if self._abandoned:
+            if self._members.empty:
+                self._left.set()
+            return
+        now_ms, undelivered = self._clock.boottime_ms(), len(self._record.statements)
+        begun_ms, before = self._patience
+        # While members are here and it is connected, how long that takes is the control plane's to say.
+        its_turn = self._channel is not None and not self._members.empty
+        if its_turn or undelivered != before:
+            self._patience = (now_ms, undelivered)
+        elif now_ms - begun_ms > DRAIN_PATIENCE_MS:
+            log.warning("leaving_alone", undelivered=undelivered)
+            self._abandon()
+
+    def _abandon(self) -> None:
+        """End the members by this agent's own decision; whatever it is told from now on changes nothing."""
+        self._abandoned = True
+        self._taken_over = True
+        self._members.want([])
+        self._wake.set()

@@ -1,0 +1,260 @@
+"""The agent's way to the control plane: gRPC, outbound only, every failure of it a ConnectionError.
+
+One channel carries everything: the session's stream, one stream for drivers' logs, one for measurements. It
+pings, so that a link that died in silence is noticed; else a NAT that forgot us would look like a quiet peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import grpc
+import grpc.aio
+
+from orchestrator.agent.ports import LogChunk
+from orchestrator.api.v1 import logs_pb2, telemetry_pb2, worker_pb2
+from orchestrator.api.v1.logs_pb2_grpc import LogsServiceStub
+from orchestrator.api.v1.telemetry_pb2_grpc import TelemetryServiceStub
+from orchestrator.api.v1.worker_pb2_grpc import EnrolServiceStub, WorkerServiceStub
+
+if TYPE_CHECKING:
+    from orchestrator.api.v1.logs_pb2_grpc import LogsServiceAsyncStub
+    from orchestrator.api.v1.telemetry_pb2_grpc import TelemetryServiceAsyncStub
+    from orchestrator.api.v1.worker_pb2_grpc import EnrolServiceAsyncStub, WorkerServiceAsyncStub
+
+    LogCall = grpc.aio.StreamStreamCall[logs_pb2.ShipLogsRequest, logs_pb2.ShipLogsResponse]
+    ReportCall = grpc.aio.StreamUnaryCall[telemetry_pb2.ReportRequest, telemetry_pb2.ReportResponse]
+
+KEEPALIVE_MS = 10_000
+"""A ping after this long a silence, and as long for its answer: a third of a lease to notice a dead link."""
+
+RECONNECT_MS_MAX = 5_000
+"""gRPC would wait up to two minutes between its attempts; the agent's backoff decides, this only follows."""
+
+JOIN_S = 20.0
+"""A commit takes milliseconds; a control plane that takes longer to answer has a fault to be told of."""
+
+ANSWER_S = 30.0
+"""For a chunk of log to be stored, or a package's next part to arrive; longer means that the link is dead."""
+
+MESSAGE_BYTES_MAX = 16 << 20
+"""A desired list of 64 members with long commands is far below; gRPC's 4 MiB might not be."""
+
+UNREACHABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+
+
+ABOUT_TOKEN = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
+
+
+class JoinRefusedError(Exception):
+    """The control plane answered the join with a no; the message is its reason."""
+
+    def __init__(self, message: str, *, about_token: bool) -> None:
+        super().__init__(message)
+        self.about_token = about_token
+
+
+def is_loopback(address: str) -> bool:
+    """Whether no proxy can be meant."""
+    host = address.rpartition(":")[0]
+    return host in ("localhost", "[::1]") or host.startswith("127.")
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A channel to HOST:PORT. gRPC connects when it is first used, and again whenever it has to."""
+    options = [
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 500),
+        ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.enable_http_proxy", 0 if is_loopback(address) else 1),
+    ]
+    return grpc.aio.insecure_channel(address, options=options)
+
+
+async def join(address: str, request: worker_pb2.JoinRequest) -> worker_pb2.JoinResponse:
+    """Enrol. Raises ConnectionError where nobody answers, JoinRefusedError where the answer is no."""
+    async with open_channel(address) as channel:
+        enrol: EnrolServiceAsyncStub = EnrolServiceStub(channel)
+        try:
+            return await enrol.Join(request, timeout=JOIN_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in UNREACHABLE:
+                raise ConnectionError(_said(error)) from None
+            raise JoinRefusedError(_said(error), about_token=error.code() in ABOUT_TOKEN) from None
+
+
+class GrpcControlPlane:
+    """The control plane as the agent's parts see it. Make it where the event loop runs."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = open_channel(address)
+        self._worker: WorkerServiceAsyncStub = WorkerServiceStub(self._channel)
+        self._logs: LogsServiceAsyncStub = LogsServiceStub(self._channel)
+        self._telemetry: TelemetryServiceAsyncStub = TelemetryServiceStub(self._channel)
+        self._metadata: tuple[tuple[str, str], ...] = ()
+        self._log_call: LogCall | None = None
+        self._log_turn = asyncio.Lock()
+        self._report_call: ReportCall | None = None
+
+    async def open(self) -> GrpcSession:
+        """Begin a session; whether anybody is there shows at its first message."""
+        with _connection_errors():
+            return GrpcSession(self._worker.Session())
+
+    def authorise(self, session_token: str) -> None:
+        """Use this session's token from now on; streams opened with an older one end."""
+        self._metadata = (("authorization", f"Bearer {session_token}"),)
+        self._drop_streams()
+
+    async def ship_log(self, chunk: LogChunk) -> tuple[int, bool]:
+        """Send a chunk and wait until it is stored; chunks of all attempts take turns on one stream."""
+        request = logs_pb2.ShipLogsRequest(
+            attempt_id=chunk.attempt_id,
+            member_id=chunk.member_id,
+            offset=chunk.offset,
+            data=chunk.data,
+            final=chunk.final,
+        )
+        async with self._log_turn:
+            call = self._log_call
+            if call is None or call.done():
+                call = self._log_call = self._logs.ShipLogs(metadata=self._metadata)
+            try:
+                response = await _exchange(call, request)
+            except BaseException:
+                # Question and answer may be out of step now: the next chunk begins on a new stream.
+                call.cancel()
+                if self._log_call is call:
+                    self._log_call = None
+                raise
+        return response.acknowledged_offset, response.complete
+
+    async def fetch_package(self, attempt_id: str, sha256: str, into: Path) -> None:
+        """Fetch into a file beside ``into``, then rename: under its name a package is whole and right."""
+        request = worker_pb2.FetchPackageRequest(attempt_id=attempt_id, sha256=sha256)
+        into.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".package-", dir=into.parent, delete=False) as file:
+            try:
+                digest = hashlib.sha256()
+                with _connection_errors():
+                    async for data in self._parts(request):
+                        digest.update(data)
+                        file.write(data)
+                await asyncio.to_thread(_keep, file, into, right=digest.hexdigest() == sha256)
+            except BaseException:
+                os.unlink(file.name)  # noqa: PTH108 - a moment, and it must happen while cancelled
+                raise
+
+    async def _parts(self, request: worker_pb2.FetchPackageRequest) -> AsyncIterator[bytes]:
+        call = self._worker.FetchPackage(request, metadata=self._metadata)
+        try:
+            while True:
+                async with asyncio.timeout(ANSWER_S):
+                    part = await call.read()
+                if not isinstance(part, worker_pb2.FetchPackageResponse):
+                    return
+                yield part.data
+        finally:
+            call.cancel()
+
+    async def report(self, sample: telemetry_pb2.ReportRequest) -> None:
+        """Send a measurement. Raises ConnectionError; a lost one is not worth sending again."""
+        call = self._report_call
+        if call is None or call.done():
+            call = self._report_call = self._telemetry.Report(metadata=self._metadata)
+        with _connection_errors():
+            async with asyncio.timeout(ANSWER_S):
+                await call.write(sample)
+
+    def _drop_streams(self) -> None:
+        for call in (self._log_call, self._report_call):
+            if call is not None:
+                call.cancel()
+        self._log_call = self._report_call = None
+
+    async def close(self) -> None:
+        """End every stream and the channel."""
+        self._drop_streams()
+        await self._channel.close()
+
+
+async def _exchange(call: LogCall, request: logs_pb2.ShipLogsRequest) -> logs_pb2.ShipLogsResponse:
+    """One chunk and its answer."""
+    with _connection_errors():
+        async with asyncio.timeout(ANSWER_S):
+            await call.write(request)
+            response = await call.read()
+    if not isinstance(response, logs_pb2.ShipLogsResponse):
+        raise ConnectionError("the control plane ended the stream of logs")
+    if response.attempt_id != request.attempt_id:
+        raise ConnectionError(f"the answer is about {response.attempt_id!r}, not {request.attempt_id!r}")
+    return response
+
+
+def _keep(file: IO[bytes], into: Path, *, right: bool) -> None:
+    """Make a fetched file durable under its name."""
+    if not right:
+        raise ValueError(f"package {into.stem} arrived with other bytes than its hash names")
+    file.flush()
+    os.fsync(file.fileno())
+    Path(file.name).replace(into)
+
+
+class GrpcSession:
+    """The session's stream; several tasks may send."""
+
+    def __init__(
+        self, call: grpc.aio.StreamStreamCall[worker_pb2.SessionRequest, worker_pb2.SessionResponse]
+    ) -> None:
+        self._call = call
+        self._turn = asyncio.Lock()
+
+    async def send(self, message: worker_pb2.SessionRequest) -> None:
+        """Send in the order of the calls: gRPC takes one message at a time."""
+        async with self._turn:
+            with _connection_errors():
+                await self._call.write(message)
+
+    async def receive(self) -> worker_pb2.SessionResponse | None:
+        """The next message; None once the control plane has ended the session in order."""
+        with _connection_errors():
+            message = await self._call.read()
+        return message if isinstance(message, worker_pb2.SessionResponse) else None
+
+    async def close(self) -> None:
+        """End the stream; whoever waits on it gets a ConnectionError."""
+        self._call.cancel()
+
+
+@contextlib.contextmanager
+def _connection_errors() -> Iterator[None]:
+    """Whatever gRPC says of a call that failed becomes a ConnectionError."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise ConnectionError(_said(error)) from error
+    except TimeoutError as error:
+        raise ConnectionError(f"no answer within {ANSWER_S:g} s") from error
+    except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
+        raise ConnectionError(f"the call is over: {error}") from error
+    except asyncio.CancelledError:
+        # gRPC raises this also where the call was cancelled and the task that waits on it was not.
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ConnectionError("the call was ended on this side") from None
+
+
+def _said(error: grpc.aio.AioRpcError) -> str:
+    details = (error.details() or "").strip()
+    return details or error.code().name.lower().replace("_", " ")

@@ -1,0 +1,141 @@
+"""A head on this machine, in the agent's own terms: what Ray answers becomes data or one of two errors."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Coroutine, Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestrator.adapters.node_records import NodeStatus
+from orchestrator.adapters.ray_jobs import RayApiError, RayJobs, driver_log_path
+from orchestrator.agent.ports import DriverStatus, HeadRefusedError, HeadUnreachableError, NodeListed
+from orchestrator.api.v1 import worker_pb2
+
+T = TypeVar("T")
+
+ANSWERED = re.compile(r"Ray answered \S+ \S+ with (?P<code>[0-9]{3}):")
+"""How RayApiError begins where the head answered at all."""
+
+NOT_THE_REQUEST = frozenset(
+    {
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.NOT_FOUND,
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.TOO_MANY_REQUESTS,
+    }
+)
+"""4xx that blame the head's state or its token; asking a healthy head again may succeed."""
+
+CLIENT_ERRORS = range(400, 500)
+
+
+class RayHead:
+    """One head's API and the log files beside it. Made for each head that runs on this machine."""
+
+    def __init__(self, status: NodeStatus, token: str) -> None:
+        self._jobs = RayJobs(status.dashboard_url, token)
+        self._session_dir = status.session_dir
+
+    async def nodes(self) -> Sequence[NodeListed]:
+        """Our nodes that the head lists as alive."""
+        listed = await _asked(self._jobs.nodes())
+        return [
+            NodeListed(node.member_id, node.gpus, node.cpus)
+            for node in listed
+            if node.alive and node.member_id
+        ]
+
+    async def is_clean(self) -> bool:
+        """Whether nothing of earlier jobs is left."""
+        return await _asked(self._jobs.is_clean())
+
+    async def submit(self, attempt: worker_pb2.DesiredAttempt, packages: Mapping[str, Path]) -> None:
+        """Put the packages, then start the attempt unless Ray knows it.
+
+        The driver runs on the head unless the tenant asked for entrypoint resources: only those are passed
+        on. Raises HeadRefusedError where the request itself is at fault, OSError where a package cannot be
+        read.
+        """
+        runtime_env = _runtime_env(attempt.runtime_env_json)
+        try:
+            # Right before the submission: Ray forgets a package that no job uses after ten minutes.
+            for uri, path in packages.items():
+                await _asked(self._jobs.put_package(_gcs_uri(uri), path))
+            await _asked(
+                self._jobs.submit(
+                    attempt.attempt_id,
+                    attempt.entrypoint,
+                    runtime_env,
+                    dict(attempt.metadata),
+                    num_cpus=attempt.entrypoint_num_cpus or None,
+                    num_gpus=attempt.entrypoint_num_gpus or None,
+                    memory_bytes=attempt.entrypoint_memory_bytes or None,
+                    entrypoint_resources=dict(attempt.entrypoint_resources) or None,
+                )
+            )
+        except HeadUnreachableError as error:
+            if _blames_request(str(error)):
+                raise HeadRefusedError(str(error)) from error
+            raise
+
+    async def status(self, attempt_id: str) -> DriverStatus | None:
+        """How the driver stands; None where Ray does not know it."""
+        status = await _asked(self._jobs.status(attempt_id))
+        if status is None:
+            return None
+        return DriverStatus(status.status, status.message, status.driver_exit_code)
+
+    async def stop(self, attempt_id: str) -> None:
+        """Ask the driver to end; repeating it changes nothing."""
+        await _asked(self._jobs.stop(attempt_id))
+
+    def read_log(self, attempt_id: str, offset: int, size_max: int) -> bytes:
+        """Part of the driver's log; empty where there is none yet, or none any more."""
+        try:
+            with driver_log_path(self._session_dir, attempt_id).open("rb") as file:
+                file.seek(offset)
+                return file.read(size_max)
+        except OSError:
+            return b""
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._jobs.close()
+
+
+async def _asked(question: Coroutine[Any, Any, T]) -> T:
+    """The answer; whatever is not one means that the head is not to be reached now."""
+    try:
+        return await question
+    except RayApiError as error:
+        raise HeadUnreachableError(str(error)) from error
+    except (KeyError, TypeError, ValueError) as error:
+        # Half of an answer from a head that is starting or ending.
+        raise HeadUnreachableError(f"not understood: {type(error).__name__} {error}") from error
+
+
+def _blames_request(said: str) -> bool:
+    answered = ANSWERED.match(said)
+    code = int(answered["code"]) if answered else 0
+    return code in CLIENT_ERRORS and code not in NOT_THE_REQUEST
+
+
+def _runtime_env(text: str) -> dict[str, Any]:
+    try:
+        parsed = json.loads(text or "{}")
+    except ValueError as error:
+        raise HeadRefusedError(f"runtime_env is not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise HeadRefusedError("runtime_env must be an object")
+    return parsed
+
+
+def _gcs_uri(uri: str) -> str:
+    """The URI, refused where a package cannot be put under it."""
+    if not uri.startswith("gcs://"):
+        raise HeadRefusedError(f"package {uri[:200]!r} must have a gcs:// URI")
+    return uri

@@ -1,0 +1,130 @@
+"""The command line's side of the control plane's gRPC services; every failure becomes a sentence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from orchestrator.api.v1.jobs_pb2_grpc import JobsServiceStub
+from orchestrator.api.v1.ledger_pb2_grpc import LedgerServiceStub
+from orchestrator.api.v1.operator_pb2_grpc import OperatorServiceStub
+from orchestrator.cli.errors import CliError
+from orchestrator.cli.settings import Settings, is_loopback, settings_from
+
+CALL_TIMEOUT_S = 20.0
+"""A commit takes milliseconds; a control plane that is silent this long will not answer this call later."""
+MESSAGE_BYTES_MAX = 32 << 20
+"""A receipt's bundle may have 16 MiB; twice that leaves room for what surrounds it."""
+RECONNECT_MS_MAX = 2000
+"""Somebody is waiting at a terminal, and a control plane restarts in seconds."""
+TRANSPORT_WORDS = (
+    "failed to connect",
+    "dns resolution",
+    "socket closed",
+    "connection reset",
+    "goaway",
+    "endpoint",
+)
+"""How gRPC's own reasons for UNAVAILABLE read; it marks them in no other way. Other words are a server's."""
+
+Req = TypeVar("Req")
+Res = TypeVar("Res")
+
+
+class Unreachable(CliError):
+    """The connection failed, so that the same call may succeed later."""
+
+
+class Client:
+    """One connection, closed at the end of the `with`. Every method raises CliError."""
+
+    def __init__(self, settings: Settings) -> None:
+        options: list[tuple[str, int]] = [
+            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+            ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
+        ]
+        if is_loopback(settings.url):
+            options.append(("grpc.enable_http_proxy", 0))
+        self._url = settings.url
+        self._metadata = (("authorization", f"Bearer {settings.token}"),)
+        self._channel = grpc.insecure_channel(settings.url, options=options)
+        self.operator = OperatorServiceStub(self._channel)
+        self.jobs = JobsServiceStub(self._channel)
+        self.ledger = LedgerServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._channel.close()
+
+    def call(self, method: grpc.UnaryUnaryMultiCallable[Req, Res], request: Req) -> Res:
+        """One request, one answer."""
+        try:
+            return method(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise explained(error, self._url) from None
+
+    def stream(self, method: grpc.UnaryStreamMultiCallable[Req, Res], request: Req) -> Iterator[Res]:
+        """One request, answers for as long as the server has any."""
+        try:
+            yield from method(request, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise explained(error, self._url) from None
+
+
+def connect() -> Client:
+    """A client for what the environment names. Raises CliError."""
+    return Client(settings_from(os.environ))
+
+
+def explained(error: grpc.RpcError, url: str) -> CliError:
+    """What happened and what to do next."""
+    said = (error.details() or "").strip()
+    match error.code():
+        case grpc.StatusCode.UNAVAILABLE if is_transport(said):
+            return Unreachable(
+                f"cannot reach the control plane at {url}: is `orch serve` running? set ORCH_URL"
+            )
+        case grpc.StatusCode.UNAVAILABLE:
+            return Unreachable(
+                f"the control plane at {url} is not ready: {said or 'no reason given'}; try again"
+            )
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return Unreachable(
+                f"the control plane at {url} did not answer within {CALL_TIMEOUT_S:g} s; what you asked may"
+                " still happen: look before you repeat it"
+            )
+        case grpc.StatusCode.UNAUTHENTICATED:
+            return CliError(
+                f"the control plane at {url} does not accept this token: {said or 'unknown token'}"
+                "; set ORCH_TOKEN or ORCH_TOKEN_FILE"
+            )
+        case grpc.StatusCode.PERMISSION_DENIED:
+            return CliError(
+                f"this token may not do that: {said or 'permission denied'}; use an operator's token"
+            )
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return CliError(f"{said or 'the control plane is at its limit'}; try again in a moment")
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return CliError(
+                f"the control plane at {url} does not know this call;"
+                " run `orch` and `orch serve` of one version"
+            )
+        case grpc.StatusCode.INTERNAL | grpc.StatusCode.UNKNOWN:
+            return CliError(
+                f"the control plane at {url} failed: {said or 'no reason given'}; its log says more"
+            )
+        case code:
+            return CliError(said or f"the control plane at {url} refused: {code.name}")
+
+
+def is_transport(said: str) -> bool:
+    """Whether the connection failed, rather than a server that answered."""
+    return not said or any(words in said.lower() for words in TRANSPORT_WORDS)

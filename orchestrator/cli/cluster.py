@@ -1,0 +1,90 @@
+"""`orch cluster`: the Ray clusters, their phases and members."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+from orchestrator.api.v1 import operator_pb2
+from orchestrator.cli.client import connect
+from orchestrator.cli.output import Output, OutputFormat, print_fields, print_json, print_table
+from orchestrator.cli.wording import device_names, hardware_class_name, instant
+
+app = typer.Typer(no_args_is_help=True, help="Ray clusters, each of one tenant.")
+
+
+@app.command("list")
+def list_(
+    all_: Annotated[bool, typer.Option("--all", help="Closed clusters too.")] = False,
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """List clusters."""
+    with connect() as client:
+        answer = client.call(client.operator.ListClusters, operator_pb2.ListClustersRequest(all=all_))
+    if output is OutputFormat.JSON:
+        print_json(answer)
+        return
+    rows = [
+        (
+            cluster.cluster_id,
+            cluster.phase,
+            hardware_class_name(cluster.hardware_class),
+            str(len(cluster.members)),
+            cluster.tenant_id,
+            instant(cluster.created_at),
+            ", ".join(cluster.job_ids),
+            cluster.reason,
+        )
+        for cluster in answer.clusters
+    ]
+    columns = ("CLUSTER", "PHASE", "CLASS", "MEMBERS", "TENANT", "CREATED", "JOBS", "REASON")
+    print_table(columns, rows, "no clusters: one is formed when a job needs it; `--all` shows closed ones")
+
+
+@app.command()
+def show(
+    cluster_id: Annotated[str, typer.Argument(metavar="CLUSTER", help="The cluster's id.")],
+    output: Output = OutputFormat.TABLE,
+) -> None:
+    """Show one cluster and its members."""
+    with connect() as client:
+        answer = client.call(
+            client.operator.GetCluster, operator_pb2.GetClusterRequest(cluster_id=cluster_id)
+        )
+        if output is OutputFormat.JSON:
+            print_json(answer)
+            return
+        workers = client.call(client.operator.ListWorkers, operator_pb2.ListWorkersRequest()).workers
+    cluster = answer.cluster
+    print_fields(
+        {
+            "cluster": cluster.cluster_id,
+            "phase": cluster.phase,
+            "reason": cluster.reason,
+            "class": hardware_class_name(cluster.hardware_class),
+            "tenant": cluster.tenant_id,
+            "generation": str(cluster.generation),
+            "created": instant(cluster.created_at),
+            "ready": instant(cluster.ready_at),
+            "jobs": ", ".join(cluster.job_ids),
+        }
+    )
+    names = device_names(workers)
+    columns = ("MEMBER", "ROLE", "PHASE", "WORKER", "SLOT", "NODE", "DEVICES", "REASON")
+    print_table(columns, [member_row(member, names) for member in cluster.members], "no members")
+
+
+def member_row(member: operator_pb2.ClusterMember, names: Mapping[str, str]) -> tuple[str, ...]:
+    """A member's line; a device that no worker lists any more keeps its id."""
+    return (
+        member.member_id,
+        member.role,
+        member.phase,
+        member.worker_name or member.worker_id,
+        str(member.slot),
+        member.node_ip,
+        ", ".join(names.get(device_id, device_id) for device_id in member.device_ids),
+        member.reason,
+    )

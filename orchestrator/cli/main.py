@@ -1,0 +1,114 @@
+"""`orch`, the one command: a file per noun; every failure becomes one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import cluster, job, ledger, receipt, tenant, token, worker
+from orchestrator.cli.errors import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_USAGE, CliError
+from orchestrator.cli.output import clean
+from orchestrator.cli.status import status
+from orchestrator.core.errors import RefusalCode, RefusedError
+
+app = typer.Typer(
+    name="orch",
+    help=(
+        "One Ray endpoint over everybody's GPUs."
+        " ORCH_URL and ORCH_TOKEN say where the control plane is and who asks."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(status)
+app.add_typer(worker.app, name="worker")
+app.add_typer(tenant.app, name="tenant")
+app.add_typer(token.app, name="token")
+app.add_typer(job.app, name="job")
+app.add_typer(cluster.app, name="cluster")
+app.add_typer(receipt.app, name="receipt")
+app.add_typer(ledger.app, name="ledger")
+
+
+def print_version(wanted: bool) -> None:
+    """Answer `orch --version` before any command is asked for."""
+    if wanted:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"orch {version('ray-gpu-orchestrator')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def orch(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Hold the options that stand before the command."""
+
+
+def main() -> None:
+    """Entry point of the command."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; a traceback is shown only where ORCH_DEBUG is set."""
+    try:
+        code = app(args=list(arguments), prog_name="orch", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough; what is still buffered must not be flushed into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_REFUSED
+    except (KeyboardInterrupt, typer.Abort):
+        return EXIT_INTERRUPTED
+    except Exception as error:  # noqa: BLE001 -- the last resort: a person gets a line, never a traceback
+        return report(error)
+    return code if isinstance(code, int) else 0
+
+
+def report(error: Exception) -> int:
+    """Say on standard error what failed; return the exit code."""
+    message, code = described(error)
+    if message:
+        sys.stderr.write(f"orch: {clean(message)}\n")
+    if os.environ.get("ORCH_DEBUG") == "1":
+        traceback.print_exception(error)
+    return code
+
+
+def described(error: Exception) -> tuple[str, int]:
+    """The line and the exit code for a failure; no line where help was shown instead of a command."""
+    match error:
+        case CliError():
+            return error.message, error.exit_code
+        case typer.TyperException():
+            message = error.format_message().rstrip(".")
+            return message and f"{message}; see `{command_path(error)} --help`", EXIT_USAGE
+        case RefusedError(code=RefusalCode.INVALID):
+            return error.message, EXIT_USAGE
+        case RefusedError():
+            return error.message, EXIT_REFUSED
+        case OSError(filename=str() as name, strerror=str() as reason):
+            return f"{name}: {reason.lower()}; check the path and its owner", EXIT_USAGE
+        case _:
+            said = f"{type(error).__name__}: {error}".rstrip(": ")
+            return f"unexpected failure: {said}; ORCH_DEBUG=1 shows where", EXIT_REFUSED
+
+
+def command_path(error: typer.TyperException) -> str:
+    """The command whose options were wrong, as typed."""
+    context = getattr(error, "ctx", None)
+    return str(getattr(context, "command_path", "orch"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""What the operator sets for `orch serve`: by flag, else by variable, else in a file, else as core has it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from orchestrator.cli.errors import usage_error
+from orchestrator.cli.settings import DATA_DIR
+from orchestrator.core.clusters import ClusterPolicy
+from orchestrator.core.fleet import FleetPolicy
+from orchestrator.core.jobs import JobPolicy
+from orchestrator.core.metering import MeteringPolicy
+from orchestrator.core.state import Policies
+
+PREFIX = "ORCH_"
+
+_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+PORT_MAX = 65_535
+
+DAY_MS = 24 * 3_600_000
+
+Milliseconds = Annotated[int, Field(ge=10, le=DAY_MS)]
+"""From what a simulation uses to a day; beyond either a policy means nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen; port 0 lets the system choose."""
+
+    host: str
+    port: int
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def with_port(self, port: int) -> str:
+        """HOST:PORT with the port that was bound."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
+
+class ServeSettings(BaseSettings):
+    """Every number of ``Policies`` that an operator may turn keeps its name."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    data_dir: Path = DATA_DIR
+    listen: str = "127.0.0.1:7443"
+    gateway: str = "127.0.0.1:8265"
+    gateway_names: tuple[str, ...] = ()
+    metrics: str = "127.0.0.1:9464"
+    database_url: SecretStr | None = None
+    insecure_lab: bool = False
+    debug: bool = False
+    heartbeat_interval_ms: Milliseconds = FleetPolicy().heartbeat_interval_ms
+    suspect_after_ms: Milliseconds = FleetPolicy().suspect_after_ms
+    lease_ttl_ms: Milliseconds = FleetPolicy().lease_ttl_ms
+    lost_after_ms: Milliseconds = FleetPolicy().lost_after_ms
+    statement_interval_ms: Milliseconds = MeteringPolicy().statement_interval_ms
+    prepare_deadline_ms: Milliseconds = ClusterPolicy().prepare_deadline_ms
+    head_deadline_ms: Milliseconds = ClusterPolicy().head_deadline_ms
+    join_deadline_ms: Milliseconds = ClusterPolicy().join_deadline_ms
+    idle_teardown_ms: Milliseconds = ClusterPolicy().idle_teardown_ms
+    gang_gpus_max: Annotated[int, Field(ge=1, le=4096)] = JobPolicy().gang_gpus_max
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if (
+            not 2 * self.heartbeat_interval_ms
+            <= self.suspect_after_ms
+            < self.lease_ttl_ms
+            < self.lost_after_ms
+        ):
+            raise ValueError(
+                "2 × heartbeat_interval_ms <= suspect_after_ms < lease_ttl_ms < lost_after_ms must hold:"
+                " one lost heartbeat means nothing, and a lost worker's nodes end before it is replaced"
+            )
+        return self
+
+    @property
+    def policies(self) -> Policies:
+        """As core takes them."""
+        return Policies(
+            fleet=FleetPolicy(
+                heartbeat_interval_ms=self.heartbeat_interval_ms,
+                suspect_after_ms=self.suspect_after_ms,
+                lease_ttl_ms=self.lease_ttl_ms,
+                lost_after_ms=self.lost_after_ms,
+            ),
+            clusters=ClusterPolicy(
+                prepare_deadline_ms=self.prepare_deadline_ms,
+                head_deadline_ms=self.head_deadline_ms,
+                join_deadline_ms=self.join_deadline_ms,
+                idle_teardown_ms=self.idle_teardown_ms,
+            ),
+            jobs=JobPolicy(gang_gpus_max=self.gang_gpus_max),
+            metering=MeteringPolicy(statement_interval_ms=self.statement_interval_ms),
+        )
+
+
+def read_settings(flags: Mapping[str, Any], file: Path | None) -> ServeSettings:
+    """Flags over variables over the file over defaults. Raises a usage error that names what is wrong."""
+    values = {**_from_file(file), **EnvSettingsSource(ServeSettings)(), **flags}
+    try:
+        return ServeSettings.model_validate(values)
+    except ValidationError as error:
+        raise usage_error(_explained(error)) from None
+
+
+def _from_file(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise usage_error(f"--config: cannot read {path}: {(error.strerror or '').lower()}") from None
+    except ValueError as error:
+        raise usage_error(f"--config: {path} is no TOML: {error}") from None
+
+
+def _explained(error: ValidationError) -> str:
+    """One line: the setting, its three spellings' common name, and what is wrong; never its value."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(sorted(ServeSettings.model_fields))
+        return f"{name}: no such setting; known are {known}"
+    return f"{name}: {message} (--{name.replace('_', '-')} or {PREFIX}{name.upper()})" if name else message
+
+
+def listen_address(name: str, text: str, *, insecure_lab: bool) -> Address:
+    """Where to listen. Raises a usage error for what is no address, or one that others can reach."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match["port"]) > PORT_MAX:
+        raise usage_error(f"--{name}: HOST:PORT such as 127.0.0.1:7443 is expected, not {text!r}")
+    address = Address(match["host"].strip("[]"), int(match["port"]))
+    if not address.loopback and not insecure_lab:
+        raise usage_error(
+            f"--{name}: {text} can be reached by other machines, and nothing is encrypted yet:"
+            " bind 127.0.0.1, or say --insecure-lab in a closed laboratory"
+        )
+    return address

@@ -1,0 +1,104 @@
+"""Where the control plane is and with which token to speak to it, from the environment."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.cli.errors import usage_error
+
+DEFAULT_URL = "127.0.0.1:7443"
+DATA_DIR = Path("~/.orchestrator")
+ADMIN_FILE = "admin-token"
+AGENT_FILE = "agent.json"
+"""What an agent knows of itself, in its data directory; present once it has joined."""
+# A token of ours has under 100 characters; what is longer is some other file.
+TOKEN_CHARACTERS_MAX = 4096
+
+_ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
+_TOKEN = re.compile(r"[!-~]+")
+_PORT_MAX = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """An address as HOST:PORT and a bearer token, which no representation shows."""
+
+    url: str
+    token: str = field(repr=False)
+
+
+def settings_from(environ: Mapping[str, str]) -> Settings:
+    """ORCH_URL with ORCH_TOKEN, else ORCH_TOKEN_FILE, else the admin token of this machine's `orch serve`."""
+    url = url_from(environ)
+    token = token_from(environ)
+    if token is None:
+        raise usage_error(
+            "no token: set ORCH_TOKEN or ORCH_TOKEN_FILE (`orch serve` writes the operator's to"
+            f" admin-token in its data directory; looked in {default_token_path(environ)})"
+        )
+    return Settings(url=url, token=token)
+
+
+def url_from(environ: Mapping[str, str]) -> str:
+    """The control plane's HOST:PORT."""
+    return checked_address(environ.get("ORCH_URL", "").strip() or DEFAULT_URL, "ORCH_URL")
+
+
+def token_from(environ: Mapping[str, str]) -> str | None:
+    """The first token configured; None where there is none at all."""
+    value = environ.get("ORCH_TOKEN", "")
+    if value.strip():
+        return checked_token(value, "ORCH_TOKEN")
+    path = environ.get("ORCH_TOKEN_FILE", "")
+    if path.strip():
+        return read_token(Path(path).expanduser(), "ORCH_TOKEN_FILE")
+    default = default_token_path(environ)
+    return read_token(default, str(default)) if default.is_file() else None
+
+
+def default_token_path(environ: Mapping[str, str]) -> Path:
+    """The admin token in the default data directory of `orch serve`."""
+    home = environ.get("HOME")
+    directory = Path(home) / DATA_DIR.name if home else DATA_DIR.expanduser()
+    return directory / ADMIN_FILE
+
+
+def checked_address(text: str, name: str) -> str:
+    """HOST:PORT, refused by ``name`` otherwise."""
+    match = _ADDRESS.fullmatch(text)
+    if match is None or not 0 < int(match["port"]) <= _PORT_MAX:
+        raise usage_error(
+            f"{name}: HOST:PORT such as {DEFAULT_URL} is expected, without a scheme, not {text!r}"
+        )
+    return text
+
+
+def is_loopback(url: str) -> bool:
+    """Whether no proxy can be meant."""
+    host = url.rpartition(":")[0]
+    return host in ("localhost", "[::1]") or host.startswith("127.")
+
+
+def read_token(path: Path, name: str) -> str:
+    """The token in a file, named in errors by ``name``; never echoed."""
+    try:
+        text = path.read_text(encoding="ascii")
+    except OSError as error:
+        reason = (error.strerror or "cannot be read").lower()
+        raise usage_error(f"{name}: cannot read {path}: {reason}") from None
+    except UnicodeDecodeError:
+        raise usage_error(f"{name}: {path} holds no token but other data") from None
+    return checked_token(text, name)
+
+
+def checked_token(text: str, name: str) -> str:
+    """Visible ASCII without spaces, so that it fits a header; the value is never echoed."""
+    token = text.strip()
+    if not token:
+        raise usage_error(f"{name}: is empty; put the token there")
+    if len(token) > TOKEN_CHARACTERS_MAX or not _TOKEN.fullmatch(token):
+        raise usage_error(f"{name}: a token is one word of visible ASCII characters; copy it again")
+    return token

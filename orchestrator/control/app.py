@@ -1,0 +1,267 @@
+"""The control plane put together: from ports to a running loop, its helpers, and its gRPC services."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import grpc.aio
+import structlog
+from google.protobuf.descriptor import FileDescriptor
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]  # ships no types
+from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]  # the same
+
+from orchestrator.adapters.packages import PackageStore
+from orchestrator.api.v1 import (
+    jobs_pb2,
+    jobs_pb2_grpc,
+    logs_pb2,
+    logs_pb2_grpc,
+    operator_pb2,
+    operator_pb2_grpc,
+    telemetry_pb2,
+    telemetry_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
+)
+from orchestrator.control.effects import Effects, LedgerDesk
+from orchestrator.control.jobs_port import ControlJobs
+from orchestrator.control.logs import LogFiles, Logs
+from orchestrator.control.loop import Clock, Loop, LoopObserver, Store
+from orchestrator.control.planner import Planner, PlanObserver, tick_forever
+from orchestrator.control.services.access import Access
+from orchestrator.control.services.door import Door
+from orchestrator.control.services.jobs import JobsServicer
+from orchestrator.control.services.operator import Addresses, OperatorServicer
+from orchestrator.control.services.workers import (
+    EnrolServicer,
+    LogsServicer,
+    TelemetryServicer,
+    WorkerServicer,
+)
+from orchestrator.control.sessions import Sessions
+from orchestrator.control.uptime import ObservedStore, StateObserver, counts, measure_uptime
+from orchestrator.core import messages as m
+from orchestrator.core.decisions.operators import TOKEN_TTL_MS_MAX
+from orchestrator.core.fleet import TokenRole
+from orchestrator.core.ids import SupplierId, TokenId
+from orchestrator.core.placement import Budget
+from orchestrator.core.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+ADMIN_RENEWAL_MS = 30 * 24 * 3_600_000
+"""An admin token with less life left is replaced at a start, so that it does not end between two."""
+
+MESSAGE_BYTES_MAX = 16 * 1024 * 1024
+"""A batch of ten thousand statements, about 1.5 kB each, is the largest message that comes."""
+
+SERVER_OPTIONS = (
+    # Without it a second control plane would silently share the port.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    # NAT boxes forget a silent connection after 30 to 60 s; a dead peer is noticed well within a lease.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+
+class Secrets(Protocol):
+    """The control plane's own secrets."""
+
+    @property
+    def receipt_key(self) -> Ed25519PrivateKey: ...
+    @property
+    def admin_token(self) -> str: ...
+    def cluster_token(self, cluster_id: str) -> str: ...
+    def token_secret(self, prefix: str, request_id: str) -> str: ...
+    def renew_admin_token(self) -> None: ...
+
+
+class Observer(LoopObserver, PlanObserver, StateObserver, Protocol):
+    """Everything that is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the composition root hands in. ``state`` is as the store loaded it."""
+
+    state: State
+    store: Store
+    clock: Clock
+    log_files: LogFiles
+    packages: PackageStore
+    secrets: Secrets
+    ledger: LedgerDesk
+    observer: Observer
+    new_id: Callable[[str], str]
+    new_secret: Callable[[str], str]
+    random_bytes: Callable[[int], bytes]
+    checkpoint: Callable[[str], None] | None = None
+
+
+class ControlPlane:
+    """One control plane. ``start`` it, offer its services, and wait on ``failure``."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        store = ObservedStore(parts.store, parts.observer)
+        self.loop = Loop(parts.state, store, parts.clock, self._perform, parts.observer, parts.checkpoint)
+        self.logs = Logs(self.loop, parts.log_files)
+        self.sessions = Sessions(self.loop, parts.random_bytes, parts.secrets.cluster_token, self.logs.sizes)
+        self.effects = Effects(self.sessions, self.loop, parts.ledger, parts.secrets.receipt_key)
+        self.planner = Planner(self.loop, parts.new_id, Budget(), parts.observer)
+        self.jobs = ControlJobs(self.loop, self.logs, parts.packages, parts.new_id)
+        self.access = Access(self.loop, self.sessions)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _perform(self, effects: Sequence[m.Effect]) -> None:
+        """The loop is made before what performs its effects, and only calls this once it runs."""
+        self.effects.perform(effects)
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> int:
+        """Raise the term and begin to work: the term. Raises what made the loop fail."""
+        self._run(self.loop.run(), "loop")
+        term = await self._unless_failed(self.loop.submit(m.StartControl(self._parts.new_id("net"))))
+        await self._unless_failed(self._ensure_admin())
+        self._run(tick_forever(self.loop), "ticks")
+        self._run(self.planner.run(), "planner")
+        self._run(self.effects.run(), "effects")
+        self._run(measure_uptime(self.loop, self._parts.observer), "uptime")
+        return int(str(term.result))
+
+    async def failure(self) -> None:
+        """Wait until a part has failed, and raise its error: none can do without the others."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+            raise AssertionError(f"{task.get_name()} ended by itself")
+
+    async def stop(self) -> None:
+        """End everything; the loop last, since the others speak to it."""
+        for task in reversed(self._tasks):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def measure(self) -> None:
+        """Bring the gauges up to date."""
+        workers, clusters, jobs = await self.loop.read(counts)
+        self._parts.observer.counted(workers, clusters, jobs)
+
+    def _run(self, work: Coroutine[object, object, None], name: str) -> None:
+        self._tasks.append(asyncio.create_task(work, name=name))
+
+    async def _unless_failed(self, work: Coroutine[object, object, T]) -> T:
+        """A loop that failed answers nobody: what waits for it must not wait for ever."""
+        working = asyncio.create_task(work)
+        await asyncio.wait([working, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            working.cancel()
+            await self.failure()
+        return await working
+
+    async def _ensure_admin(self) -> None:
+        """Make the token in the admin file known, and replace one that does not count any more."""
+        secrets = self._parts.secrets
+        digest = _digest(secrets.admin_token)
+        known, good = await self.loop.read(lambda state: self._admin_standing(state, digest))
+        if good:
+            return
+        if known:
+            await asyncio.to_thread(secrets.renew_admin_token)
+        command = m.CreateToken(
+            token_id=TokenId(self._parts.new_id("tok")),
+            role=TokenRole.OPERATOR,
+            subject="",
+            secret_sha256=_digest(secrets.admin_token),
+            ttl_ms=TOKEN_TTL_MS_MAX,
+            supplier_id=SupplierId(""),
+        )
+        await self.loop.submit(command)
+
+    def _admin_standing(self, state: State, digest: str) -> tuple[bool, bool]:
+        token = state.token_by_hash.get(digest)
+        if token is None:
+            return False, False
+        token = state.tokens[token.token_id]
+        return True, token.state_at(state.time_ms(self.loop.now()) + ADMIN_RENEWAL_MS) == "live"
+
+    # ------------------------------------------------------------ services
+
+    async def server(self, addresses: Addresses, operators_only: Iterable[str]) -> grpc.aio.Server:
+        """A gRPC server with every service of ours; the caller binds and starts it.
+
+        ``operators_only`` are full names of services that the caller adds, for operators alone.
+        """
+        parts = self._parts
+        telemetry = TelemetryServicer(self.access)
+        operator = OperatorServicer(
+            self.loop, self.sessions, telemetry.newest, addresses, parts.new_id, self._new_secret
+        )
+        added = tuple(operators_only)
+        guarded = (_name(operator_pb2, "OperatorService"), *added)
+        server = grpc.aio.server(
+            interceptors=(Door(dict.fromkeys(guarded, self.access.operator)),), options=SERVER_OPTIONS
+        )
+        worker = WorkerServicer(self.loop, self.sessions, self.access, parts.packages)
+        worker_pb2_grpc.add_EnrolServiceServicer_to_server(EnrolServicer(self.loop, parts.new_id), server)
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(worker, server)
+        logs_pb2_grpc.add_LogsServiceServicer_to_server(LogsServicer(self.logs, self.access), server)
+        telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server(telemetry, server)
+        operator_pb2_grpc.add_OperatorServiceServicer_to_server(operator, server)
+        jobs = JobsServicer(self.loop, self.logs, self.access)
+        jobs_pb2_grpc.add_JobsServiceServicer_to_server(jobs, server)
+        names = [
+            _name(worker_pb2, "EnrolService"),
+            _name(worker_pb2, "WorkerService"),
+            _name(logs_pb2, "LogsService"),
+            _name(telemetry_pb2, "TelemetryService"),
+            _name(operator_pb2, "OperatorService"),
+            _name(jobs_pb2, "JobsService"),
+            *added,
+        ]
+        await _add_health_and_reflection(server, names)
+        return server
+
+    def _new_secret(self, prefix: str, request_id: str) -> str:
+        if request_id:
+            return self._parts.secrets.token_secret(prefix, request_id)
+        return self._parts.new_secret(prefix)
+
+
+class _Generated(Protocol):
+    """A module that was generated from a proto."""
+
+    @property
+    def DESCRIPTOR(self) -> FileDescriptor: ...  # noqa: N802 -- the generator's name
+
+
+def _name(module: _Generated, service: str) -> str:
+    """A service's full name, as calls carry it."""
+    return str(module.DESCRIPTOR.services_by_name[service].full_name)
+
+
+async def _add_health_and_reflection(server: grpc.aio.Server, names: list[str]) -> None:
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    for name in ("", *names):
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

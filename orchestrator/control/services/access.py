@@ -1,0 +1,85 @@
+"""Who is calling: bearer tokens in a call's metadata."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.core.decisions.operators import authenticate
+from orchestrator.core.errors import RefusalCode, RefusedError, invalid
+from orchestrator.core.fleet import Token, TokenRole
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+    from orchestrator.control.loop import Loop
+    from orchestrator.control.sessions import Sessions
+    from orchestrator.core.ids import WorkerId
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+SCHEME = "bearer"
+
+SECRET_CHARACTERS_MAX = 512
+"""Several times the length of any token issued; longer ones are not worth a look."""
+
+WORD_CHARACTERS_MAX = 200
+"""No id, name or cursor is longer."""
+
+MISSING = "no token came with the call: set ORCH_TOKEN, or ORCH_TOKEN_FILE to the admin token's file"
+
+
+def bearer(context: Context) -> str:
+    """The token in a call's metadata; UNAUTHENTICATED where there is none."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization":
+            text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+            scheme, _, secret = text.partition(" ")
+            secret = secret.strip()
+            if scheme.lower() == SCHEME and secret and len(secret) <= SECRET_CHARACTERS_MAX:
+                return secret
+    raise RefusedError(RefusalCode.UNAUTHENTICATED, MISSING)
+
+
+def word(field: str, value: str, *, empty: bool = False) -> str:
+    """An id or a name as it may come; INVALID, by its field, otherwise."""
+    if not value and not empty:
+        raise invalid(field, f"{field} is missing")
+    if len(value) > WORD_CHARACTERS_MAX or not value.isprintable():
+        raise invalid(field, f"{field} is not 1 to {WORD_CHARACTERS_MAX} printable characters")
+    return value
+
+
+class Access:
+    """Tokens of people, by what the state says; tokens of workers' sessions, by who is connected."""
+
+    def __init__(self, loop: Loop, sessions: Sessions) -> None:
+        self._loop = loop
+        self._sessions = sessions
+
+    async def token(self, context: Context) -> Token:
+        """The live token of the call, whatever its role."""
+        digest = hashlib.sha256(bearer(context).encode()).hexdigest()
+        return await self._loop.read(
+            lambda state: authenticate(state, digest, state.time_ms(self._loop.now()))
+        )
+
+    async def operator(self, context: Context) -> Token:
+        """Only an operator may."""
+        return _with_role(await self.token(context), TokenRole.OPERATOR)
+
+    async def tenant_or_operator(self, context: Context) -> Token:
+        """A tenant sees its own, an operator all."""
+        return _with_role(await self.token(context), TokenRole.OPERATOR, TokenRole.TENANT)
+
+    def worker(self, context: Context) -> WorkerId:
+        """The worker whose session's token this is."""
+        return self._sessions.worker_of(bearer(context))
+
+
+def _with_role(token: Token, *roles: TokenRole) -> Token:
+    if token.role not in roles:
+        wanted = " or ".join(role.value for role in roles)
+        message = f"this call needs the token of a {wanted}; this one is a {token.role.value}'s"
+        raise RefusedError(RefusalCode.FORBIDDEN, message)
+    return token

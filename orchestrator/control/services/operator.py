@@ -1,0 +1,319 @@
+"""What an operator does: tenants, tokens, and looking at the network. The door has checked the token."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.api.v1 import operator_pb2, operator_pb2_grpc
+from orchestrator.control.services import views
+from orchestrator.control.services.access import word
+from orchestrator.control.services.workers import Sample
+from orchestrator.control.uptime import counts
+from orchestrator.core import messages as m
+from orchestrator.core.clusters import ClusterPhase
+from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
+from orchestrator.core.fleet import Isolation, Liveness, TokenRole, Worker
+from orchestrator.core.ids import ClusterId, JobId, SupplierId, TenantId, TokenId, WorkerId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import grpc.aio
+
+    from orchestrator.control.loop import Loop
+    from orchestrator.control.sessions import Sessions
+    from orchestrator.core.state import State
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+HOUR_S = 3600
+
+DEFAULT_TTL_S = {
+    TokenRole.OPERATOR: 30 * 24 * HOUR_S,
+    TokenRole.TENANT: 90 * 24 * HOUR_S,
+    # A join token is used within minutes of being handed over; a day covers a supplier in another time zone.
+    TokenRole.SUPPLIER: 24 * HOUR_S,
+}
+
+TTL_S_MAX = 366 * 24 * HOUR_S
+"""What the core takes at most; checked here so that the multiplication below stays small."""
+
+SECRET_PREFIX = {role: f"orch_{role.value}" for role in TokenRole}
+
+UNMEASURED = Sample(0.0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where this control plane's doors are, and how its receipts are verified."""
+
+    version: str
+    gateway_url: str
+    metrics_url: str
+    receipt_public_key: bytes
+
+
+class OperatorServicer(operator_pb2_grpc.OperatorServiceServicer):
+    """Reads whole tables in one go: an operator's questions are few."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sessions: Sessions,
+        samples: Mapping[WorkerId, Sample],
+        addresses: Addresses,
+        new_id: Callable[[str], str],
+        new_secret: Callable[[str, str], str],
+    ) -> None:
+        """``new_secret(prefix, request_id)`` gives the same secret for the same non-empty request id."""
+        self._loop = loop
+        self._sessions = sessions
+        self._samples = samples
+        self._addresses = addresses
+        self._new_id = new_id
+        self._new_secret = new_secret
+
+    async def GetStatus(  # noqa: N802 -- the proto's name
+        self, _request: operator_pb2.GetStatusRequest, _context: Context
+    ) -> operator_pb2.GetStatusResponse:
+        """The network at a glance."""
+        return await self._loop.read(lambda state: status_message(state, self._addresses))
+
+    # ------------------------------------------------------------ tenants and tokens
+
+    async def CreateTenant(  # noqa: N802 -- the proto's name
+        self, request: operator_pb2.CreateTenantRequest, _context: Context
+    ) -> operator_pb2.CreateTenantResponse:
+        """A repeated request_id gets the same tenant."""
+        request_id = word("request_id", request.request_id, empty=True)
+        command = m.CreateTenant(TenantId(self._new_id("ten")), request.name, request_id)
+        tenant_id = TenantId(str((await self._loop.submit(command)).result))
+        tenant = await self._loop.read(lambda state: state.tenants[tenant_id])
+        return operator_pb2.CreateTenantResponse(tenant=views.tenant_message(tenant))
+
+    async def ListTenants(  # noqa: N802 -- the proto's name
+        self, _request: operator_pb2.ListTenantsRequest, _context: Context
+    ) -> operator_pb2.ListTenantsResponse:
+        """All of them."""
+        tenants = await self._loop.read(lambda state: list(state.tenants.values()))
+        return operator_pb2.ListTenantsResponse(tenants=[views.tenant_message(one) for one in tenants])
+
+    async def CreateToken(  # noqa: N802 -- the proto's name
+        self, request: operator_pb2.CreateTokenRequest, _context: Context
+    ) -> operator_pb2.CreateTokenResponse:
+        """A repeated request_id gets the same token and the same secret, which is derived and not stored."""
+        role = views.ROLES.get(request.role)
+        if role is None:
+            raise invalid("role", "role must be operator, tenant or supplier")
+        ttl_s = request.ttl_seconds or DEFAULT_TTL_S[role]
+        if ttl_s > TTL_S_MAX:
+            raise invalid("ttl_seconds", f"ttl_seconds must be at most {TTL_S_MAX}")
+        request_id = word("request_id", request.request_id, empty=True)
+        secret = self._new_secret(SECRET_PREFIX[role], request_id)
+        digest = hashlib.sha256(secret.encode()).hexdigest()
+        await self._loop.read(lambda state: _check_fresh(state, digest, request_id))
+        command = m.CreateToken(
+            token_id=TokenId(self._new_id("tok")),
+            role=role,
+            subject=request.subject,
+            secret_sha256=digest,
+            ttl_ms=ttl_s * 1000,
+            supplier_id=SupplierId(self._new_id("sup")),
+            request_id=request_id,
+        )
+        token_id = str((await self._loop.submit(command)).result)
+        token = await self._loop.read(lambda state: self._token(state, token_id))
+        return operator_pb2.CreateTokenResponse(token=token, secret=secret)
+
+    async def ListTokens(  # noqa: N802 -- the proto's name
+        self, _request: operator_pb2.ListTokensRequest, _context: Context
+    ) -> operator_pb2.ListTokensResponse:
+        """All of them, without secrets."""
+        tokens = await self._loop.read(lambda state: [self._token(state, key) for key in state.tokens])
+        return operator_pb2.ListTokensResponse(tokens=tokens)
+
+    async def RevokeToken(  # noqa: N802 -- the proto's name
+        self, request: operator_pb2.RevokeTokenRequest, _context: Context
+    ) -> operator_pb2.RevokeTokenResponse:
+        """Ends a token at once."""
+        token_id = TokenId(word("token_id", request.token_id))
+        await self._loop.submit(m.RevokeToken(token_id))
+        token = await self._loop.read(lambda state: self._token(state, token_id))
+        return operator_pb2.RevokeTokenResponse(token=token)
+
+    def _token(self, state: State, token_id: str) -> operator_pb2.Token:
+        return views.token_message(state.tokens[token_id], state.time_ms(self._loop.now()))
+
+    # ------------------------------------------------------------ workers
+
+    async def ListWorkers(  # noqa: N802 -- the proto's name
+        self, _request: operator_pb2.ListWorkersRequest, _context: Context
+    ) -> operator_pb2.ListWorkersResponse:
+        """All of them, with their newest measurements."""
+        workers = await self._loop.read(
+            lambda state: [self._worker(state, worker) for worker in state.workers.values()]
+        )
+        return operator_pb2.ListWorkersResponse(workers=workers)
+
+    async def LeaveWorker(  # noqa: N802 -- the proto's name
+        self, request: operator_pb2.LeaveWorkerRequest, _context: Context
+    ) -> operator_pb2.LeaveWorkerResponse:
+        """Drain it; one that is not there and holds nothing leaves at once."""
+        name = word("worker", request.worker)
+        worker_id = await self._loop.read(lambda state: _find_worker(state, name))
+        await self._loop.submit(m.DrainWorker(worker_id))
+        if worker_id not in self._sessions.connected:
+            try:
+                await self._loop.submit(m.LeaveWorker(worker_id))
+            except RefusedError as refusal:
+                if refusal.code is not RefusalCode.CONFLICT:
+                    raise
+        worker = await self._loop.read(lambda state: self._worker(state, state.workers[worker_id]))
+        return operator_pb2.LeaveWorkerResponse(worker=worker)
+
+    def _worker(self, state: State, worker: Worker) -> operator_pb2.Worker:
+        sample = self._samples.get(worker.worker_id, UNMEASURED)
+        return views.worker_message(
+            state,
+            worker,
+            connected=worker.worker_id in self._sessions.connected,
+            cpu_utilization_ratio=sample.cpu_utilization_ratio,
+            memory_used_bytes=sample.memory_used_bytes,
+        )
+
+    # ------------------------------------------------------------ clusters and receipts
+
+    async def ListClusters(  # noqa: N802 -- the proto's name
+        self, request: operator_pb2.ListClustersRequest, _context: Context
+    ) -> operator_pb2.ListClustersResponse:
+        """Open ones, or all."""
+        everything = request.all
+        clusters = await self._loop.read(lambda state: _clusters(state, everything=everything))
+        return operator_pb2.ListClustersResponse(clusters=clusters)
+
+    async def GetCluster(  # noqa: N802 -- the proto's name
+        self, request: operator_pb2.GetClusterRequest, _context: Context
+    ) -> operator_pb2.GetClusterResponse:
+        """One of them."""
+        cluster_id = ClusterId(word("cluster_id", request.cluster_id))
+
+        def find(state: State) -> operator_pb2.Cluster:
+            cluster = state.clusters.get(cluster_id)
+            if cluster is None:
+                raise not_found("cluster", cluster_id)
+            return views.cluster_message(state, cluster, _jobs_by_cluster(state).get(cluster_id, []))
+
+        return operator_pb2.GetClusterResponse(cluster=await self._loop.read(find))
+
+    async def ListReceipts(  # noqa: N802 -- the proto's name
+        self, request: operator_pb2.ListReceiptsRequest, _context: Context
+    ) -> operator_pb2.ListReceiptsResponse:
+        """All, or those of one job, by job id or submission id."""
+        name = word("job_id", request.job_id, empty=True)
+        return operator_pb2.ListReceiptsResponse(
+            receipts=await self._loop.read(lambda state: _receipts(state, name))
+        )
+
+    async def GetReceipt(  # noqa: N802 -- the proto's name
+        self, request: operator_pb2.GetReceiptRequest, _context: Context
+    ) -> operator_pb2.GetReceiptResponse:
+        """The bundle that proves it."""
+        receipt_id = word("receipt_id", request.receipt_id)
+
+        def find(state: State) -> Callable[[], bytes]:
+            receipt = state.receipts.get(receipt_id)
+            if receipt is None:
+                raise not_found("receipt", receipt_id)
+            if not receipt.envelope:
+                raise RefusedError(RefusalCode.UNAVAILABLE, "this receipt is not signed yet; ask again")
+            return views.bundle_parts(state, receipt, self._addresses.receipt_public_key)
+
+        build = await self._loop.read(find)
+        return operator_pb2.GetReceiptResponse(bundle=await asyncio.to_thread(build))
+
+
+def status_message(state: State, addresses: Addresses) -> operator_pb2.GetStatusResponse:
+    """The network at a glance; isolation and overlay are the weakest that any live worker has."""
+    workers, clusters, jobs = counts(state)
+    live = [worker.inventory for worker in state.workers.values() if worker.liveness is Liveness.LIVE]
+    here = [
+        worker for worker in state.workers.values() if worker.liveness in (Liveness.LIVE, Liveness.SUSPECT)
+    ]
+    devices = [device for worker in here for device in worker.inventory.devices]
+    free = sum(len(state.free_devices.get(worker.worker_id, ())) for worker in here)
+    tiers = [tier for tier in Isolation if any(one.isolation is tier for one in live)]
+    overlays = {one.overlay for one in live}
+    return operator_pb2.GetStatusResponse(
+        network_id=state.control.network_id,
+        version=addresses.version,
+        term=state.control.term,
+        workers_by_liveness=workers,
+        clusters_by_phase=clusters,
+        jobs_by_status=jobs,
+        receipts=len(state.receipts),
+        receipts_unposted=len(state.unposted) + len(state.unsigned),
+        devices=len(devices),
+        devices_held=len(devices) - free,
+        devices_simulated=sum(device.simulated for device in devices),
+        isolation=tiers[0].value if tiers else Isolation.NONE.value,
+        overlay=overlays.pop() if len(overlays) == 1 else "none",
+        receipt_public_key=addresses.receipt_public_key.hex(),
+        gateway_url=addresses.gateway_url,
+        metrics_url=addresses.metrics_url,
+    )
+
+
+def _check_fresh(state: State, secret_sha256: str, request_id: str) -> None:
+    """A request id that was forgotten must not bring an old secret to life again."""
+    if secret_sha256 in state.token_by_hash and f"CreateToken/{request_id}" not in state.requests:
+        raise RefusedError(
+            RefusalCode.CONFLICT, "this request_id was used before; take a new one", "request_id"
+        )
+
+
+def _find_worker(state: State, name: str) -> WorkerId:
+    if WorkerId(name) in state.workers:
+        return WorkerId(name)
+    named = [
+        worker.worker_id
+        for worker in state.workers.values()
+        if worker.name == name and worker.liveness is not Liveness.LEFT
+    ]
+    if not named:
+        raise not_found("worker", name)
+    if len(named) > 1:
+        raise invalid("worker", f"{len(named)} workers are called {name!r}; give the worker's id")
+    return named[0]
+
+
+def _jobs_by_cluster(state: State) -> dict[ClusterId, list[str]]:
+    jobs: dict[ClusterId, list[str]] = {}
+    for attempt in state.attempts.values():
+        jobs.setdefault(attempt.cluster_id, []).append(attempt.job_id)
+    return jobs
+
+
+def _clusters(state: State, *, everything: bool) -> list[operator_pb2.Cluster]:
+    jobs = _jobs_by_cluster(state)
+    return [
+        views.cluster_message(state, cluster, jobs.get(cluster.cluster_id, []))
+        for cluster in state.clusters.values()
+        if everything or cluster.phase is not ClusterPhase.CLOSED
+    ]
+
+
+def _receipts(state: State, name: str) -> list[operator_pb2.Receipt]:
+    wanted: set[JobId] | None = None
+    if name:
+        wanted = {JobId(name)}
+        wanted |= {job.job_id for job in state.jobs.values() if job.submission_id == name}
+    receipts = [
+        receipt
+        for receipt in state.receipts.values()
+        if wanted is None or state.leases[receipt.lease_id].job_id in wanted
+    ]
+    receipts.sort(key=lambda receipt: (receipt.start_ms, receipt.lease_id, receipt.sequence))
+    return [views.receipt_message(state, receipt) for receipt in receipts]

@@ -1,0 +1,199 @@
+"""What agents call: joining, their session, packages, logs, measurements."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from orchestrator.api.v1 import (
+    logs_pb2,
+    logs_pb2_grpc,
+    telemetry_pb2,
+    telemetry_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
+)
+from orchestrator.control import wire
+from orchestrator.control.services.access import SECRET_CHARACTERS_MAX, Access, word
+from orchestrator.core import messages as m
+from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
+from orchestrator.core.ids import AttemptId, WorkerId
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    import grpc.aio
+
+    from orchestrator.adapters.packages import PackageStore
+    from orchestrator.control.logs import Logs
+    from orchestrator.control.loop import Loop
+    from orchestrator.control.sessions import Sessions
+    from orchestrator.core.state import State
+
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+PUBLIC_KEY_BYTES = 32
+
+WAITING_MAX = 256
+"""Messages to one agent that the network has not taken yet; beyond it the session waits for the agent."""
+
+DEVICE_SAMPLES_MAX = 64
+"""As many as a worker may have devices."""
+
+
+class EnrolServicer(worker_pb2_grpc.EnrolServiceServicer):
+    """Turns a join token into a registered worker."""
+
+    def __init__(self, loop: Loop, new_id: Callable[[str], str]) -> None:
+        self._loop = loop
+        self._new_id = new_id
+
+    async def Join(  # noqa: N802 -- the proto's name
+        self, request: worker_pb2.JoinRequest, _context: Context
+    ) -> worker_pb2.JoinResponse:
+        """The same key with the same token gets the same worker again: an answer may have been lost."""
+        if not 0 < len(request.join_token) <= SECRET_CHARACTERS_MAX:
+            raise invalid("join_token", "join_token is missing; ask the operator for one")
+        digest = hashlib.sha256(request.join_token.encode())
+        _check_proof(request.statement_public_key, request.proof, digest.digest())
+        command = m.JoinWorker(
+            worker_id=WorkerId(self._new_id("wrk")),
+            token_sha256=digest.hexdigest(),
+            name=word("worker_name", request.worker_name),
+            statement_key=request.statement_public_key.hex(),
+            inventory=wire.inventory_from(request.inventory),
+        )
+        committed = await self._loop.submit(command)
+        worker_id = WorkerId(str(committed.result))
+        return await self._loop.read(
+            lambda state: worker_pb2.JoinResponse(
+                worker_id=worker_id,
+                supplier_id=state.workers[worker_id].supplier_id,
+                network_id=state.control.network_id,
+            )
+        )
+
+
+def _check_proof(public_key: bytes, proof: bytes, message: bytes) -> None:
+    """The sender holds the key that it wants registered."""
+    if len(public_key) != PUBLIC_KEY_BYTES:
+        reason = f"statement_public_key must be a raw Ed25519 public key of {PUBLIC_KEY_BYTES} bytes"
+        raise invalid("statement_public_key", reason)
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key).verify(proof, message)
+    except (InvalidSignature, ValueError):
+        reason = "proof is not statement_public_key's signature over the SHA-256 of join_token"
+        raise invalid("proof", reason) from None
+
+
+class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
+    """The control stream, and packages for the agents beside a head."""
+
+    def __init__(self, loop: Loop, sessions: Sessions, access: Access, packages: PackageStore) -> None:
+        self._loop = loop
+        self._sessions = sessions
+        self._access = access
+        self._packages = packages
+
+    async def Session(  # noqa: N802 -- the proto's name
+        self, request_iterator: AsyncIterator[worker_pb2.SessionRequest], _context: Context
+    ) -> AsyncIterator[worker_pb2.SessionResponse]:
+        """One stream: what the session sends waits here until the network takes it."""
+        waiting: asyncio.Queue[worker_pb2.SessionResponse] = asyncio.Queue(WAITING_MAX)
+
+        serving = asyncio.create_task(self._sessions.serve(request_iterator, waiting.put))
+        try:
+            while not (serving.done() and waiting.empty()):
+                getting = asyncio.create_task(waiting.get())
+                try:
+                    await asyncio.wait((getting, serving), return_when=asyncio.FIRST_COMPLETED)
+                    if getting.done():
+                        yield getting.result()
+                finally:
+                    getting.cancel()
+            serving.result()
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    async def FetchPackage(  # noqa: N802 -- the proto's name
+        self, request: worker_pb2.FetchPackageRequest, context: Context
+    ) -> AsyncIterator[worker_pb2.FetchPackageResponse]:
+        """Only to a worker of the attempt's cluster, and only what the attempt's job names."""
+        worker_id = self._access.worker(context)
+        attempt_id = AttemptId(word("attempt_id", request.attempt_id))
+        sha256 = word("sha256", request.sha256)
+        await self._loop.read(lambda state: _check_package(state, worker_id, attempt_id, sha256))
+        try:
+            async for data in self._packages.open(sha256):
+                yield worker_pb2.FetchPackageResponse(data=data)
+        except FileNotFoundError:
+            raise not_found("package", sha256) from None
+
+
+def _check_package(state: State, worker_id: WorkerId, attempt_id: AttemptId, sha256: str) -> None:
+    attempt = state.attempts.get(attempt_id)
+    job = state.jobs.get(attempt.job_id) if attempt is not None else None
+    if attempt is None or job is None:
+        raise not_found("attempt", attempt_id)
+    members = state.cluster_members(state.clusters[attempt.cluster_id])
+    if worker_id not in {member.worker_id for member in members}:
+        raise RefusedError(RefusalCode.FORBIDDEN, "this worker has no part in the attempt", "attempt_id")
+    if sha256 not in {package.sha256 for package in job.request.packages}:
+        raise not_found("package", sha256)
+
+
+class LogsServicer(logs_pb2_grpc.LogsServiceServicer):
+    """Takes drivers' logs."""
+
+    def __init__(self, logs: Logs, access: Access) -> None:
+        self._logs = logs
+        self._access = access
+
+    async def ShipLogs(  # noqa: N802 -- the proto's name
+        self, request_iterator: AsyncIterator[logs_pb2.ShipLogsRequest], context: Context
+    ) -> AsyncIterator[logs_pb2.ShipLogsResponse]:
+        """Every chunk is answered once it is durable."""
+        worker_id = self._access.worker(context)
+        async for chunk in request_iterator:
+            attempt_id = AttemptId(word("attempt_id", chunk.attempt_id))
+            stored, complete = await self._logs.ship(
+                worker_id, attempt_id, chunk.offset, chunk.data, final=chunk.final
+            )
+            yield logs_pb2.ShipLogsResponse(
+                attempt_id=attempt_id, acknowledged_offset=stored, complete=complete
+            )
+
+
+class Sample(NamedTuple):
+    """The newest measurement of a worker."""
+
+    cpu_utilization_ratio: float
+    memory_used_bytes: int
+
+
+class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
+    """Keeps the newest sample of each worker in memory: measurements are never stored."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self.newest: dict[WorkerId, Sample] = {}
+
+    async def Report(  # noqa: N802 -- the proto's name
+        self, request_iterator: AsyncIterator[telemetry_pb2.ReportRequest], context: Context
+    ) -> telemetry_pb2.ReportResponse:
+        """One stream for as long as the worker measures."""
+        worker_id = self._access.worker(context)
+        samples = 0
+        async for sample in request_iterator:
+            if not 0 <= sample.cpu_utilization_ratio <= 1:
+                raise invalid("cpu_utilization_ratio", "cpu_utilization_ratio must be from 0 to 1")
+            if len(sample.devices) > DEVICE_SAMPLES_MAX:
+                raise invalid("devices", f"devices has more than {DEVICE_SAMPLES_MAX} samples")
+            self.newest[worker_id] = Sample(sample.cpu_utilization_ratio, sample.memory_used_bytes)
+            samples += 1
+        return telemetry_pb2.ReportResponse(samples=samples)

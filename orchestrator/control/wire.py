@@ -1,0 +1,228 @@
+"""Between protobuf and core: every field checked on the way in, nothing but values on the way out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from orchestrator.api.v1 import common_pb2, worker_pb2
+from orchestrator.core import messages as m
+from orchestrator.core.clusters import MemberRole, NodeAddress, NodeSeen
+from orchestrator.core.errors import invalid
+from orchestrator.core.fleet import Device, DeviceKind, HardwareClass, Inventory, Isolation
+from orchestrator.core.ids import AttemptId, DeviceId, MemberId, WorkerId
+from orchestrator.core.jobs import Outcome
+
+if TYPE_CHECKING:
+    from orchestrator.core.metering import Lease
+
+TEXT_MAX = 2_000
+"""Longest reason or message kept from an agent: it is shown to people, and stored."""
+
+WORD_MAX = 200
+
+CLASSES = {
+    common_pb2.HARDWARE_CLASS_CONSUMER: HardwareClass.CONSUMER,
+    common_pb2.HARDWARE_CLASS_MINER: HardwareClass.MINER,
+    common_pb2.HARDWARE_CLASS_DATACENTER: HardwareClass.DATACENTER,
+    common_pb2.HARDWARE_CLASS_APPLE: HardwareClass.APPLE,
+    common_pb2.HARDWARE_CLASS_CPU: HardwareClass.CPU,
+}
+CLASS_NUMBERS = {value: number for number, value in CLASSES.items()}
+
+KINDS = {common_pb2.DEVICE_KIND_GPU: DeviceKind.GPU, common_pb2.DEVICE_KIND_CPU: DeviceKind.CPU}
+KIND_NUMBERS = {value: number for number, value in KINDS.items()}
+
+ROLE_NUMBERS = {
+    MemberRole.HEAD: worker_pb2.MEMBER_ROLE_HEAD,
+    MemberRole.MEMBER: worker_pb2.MEMBER_ROLE_MEMBER,
+    MemberRole.SOLO: worker_pb2.MEMBER_ROLE_SOLO,
+}
+
+OUTCOMES = {
+    worker_pb2.ATTEMPT_STATUS_SUCCEEDED: Outcome.SUCCEEDED,
+    worker_pb2.ATTEMPT_STATUS_FAILED: Outcome.FAILED,
+    worker_pb2.ATTEMPT_STATUS_STOPPED: Outcome.STOPPED,
+}
+
+
+def inventory_from(wire: common_pb2.Inventory) -> Inventory:
+    """Raises RefusedError naming the field."""
+    hardware_class = CLASSES.get(wire.hardware_class)
+    if hardware_class is None:
+        raise invalid("inventory.hardware_class", "say which hardware class the machine is")
+    devices = []
+    for device in wire.devices:
+        kind = KINDS.get(device.kind)
+        if kind is None:
+            raise invalid("inventory.devices.kind", f"device {device.device_id[:80]!r} has no kind")
+        devices.append(
+            Device(DeviceId(device.device_id), kind, device.model, device.memory_bytes, device.simulated)
+        )
+    try:
+        isolation = Isolation(wire.isolation)
+    except ValueError:
+        raise invalid("inventory.isolation", f"unknown isolation {wire.isolation[:40]!r}") from None
+    words = {
+        "operating_system": wire.operating_system,
+        "architecture": wire.architecture,
+        "python_version": wire.python_version,
+        "ray_version": wire.ray_version,
+        "overlay": wire.overlay,
+        "zone": wire.zone,
+    }
+    for name, word in words.items():
+        if len(word) > WORD_MAX:
+            raise invalid(f"inventory.{name}", f"longer than {WORD_MAX} characters")
+    return Inventory(
+        hardware_class=hardware_class,
+        devices=tuple(devices),
+        cpus=wire.cpus,
+        memory_bytes=wire.memory_bytes,
+        slots=wire.slots,
+        head_slots=wire.head_slots,
+        isolation=isolation,
+        **words,
+    )
+
+
+def inventory_to(inventory: Inventory) -> common_pb2.Inventory:
+    """The inverse of ``inventory_from``."""
+    return common_pb2.Inventory(
+        hardware_class=CLASS_NUMBERS[inventory.hardware_class],
+        devices=[
+            common_pb2.Device(
+                device_id=device.device_id,
+                kind=KIND_NUMBERS[device.kind],
+                model=device.model,
+                memory_bytes=device.memory_bytes,
+                simulated=device.simulated,
+            )
+            for device in inventory.devices
+        ],
+        cpus=inventory.cpus,
+        memory_bytes=inventory.memory_bytes,
+        slots=inventory.slots,
+        head_slots=inventory.head_slots,
+        operating_system=inventory.operating_system,
+        architecture=inventory.architecture,
+        python_version=inventory.python_version,
+        ray_version=inventory.ray_version,
+        isolation=inventory.isolation,
+        overlay=inventory.overlay,
+        zone=inventory.zone,
+    )
+
+
+def observed_from(worker_id: WorkerId, wire: worker_pb2.Observed) -> m.ObserveWorker:
+    """A report as a command."""
+    return m.ObserveWorker(
+        worker_id, wire.seen_version, tuple(_member_from(member) for member in wire.members)
+    )
+
+
+def _member_from(wire: worker_pb2.MemberObserved) -> m.ObservedMember:
+    address = None
+    if wire.HasField("address") and wire.address.node_ip:
+        address = NodeAddress(
+            wire.address.node_ip[:WORD_MAX],
+            wire.address.gcs_address[:WORD_MAX],
+            wire.address.host_id[:WORD_MAX],
+            wire.address.temp_dir[:WORD_MAX],
+        )
+    return m.ObservedMember(
+        member_id=MemberId(wire.member_id),
+        generation=wire.fence.generation,
+        address=address,
+        up=wire.phase == worker_pb2.MEMBER_PHASE_UP,
+        failed=wire.phase == worker_pb2.MEMBER_PHASE_FAILED,
+        stopping=wire.phase == worker_pb2.MEMBER_PHASE_STOPPING,
+        reason=wire.reason[:TEXT_MAX],
+        nodes=tuple(NodeSeen(MemberId(node.member_id), node.gpus, node.cpus) for node in wire.nodes),
+        clean=wire.clean,
+        attempts=tuple(_attempt_from(attempt) for attempt in wire.attempts),
+    )
+
+
+def _attempt_from(wire: worker_pb2.AttemptObserved) -> m.ObservedAttempt:
+    outcome = OUTCOMES.get(wire.status, Outcome.NONE)
+    if outcome is Outcome.FAILED and wire.ground_failure:
+        outcome = Outcome.GROUND
+    return m.ObservedAttempt(
+        attempt_id=AttemptId(wire.attempt_id),
+        running=wire.status == worker_pb2.ATTEMPT_STATUS_RUNNING,
+        outcome=outcome,
+        message=wire.message[:TEXT_MAX],
+        driver_exit_code=wire.driver_exit_code if wire.HasField("driver_exit_code") else None,
+    )
+
+
+def desired_member_to(
+    desired: m.DesiredMember, cluster_token: str, log_offsets: dict[str, int]
+) -> worker_pb2.DesiredMember:
+    """What a worker is told about one member. ``cluster_token`` is a secret: never log the message."""
+    member = desired.member
+    wire = worker_pb2.DesiredMember(
+        member_id=member.member_id,
+        cluster_id=member.cluster_id,
+        fence=common_pb2.Fence(term=desired.fence.term, generation=desired.fence.generation),
+        role=ROLE_NUMBERS[member.role],
+        stage=worker_pb2.MEMBER_STAGE_RUN if desired.run else worker_pb2.MEMBER_STAGE_PREPARE,
+        device_ids=member.device_ids,
+        slot=member.slot,
+        cluster_token=cluster_token,
+        attempts=[_desired_attempt_to(attempt, log_offsets) for attempt in desired.attempts],
+        leases=[lease_to(lease) for lease in desired.leases],
+    )
+    if desired.head is not None:
+        wire.head.node_ip = desired.head.node_ip
+        wire.head.gcs_address = desired.head.gcs_address
+        wire.head.host_id = desired.head.host_id
+        wire.head.temp_dir = desired.head.temp_dir
+    return wire
+
+
+def _desired_attempt_to(desired: m.DesiredAttempt, log_offsets: dict[str, int]) -> worker_pb2.DesiredAttempt:
+    request = desired.request
+    return worker_pb2.DesiredAttempt(
+        attempt_id=desired.attempt.attempt_id,
+        job_id=desired.attempt.job_id,
+        entrypoint=request.entrypoint,
+        runtime_env_json=request.runtime_env_json,
+        metadata=dict(request.metadata),
+        packages=[
+            worker_pb2.PackageRef(uri=package.uri, sha256=package.sha256, size_bytes=package.size_bytes)
+            for package in request.packages
+        ],
+        entrypoint_num_cpus=request.entrypoint_num_cpus,
+        entrypoint_num_gpus=request.entrypoint_num_gpus,
+        entrypoint_memory_bytes=request.entrypoint_memory_bytes,
+        entrypoint_resources=dict(request.entrypoint_resources),
+        stop=desired.stop,
+        gang=[
+            worker_pb2.NodeSeen(member_id=node.member_id, gpus=node.gpus, cpus=node.cpus)
+            for node in desired.gang
+        ],
+        log_offset=log_offsets.get(desired.attempt.attempt_id, 0),
+    )
+
+
+def lease_to(lease: Lease) -> worker_pb2.DesiredLease:
+    """A lease as its worker is told of it."""
+    return worker_pb2.DesiredLease(
+        lease_id=lease.lease_id,
+        attempt_id=lease.attempt_id,
+        job_id=lease.job_id,
+        device_ids=lease.device_ids,
+        member_id=lease.member_id,
+        next_sequence=lease.next_sequence,
+        stated_offset_ms=lease.stated_offset_ms,
+    )
+
+
+def timestamp(at_ms: int | None) -> Timestamp | None:
+    """Control time as protobuf has it; None stays unset."""
+    if at_ms is None:
+        return None
+    return Timestamp(seconds=at_ms // 1000, nanos=at_ms % 1000 * 1_000_000)

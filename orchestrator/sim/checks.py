@@ -1,0 +1,140 @@
+"""What must hold: during every run after every commit and on every machine, and at its end."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from orchestrator.core.clusters import MemberPhase
+from orchestrator.core.jobs import AttemptPhase, JobStatus, Outcome
+from orchestrator.receipts import dsse
+from orchestrator.receipts.receipt import PAYLOAD_TYPE, Receipt, parse_receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from orchestrator.core.state import Policies, State
+    from orchestrator.sim.memory import MemoryLedger, MemoryStore
+    from orchestrator.sim.ray import Machine, SimRay
+
+UNNOTICED_MS = 2_500
+"""A node's end is seen at the agent's next look, once a second, and reported over a slow link."""
+
+
+class ViolationError(AssertionError):
+    """An invariant does not hold."""
+
+
+def require(holds: bool, what: str) -> None:  # noqa: FBT001 - reads as a sentence
+    """Raise ViolationError unless it holds."""
+    if not holds:
+        raise ViolationError(what)
+
+
+def check_state(state: State) -> None:
+    """After each commit: no device in two members, gangs whole, one running attempt a cluster, no time from nowhere."""
+    for worker_id, member_ids in state.members_on.items():
+        held: dict[str, str] = {}
+        slots: dict[int, str] = {}
+        for member_id in member_ids:
+            member = state.members[member_id]
+            for device_id in member.device_ids:
+                other = held.setdefault(device_id, member_id)
+                require(
+                    other == member_id, f"device {device_id} of {worker_id} is in {other} and {member_id}"
+                )
+            other = slots.setdefault(member.slot, member_id)
+            require(other == member_id, f"slot {member.slot} of {worker_id} is in {other} and {member_id}")
+    for cluster_id, attempt_id in state.attempt_in.items():
+        attempt = state.attempts[attempt_id]
+        job = state.jobs[attempt.job_id]
+        require(job.attempt_id == attempt_id, f"{attempt_id} is open but {job.attempt_id} counts")
+        if attempt.phase is AttemptPhase.RUNNING:
+            members = state.cluster_members(state.clusters[cluster_id])
+            devices = sum(len(member.device_ids) for member in members)
+            wanted = job.request.requirements.device_count
+            require(devices == wanted, f"{attempt_id} runs on {devices} of {wanted} devices")
+            up = all(member.phase in (MemberPhase.UP, MemberPhase.STOPPING) for member in members)
+            require(up, f"{attempt_id} runs while a member is not up")
+
+
+def check_machines(machines: Iterable[Machine], devices: Mapping[str, tuple[str, ...]]) -> None:
+    """No more GPUs in live nodes than the machine has: a device given twice would show as one too many."""
+    for machine in machines:
+        used = sum(node.gpus for node in machine.alive())
+        owned = len(devices[machine.name])
+        require(used <= owned, f"{machine.name} has {owned} GPUs and runs nodes with {used}")
+
+
+def check_gangs(ray: SimRay, state: State) -> None:
+    """No driver ever began on less than its gang."""
+    for attempt_id, gpus in ray.submissions:
+        attempt = next((one for one in state.attempts.values() if one.attempt_id == attempt_id), None)
+        require(attempt is not None, f"Ray ran {attempt_id}, which was never decided")
+        if attempt is not None and attempt.job_id in state.jobs:
+            wanted = state.jobs[attempt.job_id].request.requirements.gpus
+            node_lost = attempt.outcome is Outcome.GROUND
+            require(gpus >= wanted or node_lost, f"{attempt_id} began on {gpus} of {wanted} GPUs")
+
+
+def check_store(store: MemoryStore, policies: Policies, state: State) -> None:
+    """Rows as loaded, events as replayed and the state in memory are one."""
+    loaded, replayed = store.load(policies), store.replay(policies)
+    require(loaded.rows() == replayed.rows(), "rows as loaded differ from the log as replayed")
+    require(loaded.rows() == state.rows(), "rows as loaded differ from the state in memory")
+    require(loaded.version == replayed.version == state.version, "versions differ")
+
+
+def check_jobs(state: State, acknowledged: Mapping[str, str], ray: SimRay) -> None:
+    """Every acknowledged job is there and has ended, and its end is that of the attempt that counts."""
+    for submission_id, job_id in acknowledged.items():
+        job = state.jobs.get(job_id)  # type: ignore[call-overload]  # ids are plain text outside core
+        require(job is not None, f"{submission_id} was acknowledged as {job_id} and is gone")
+        require(job.status.terminal, f"{submission_id} has not ended: {job.status} {job.message}")
+        driver = ray.drivers.get(job.attempt_id or "")
+        if job.status is JobStatus.SUCCEEDED:
+            came_to = driver.status if driver is not None else "never ran"
+            require(came_to == "SUCCEEDED", f"{submission_id} succeeded but its driver {came_to}")
+    done: dict[str, list[str]] = defaultdict(list)
+    for attempt in state.attempts.values():
+        if attempt.outcome is Outcome.SUCCEEDED:
+            done[attempt.job_id].append(attempt.attempt_id)
+    for job_id, attempts in done.items():
+        require(len(attempts) == 1, f"{job_id} succeeded {len(attempts)} times: {attempts}")
+
+
+def receipts_of(ledger: MemoryLedger, public_key: bytes, key_id: str) -> list[Receipt]:
+    """What the ledger was given, verified again."""
+    keys = {key_id: public_key}
+    return [parse_receipt(dsse.open_envelope(one, PAYLOAD_TYPE, keys)) for one in ledger.envelopes.values()]
+
+
+def check_money(
+    state: State, ledger: MemoryLedger, receipts: list[Receipt], held_ms: Mapping[str, int]
+) -> None:
+    """Nothing paid twice, nothing paid that was not held, books equal receipts.
+
+    ``held_ms`` is for how long each member's node really ran.
+    """
+    require(not state.unsigned, f"{len(state.unsigned)} receipts were never signed")
+    require(not state.unposted, f"{len(state.unposted)} receipts were never posted")
+    require({one.receipt_id for one in receipts} == set(state.receipts), "the books and the receipts differ")
+    posted = sum(transfer.amount for transfer in ledger.transfers.values())
+    require(posted == sum(one.billed_ms for one in receipts), "postings do not add up to the receipts")
+    intervals: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    billed: dict[str, int] = defaultdict(int)
+    for receipt in receipts:
+        lease = state.leases[receipt.lease_id]  # type: ignore[index]  # ids are plain text outside core
+        require(lease.ended_ms is not None, f"{lease.lease_id} never ended")
+        inside = lease.started_ms <= receipt.start_ms <= receipt.end_ms <= (lease.ended_ms or 0)
+        require(inside, f"{receipt.receipt_id} lies outside its lease")
+        for device_id in receipt.device_ids:
+            intervals[device_id].append((receipt.start_ms, receipt.end_ms, receipt.receipt_id))
+        billed[lease.member_id] += receipt.end_ms - receipt.start_ms
+    for device_id, spans in intervals.items():
+        spans.sort()
+        for (_, end_ms, one), (start_ms, _, other) in zip(spans, spans[1:], strict=False):
+            require(end_ms <= start_ms, f"{device_id} is paid twice, by {one} and {other}")
+    for member_id, billed_ms in billed.items():
+        ran_ms = held_ms.get(member_id, 0)
+        require(billed_ms <= ran_ms + UNNOTICED_MS, f"{member_id} ran {ran_ms} ms and is paid {billed_ms} ms")

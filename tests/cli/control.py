@@ -1,0 +1,239 @@
+"""A control plane of canned answers behind a real gRPC server, for the command line to talk to."""
+
+# ruff: noqa: N802 -- gRPC calls methods by the names of the protos
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from orchestrator.api.v1 import common_pb2, jobs_pb2, ledger_pb2, operator_pb2
+from orchestrator.api.v1.jobs_pb2_grpc import JobsServiceServicer
+from orchestrator.api.v1.ledger_pb2_grpc import LedgerServiceServicer
+from orchestrator.api.v1.operator_pb2_grpc import OperatorServiceServicer
+from tests.receipts.samples import CONTROL_PUBLIC, make_bundle
+
+ADMIN = "adm_secret-of-the-operator"
+TENANT = "tnt_secret-of-a-tenant"
+HOSTILE_NAME = "lab\x1b[31m[bold]\nsecond"
+SECRET = "sup_fresh-secret"
+LOG = b"epoch 1\n\x00\xff binary\nepoch 2\n"
+
+
+def worker() -> operator_pb2.Worker:
+    device = common_pb2.Device(
+        device_id="dev_1",
+        kind=common_pb2.DEVICE_KIND_GPU,
+        model="RTX4090",
+        memory_bytes=24 << 30,
+        simulated=True,
+    )
+    inventory = common_pb2.Inventory(
+        hardware_class=common_pb2.HARDWARE_CLASS_CONSUMER, devices=[device], slots=1, isolation="none"
+    )
+    return operator_pb2.Worker(
+        worker_id="wrk_1",
+        name="attic",
+        supplier_id="sup_1",
+        supplier_name="north",
+        inventory=inventory,
+        liveness="live",
+        connected=True,
+        devices_held=1,
+        joined_at=Timestamp(seconds=1_700_000_000),
+    )
+
+
+def job() -> jobs_pb2.Job:
+    member = jobs_pb2.AttemptMember(
+        member_id="clu_1-1",
+        worker_id="wrk_1",
+        worker_name="attic",
+        supplier_id="sup_1",
+        role="member",
+        device_ids=["dev_1"],
+        simulated=True,
+    )
+    attempt = jobs_pb2.Attempt(
+        attempt_id="job_1-1",
+        number=1,
+        cluster_id="clu_1",
+        phase="running",
+        explanation=["attic: 1 of 1 devices free", "chosen over cellar: nearer"],
+        members=[member],
+    )
+    return jobs_pb2.Job(
+        job_id="job_1",
+        tenant_id="ten_1",
+        submission_id="raysubmit_1",
+        status=jobs_pb2.JOB_STATUS_RUNNING,
+        message="running on 1 member",
+        entrypoint="python train.py",
+        attempts=[attempt],
+    )
+
+
+class FakeOperator(OperatorServiceServicer):
+    """Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.created: list[operator_pb2.CreateTokenRequest] = []
+        self.tenants: list[operator_pb2.CreateTenantRequest] = []
+
+    def GetStatus(self, request: Any, context: Any) -> operator_pb2.GetStatusResponse:
+        return operator_pb2.GetStatusResponse(
+            network_id="net_1",
+            version="0.1.0",
+            term=3,
+            workers_by_liveness={"live": 2, "lost": 1},
+            receipts=7,
+            isolation="none",
+            receipt_public_key=CONTROL_PUBLIC.hex(),
+        )
+
+    def CreateTenant(
+        self, request: operator_pb2.CreateTenantRequest, context: Any
+    ) -> operator_pb2.CreateTenantResponse:
+        self.tenants.append(request)
+        if request.name == "taken":
+            context.abort(
+                grpc.StatusCode.ALREADY_EXISTS, "name: a tenant 'taken' exists; choose another name"
+            )
+        return operator_pb2.CreateTenantResponse(
+            tenant=operator_pb2.Tenant(tenant_id="ten_1", name=request.name)
+        )
+
+    def ListTenants(self, request: Any, context: Any) -> operator_pb2.ListTenantsResponse:
+        return operator_pb2.ListTenantsResponse(
+            tenants=[operator_pb2.Tenant(tenant_id="ten_1", name=HOSTILE_NAME)]
+        )
+
+    def CreateToken(
+        self, request: operator_pb2.CreateTokenRequest, context: Any
+    ) -> operator_pb2.CreateTokenResponse:
+        self.created.append(request)
+        token = operator_pb2.Token(token_id="tok_1", role=request.role, subject_id="sup_1", state="live")
+        return operator_pb2.CreateTokenResponse(token=token, secret=SECRET)
+
+    def ListTokens(self, request: Any, context: Any) -> operator_pb2.ListTokensResponse:
+        return operator_pb2.ListTokensResponse()
+
+    def RevokeToken(
+        self, request: operator_pb2.RevokeTokenRequest, context: Any
+    ) -> operator_pb2.RevokeTokenResponse:
+        token = operator_pb2.Token(token_id=request.token_id, state="revoked")
+        return operator_pb2.RevokeTokenResponse(token=token)
+
+    def ListWorkers(self, request: Any, context: Any) -> operator_pb2.ListWorkersResponse:
+        return operator_pb2.ListWorkersResponse(workers=[worker()])
+
+    def LeaveWorker(
+        self, request: operator_pb2.LeaveWorkerRequest, context: Any
+    ) -> operator_pb2.LeaveWorkerResponse:
+        if request.worker != "attic":
+            context.abort(
+                grpc.StatusCode.NOT_FOUND, f"no worker {request.worker!r}; list them to see the right name"
+            )
+        leaving = worker()
+        leaving.draining = True
+        return operator_pb2.LeaveWorkerResponse(worker=leaving)
+
+    def ListClusters(self, request: Any, context: Any) -> operator_pb2.ListClustersResponse:
+        return operator_pb2.ListClustersResponse(clusters=[self.cluster()])
+
+    def GetCluster(self, request: Any, context: Any) -> operator_pb2.GetClusterResponse:
+        return operator_pb2.GetClusterResponse(cluster=self.cluster())
+
+    def ListReceipts(self, request: Any, context: Any) -> operator_pb2.ListReceiptsResponse:
+        receipt = operator_pb2.Receipt(receipt_id="rct_1", job_id="job_1", billed_ms=61_005, state="posted")
+        return operator_pb2.ListReceiptsResponse(receipts=[receipt])
+
+    def GetReceipt(self, request: Any, context: Any) -> operator_pb2.GetReceiptResponse:
+        return operator_pb2.GetReceiptResponse(bundle=make_bundle())
+
+    @staticmethod
+    def cluster() -> operator_pb2.Cluster:
+        member = operator_pb2.ClusterMember(member_id="clu_1-1", worker_name="attic", device_ids=["dev_1"])
+        return operator_pb2.Cluster(cluster_id="clu_1", phase="ready", members=[member])
+
+
+class FakeJobs(JobsServiceServicer):
+    """One job, whose log may break off in the middle."""
+
+    def __init__(self) -> None:
+        self.break_after: int | None = None
+        self.hold: Callable[[], None] | None = None
+        self.offsets: list[int] = []
+
+    def ListJobs(self, request: Any, context: Any) -> jobs_pb2.ListJobsResponse:
+        return jobs_pb2.ListJobsResponse(jobs=[job()])
+
+    def GetJob(self, request: jobs_pb2.GetJobRequest, context: Any) -> jobs_pb2.GetJobResponse:
+        if request.job not in ("job_1", "raysubmit_1"):
+            context.abort(
+                grpc.StatusCode.NOT_FOUND, f"no job {request.job!r}; list them to see the right name"
+            )
+        return jobs_pb2.GetJobResponse(job=job())
+
+    def ReadJobLog(
+        self, request: jobs_pb2.ReadJobLogRequest, context: Any
+    ) -> Iterator[jobs_pb2.ReadJobLogResponse]:
+        self.offsets.append(request.offset)
+        end = len(LOG)
+        if self.break_after is not None:
+            end, self.break_after = self.break_after, None
+        for start in range(request.offset, end, 5):
+            yield jobs_pb2.ReadJobLogResponse(offset=start, data=LOG[start : min(start + 5, end)])
+        if end < len(LOG):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+        if self.hold is not None:
+            self.hold()
+
+    def StopJob(self, request: Any, context: Any) -> jobs_pb2.StopJobResponse:
+        return jobs_pb2.StopJobResponse(stopped=True)
+
+
+class FakeLedger(LedgerServiceServicer):
+    """Two accounts that balance."""
+
+    def ListBalances(self, request: Any, context: Any) -> ledger_pb2.ListBalancesResponse:
+        amount = 2**53 + 1
+        return ledger_pb2.ListBalancesResponse(
+            balances=[
+                ledger_pb2.Balance(account_id="supplier:sup_1", asset="gpu_ms:consumer", credits=amount),
+                ledger_pb2.Balance(account_id="tenant:abc", asset="gpu_ms:consumer", debits=amount),
+            ]
+        )
+
+    def PostReceipt(self, request: Any, context: Any) -> ledger_pb2.PostReceiptResponse:
+        raise NotImplementedError
+
+    def ListTransfers(self, request: Any, context: Any) -> ledger_pb2.ListTransfersResponse:
+        raise NotImplementedError
+
+
+class Door(grpc.ServerInterceptor):
+    """Lets the operator in everywhere, a tenant to the jobs, nobody else anywhere."""
+
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        given = dict(details.invocation_metadata).get("authorization", "")
+        if given == f"Bearer {ADMIN}" or (given == f"Bearer {TENANT}" and "JobsService" in details.method):
+            return continuation(details)
+        if given == f"Bearer {TENANT}":
+            return refusing(grpc.StatusCode.PERMISSION_DENIED, "operator only")
+        return refusing(grpc.StatusCode.UNAUTHENTICATED, "unknown token")
+
+
+def refusing(code: grpc.StatusCode, message: str) -> grpc.RpcMethodHandler[Any, Any]:
+    def refuse(request: Any, context: grpc.ServicerContext) -> Any:
+        context.abort(code, message)
+
+    return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+def lines_with(text: str, *words: str) -> Sequence[str]:
+    """Lines of a table that hold all the words."""
+    return [line for line in text.splitlines() if all(word in line for word in words)]
