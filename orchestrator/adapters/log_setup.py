@@ -19,7 +19,7 @@ SECRET_WORDS = ("token", "secret", "authorization", "password", "cookie", "priva
 HARMLESS_ENDINGS = ("_id", "_ids", "_file", "_path", "_sha256")
 """A name or the place of a secret is none."""
 
-SECRET_TEXT = re.compile(r"(?i)(\borch_[a-z]+_|\bbearer\s+|://[^/\s:@]*:)[A-Za-z0-9_.~+/=-]{8,}")
+SECRET_TEXT = re.compile(r"(?i)(\borch_[a-z]+_|\bbearer\s+)[A-Za-z0-9_.~+/=-]{8,}|(://[^/\s:@]*:)[^/\s@]+(?=@)")
 """Tokens of ours by their prefix, anybody's after the word bearer, and a password in a URL."""
 
 DEPTH_MAX = 4
@@ -45,7 +45,7 @@ def _clean(name: str, value: Any, depth: int) -> Any:
         return REDACTED
     match value:
         case str():
-            return SECRET_TEXT.sub(rf"\1{REDACTED}", value)
+            return SECRET_TEXT.sub(rf"\1\2{REDACTED}", value)
         case bool() | int() | float() | None:
             return value
         case dict() if depth:
@@ -53,7 +53,7 @@ def _clean(name: str, value: Any, depth: int) -> Any:
         case list() | tuple() | set() | frozenset() if depth:
             return [_clean("", item, depth - 1) for item in value]
         case _:
-            return SECRET_TEXT.sub(rf"\1{REDACTED}", str(value))
+            return SECRET_TEXT.sub(rf"\1\2{REDACTED}", str(value))
 
 
 def configure_logging(ids: Mapping[str, str], *, pretty: bool, debug: bool = False) -> None:

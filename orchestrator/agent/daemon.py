@@ -1,8 +1,8 @@
 """`orch worker join`: one process that offers this machine until it is told to stop.
 
 The first run makes a key and spends the join token; every later run is the same worker again, also after a
-drain. One interrupt drains. A second one, or a refusal for good, ends this process at once: then the stop files
-of all members are written, so that their keepers end the nodes within seconds rather than at the end of the
+drain. One interrupt drains. A second one, or a refusal for good, ends this process at once: then the stop
+files of all members are written, so that their keepers end the nodes within seconds, not at the end of the
 lease. Each keeper records when its node ended, so the next run states what was held until then.
 """
 
@@ -71,7 +71,7 @@ PACKAGES_DIR = "packages"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfig:
-    """What was asked for. ``cpus`` None means all of them; an empty ``hardware_class`` that of the devices."""
+    """What was asked for. ``cpus`` None means all, an empty ``hardware_class`` that of the devices."""
 
     control_plane: str
     data_dir: Path

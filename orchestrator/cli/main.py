@@ -13,6 +13,7 @@ import typer
 from orchestrator.cli import cluster, job, ledger, receipt, tenant, token, worker
 from orchestrator.cli.errors import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_USAGE, CliError
 from orchestrator.cli.output import clean
+from orchestrator.cli.serve import serve
 from orchestrator.cli.status import status
 from orchestrator.core.errors import RefusalCode, RefusedError
 
@@ -26,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(serve)
 app.command()(status)
 app.add_typer(worker.app, name="worker")
 app.add_typer(tenant.app, name="tenant")

@@ -1,0 +1,290 @@
+"""The composition root of the control plane: everything opened, wired, served, and closed again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import grpc.aio
+import structlog
+
+from orchestrator.adapters import clock
+from orchestrator.adapters.database import DatabaseError
+from orchestrator.adapters.files import OWNER_ONLY, make_folder, write_whole
+from orchestrator.adapters.keys import ADMIN_FILE, KeyFileError, Keys
+from orchestrator.adapters.log_files import LogFiles
+from orchestrator.adapters.metrics import Metrics, MetricsServer
+from orchestrator.adapters.packages import PackageStore
+from orchestrator.adapters.store import SqlStore
+from orchestrator.api.v1 import ledger_pb2, ledger_pb2_grpc
+from orchestrator.cli.errors import EXIT_INTERRUPTED, CliError, usage_error
+from orchestrator.cli.serve_settings import Address, ServeSettings, listen_address
+from orchestrator.control.app import ControlPlane, Parts
+from orchestrator.control.services.operator import Addresses
+from orchestrator.gateway.app import Gateway, start_gateway
+from orchestrator.gateway.config import GatewayConfig
+from orchestrator.ledger.port import LedgerError, LedgerPort
+from orchestrator.ledger.service import Ledger, LedgerServicer
+from orchestrator.ledger.store import open_store
+from orchestrator.receipts import dsse, ids
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+LOCK_FILE = "lock"
+ENDPOINTS_FILE = "endpoints.json"
+DISTRIBUTION = "ray-gpu-orchestrator"
+
+GRACE_S = 1.0
+"""For calls that are about to be answered; sessions and tails never end by themselves."""
+
+STOP_S = 10.0
+"""Past it the process goes as it is: what was acknowledged is durable anyway."""
+
+LEDGER_SERVICE = str(ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"].full_name)
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Where to listen."""
+
+    listen: Address
+    gateway: Address
+    metrics: Address
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """Everything that was opened, in the order in which it is used."""
+
+    settings: ServeSettings
+    folder: Path
+    doors: Doors
+    keys: Keys
+    metrics: Metrics
+    ledger: Ledger
+    parts: Parts
+
+
+class EmbeddedDesk:
+    """The ledger of this process as the outbox sees it."""
+
+    def __init__(self, ledger: LedgerPort) -> None:
+        self._ledger = ledger
+
+    async def post(self, envelope: bytes) -> str:
+        """The transfer that booked the receipt; OSError where it was not, which the outbox tries again."""
+        try:
+            return (await self._ledger.post_receipt(envelope)).transfer_id
+        except LedgerError as error:
+            raise OSError(str(error)) from error
+
+
+def run_control_plane(settings: ServeSettings) -> None:
+    """Open everything and serve until told to stop. Raises CliError."""
+    doors = Doors(
+        *(
+            listen_address(name, getattr(settings, name), insecure_lab=settings.insecure_lab)
+            for name in ("listen", "gateway", "metrics")
+        )
+    )
+    with opened(settings, doors) as house:
+        asyncio.run(serve_house(house))
+
+
+# ---------------------------------------------------------------- opening
+
+
+@contextlib.contextmanager
+def opened(settings: ServeSettings, doors: Doors) -> Iterator[House]:
+    """Everything on disk, closed again in the end. Raises a usage error for what cannot be used."""
+    folder = settings.data_dir.expanduser().absolute()
+    with contextlib.ExitStack() as closing:
+        try:
+            make_folder(folder)
+            closing.enter_context(_locked(folder))
+            house = _open(settings, doors, folder, closing)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise usage_error(f"--data-dir: cannot use {error.filename or folder}: {reason}") from None
+        except (DatabaseError, KeyFileError, LedgerError) as error:
+            raise usage_error(" ".join(str(error).split())) from None
+        yield house
+
+
+def _open(settings: ServeSettings, doors: Doors, folder: Path, closing: contextlib.ExitStack) -> House:
+    keys = Keys(folder)
+    url = settings.database_url
+    store = SqlStore(url.get_secret_value() if url is not None else f"sqlite:///{folder / 'control.db'}")
+    closing.callback(store.close)
+    state = store.load(settings.policies)
+    books = open_store(f"sqlite:///{folder / 'ledger.db'}")
+    closing.callback(books.close)
+    public_key = dsse.public_bytes(keys.receipt_key)
+    ledger = Ledger(books, {ids.key_id(public_key): public_key})
+    closing.callback(ledger.close)
+    log_files = LogFiles(folder / "logs")
+    closing.callback(log_files.close)
+    packages = PackageStore(folder / "packages")
+    closing.callback(packages.close)
+    metrics = Metrics()
+    parts = Parts(
+        state=state,
+        store=store,
+        clock=clock.SystemClock(),
+        log_files=log_files,
+        packages=packages,
+        secrets=keys,
+        ledger=EmbeddedDesk(ledger),
+        observer=metrics,
+        new_id=clock.new_id,
+        new_secret=clock.new_secret,
+        random_bytes=clock.random_bytes,
+    )
+    return House(settings, folder, doors, keys, metrics, ledger, parts)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Two control planes on one data directory would each overwrite what the other decided."""
+    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, OWNER_ONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise usage_error(
+                f"--data-dir: another `orch serve` is using {folder}; stop it, or name another directory"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------- serving
+
+
+async def serve_house(house: House) -> None:
+    """Serve until a signal, or until a part fails. Raises CliError."""
+    stopping = _stop_on_signals()
+    plane = ControlPlane(house.parts)
+    async with contextlib.AsyncExitStack() as closing:
+        closing.push_async_callback(_in_time, plane.stop, "control")
+        try:
+            term = await plane.start()
+            network_id = await plane.loop.read(lambda state: state.control.network_id)
+            structlog.contextvars.bind_contextvars(network_id=network_id, term=term)
+            await _open_doors(house, plane, closing)
+            await _until_stopped(plane, stopping)
+        except (DatabaseError, LedgerError) as error:
+            raise CliError(f"the control plane had to stop: {error}; start `orch serve` again") from error
+        log.info("stopping")
+
+
+def _stop_on_signals() -> asyncio.Event:
+    stopping = asyncio.Event()
+
+    def on_signal() -> None:
+        if stopping.is_set():
+            os._exit(EXIT_INTERRUPTED)
+        stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, on_signal)
+    return stopping
+
+
+async def _until_stopped(plane: ControlPlane, stopping: asyncio.Event) -> None:
+    failing = asyncio.create_task(plane.failure())
+    asked = asyncio.create_task(stopping.wait())
+    await asyncio.wait((failing, asked), return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if failing.done():
+        failing.result()
+    failing.cancel()
+
+
+async def _open_doors(house: House, plane: ControlPlane, closing: contextlib.AsyncExitStack) -> None:
+    """Listen at all three doors and say where they are."""
+    gateway = await _taken("gateway", house.doors.gateway, _start_gateway(house, plane))
+    closing.push_async_callback(_in_time, gateway.close, "gateway")
+    gateway_url = f"http://{house.doors.gateway.with_port(gateway.port)}"
+    exporter = MetricsServer(house.metrics, plane.measure)
+    at = house.doors.metrics
+    metrics_port = await _taken("metrics", at, exporter.start(at.host, at.port))
+    closing.push_async_callback(_in_time, exporter.close, "metrics")
+    metrics_url = f"http://{at.with_port(metrics_port)}/metrics"
+    addresses = Addresses(
+        version(DISTRIBUTION), gateway_url, metrics_url, dsse.public_bytes(house.keys.receipt_key)
+    )
+    server = await plane.server(addresses, operators_only=(LEDGER_SERVICE,))
+    ledger_pb2_grpc.add_LedgerServiceServicer_to_server(LedgerServicer(house.ledger), server)
+    port = _bind(server, house.doors.listen)
+    await server.start()
+    closing.push_async_callback(_in_time, partial(server.stop, GRACE_S), "grpc")
+    endpoints = {
+        "grpc": house.doors.listen.with_port(port),
+        "gateway": gateway_url,
+        "metrics": metrics_url,
+        "admin_token_file": str(house.folder / ADMIN_FILE),
+        "pid": os.getpid(),
+    }
+    write_whole(house.folder / ENDPOINTS_FILE, (json.dumps(endpoints, indent=2) + "\n").encode())
+    log.info("serving", data_dir=str(house.folder), **{name: endpoints[name] for name in list(endpoints)[:4]})
+    log.info(
+        "next",
+        operator="`orch status`, `orch tenant create NAME`, `orch token create --role tenant --subject NAME`",
+        tenant=f"RAY_ADDRESS={gateway_url} RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... ray job submit",
+        supplier="`orch token create --role supplier --subject NAME`, then `orch worker join` there",
+    )
+
+
+async def _start_gateway(house: House, plane: ControlPlane) -> Gateway:
+    known = GatewayConfig()
+    config = GatewayConfig(
+        allowed_hosts=known.allowed_hosts | {name.lower() for name in house.settings.gateway_names},
+        observer=house.metrics.request,
+    )
+    at = house.doors.gateway
+    return await start_gateway(plane.jobs, config, host=at.host, port=at.port)
+
+
+def _bind(server: grpc.aio.Server, at: Address) -> int:
+    try:
+        return server.add_insecure_port(at.with_port(at.port))
+    except RuntimeError:
+        _refuse("listen", at)
+
+
+async def _taken(name: str, at: Address, starting: Awaitable[T]) -> T:
+    """Start a listener; one line where its address cannot be had."""
+    try:
+        return await starting
+    except OSError:
+        _refuse(name, at)
+
+
+def _refuse(name: str, at: Address) -> NoReturn:
+    raise usage_error(
+        f"--{name}: cannot listen on {at.with_port(at.port)}: it is in use, or not this machine's;"
+        " stop what uses it, or choose another port"
+    )
+
+
+async def _in_time(close: Callable[[], Awaitable[object]], name: str) -> None:
+    """Wait for a part to close, but not for ever."""
+    try:
+        async with asyncio.timeout(STOP_S):
+            await close()
+    except TimeoutError:
+        log.warning("closed_by_force", part=name)

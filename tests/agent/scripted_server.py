@@ -1,0 +1,143 @@
+"""A real grpc.aio server on loopback that plays the control plane's side by a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from orchestrator.api.v1 import logs_pb2, telemetry_pb2, worker_pb2
+from orchestrator.api.v1.logs_pb2_grpc import LogsServiceServicer, add_LogsServiceServicer_to_server
+from orchestrator.api.v1.telemetry_pb2_grpc import (
+    TelemetryServiceServicer,
+    add_TelemetryServiceServicer_to_server,
+)
+from orchestrator.api.v1.worker_pb2_grpc import (
+    EnrolServiceServicer,
+    WorkerServiceServicer,
+    add_EnrolServiceServicer_to_server,
+    add_WorkerServiceServicer_to_server,
+)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+PART_BYTES = 600
+
+
+class ScriptedServer(
+    EnrolServiceServicer, WorkerServiceServicer, LogsServiceServicer, TelemetryServiceServicer
+):
+    """Every service an agent calls. What it does is set by plain attributes; what it saw is kept in others."""
+
+    def __init__(self) -> None:
+        self.refuse: tuple[grpc.StatusCode, str] | None = None
+        self.mute = False
+        self.confused = False
+        self.package = b""
+        self.break_after: int | None = None
+        self.drains = False
+        """Play a session to its end: welcome, an empty list, and a farewell once all is given back."""
+        self.calls: list[tuple[str, str]] = []
+        self.stored: dict[str, bytes] = {}
+        self.samples: list[telemetry_pb2.ReportRequest] = []
+        self.joins: list[worker_pb2.JoinRequest] = []
+        self.hellos: list[worker_pb2.Hello] = []
+        self.address = ""
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        self._server = grpc.aio.server()
+        for add in (
+            add_EnrolServiceServicer_to_server,
+            add_WorkerServiceServicer_to_server,
+            add_LogsServiceServicer_to_server,
+            add_TelemetryServiceServicer_to_server,
+        ):
+            add(self, self._server)
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        await self._server.start()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(None)
+
+    def tokens_of(self, method: str) -> list[str]:
+        return [token for name, token in self.calls if name == method]
+
+    async def _enter(self, method: str, context: Context) -> None:
+        metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
+        self.calls.append((method, metadata.get("authorization", "")))
+        if self.refuse is not None:
+            await context.abort(*self.refuse)
+
+    async def Join(  # type: ignore[override]  # the generated base also allows the blocking form
+        self, request: worker_pb2.JoinRequest, context: Context
+    ) -> worker_pb2.JoinResponse:
+        await self._enter("Join", context)
+        self.joins.append(request)
+        return worker_pb2.JoinResponse(worker_id="wk_1", supplier_id="sup_1", network_id="net_1")
+
+    async def Session(  # type: ignore[override]  # the generated base also allows the blocking form
+        self, request_iterator: AsyncIterator[worker_pb2.SessionRequest], context: Context
+    ) -> AsyncIterator[worker_pb2.SessionResponse]:
+        await self._enter("Session", context)
+        yield worker_pb2.SessionResponse(challenge=worker_pb2.Challenge(nonce=b"nonce"))
+        async for request in request_iterator:
+            match request.WhichOneof("message"):
+                case "hello":
+                    self.hellos.append(request.hello)
+                    welcome = worker_pb2.Welcome(
+                        term=1,
+                        heartbeat_interval_ms=50,
+                        lease_ttl_ms=60_000,
+                        statement_interval_ms=60_000,
+                        session_token="secret-1",
+                        network_id="net_1",
+                    )
+                    yield worker_pb2.SessionResponse(welcome=welcome)
+                    yield worker_pb2.SessionResponse(desired=worker_pb2.Desired(term=1, version=1))
+                case "heartbeat":
+                    ack = worker_pb2.HeartbeatAck(sequence=request.heartbeat.sequence)
+                    yield worker_pb2.SessionResponse(heartbeat_ack=ack)
+                case "leaving" if not self.drains:
+                    return
+                case "leaving" if request.leaving.stage == worker_pb2.LEAVING_STAGE_DONE:
+                    yield worker_pb2.SessionResponse(farewell=worker_pb2.Farewell(reason="left", retry=True))
+                    return
+                case _:
+                    pass
+
+    async def FetchPackage(  # type: ignore[override]  # the generated base also allows the blocking form
+        self, request: worker_pb2.FetchPackageRequest, context: Context
+    ) -> AsyncIterator[worker_pb2.FetchPackageResponse]:
+        await self._enter("FetchPackage", context)
+        for number, start in enumerate(range(0, len(self.package), PART_BYTES)):
+            if number == self.break_after:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "it broke off")
+            yield worker_pb2.FetchPackageResponse(data=self.package[start : start + PART_BYTES])
+
+    async def ShipLogs(  # type: ignore[override]  # the generated base also allows the blocking form
+        self, request_iterator: AsyncIterator[logs_pb2.ShipLogsRequest], context: Context
+    ) -> AsyncIterator[logs_pb2.ShipLogsResponse]:
+        await self._enter("ShipLogs", context)
+        async for request in request_iterator:
+            if self.mute:
+                await asyncio.Event().wait()
+            kept = self.stored.get(request.attempt_id, b"")[: request.offset] + request.data
+            self.stored[request.attempt_id] = kept
+            yield logs_pb2.ShipLogsResponse(
+                attempt_id="a-other" if self.confused else request.attempt_id,
+                acknowledged_offset=len(kept),
+                complete=request.final,
+            )
+
+    async def Report(  # type: ignore[override]  # the generated base also allows the blocking form
+        self, request_iterator: AsyncIterator[telemetry_pb2.ReportRequest], context: Context
+    ) -> telemetry_pb2.ReportResponse:
+        await self._enter("Report", context)
+        async for request in request_iterator:
+            self.samples.append(request)
+        return telemetry_pb2.ReportResponse(samples=len(self.samples))

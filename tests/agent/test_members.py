@@ -1,0 +1,184 @@
+"""Members: converging on a list, devices never shared, and what an agent's restart finds."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.agent.members import Members
+from orchestrator.api.v1 import worker_pb2
+from tests.agent.fakes import HOST, FakeNodes, desired_member, settled
+
+SOON_MS = 2_000_000
+
+
+@pytest.fixture
+async def nodes() -> FakeNodes:
+    return FakeNodes()
+
+
+@pytest.fixture
+async def members(nodes: FakeNodes) -> Members:
+    made = Members(nodes, 2, frozenset({"d0", "d1"}))
+    made.renew(SOON_MS)
+    return made
+
+
+async def converge(members: Members, rounds: int = 4) -> None:
+    for _ in range(rounds):
+        members.observe()
+        members.converge()
+        await settled()
+    members.observe()
+
+
+def phase_of(members: Members, member_id: str) -> int:
+    return next(report.phase for report in members.report() if report.member_id == member_id)
+
+
+async def test_members_prepare_stage_takes_ports_and_starts_nothing(
+    members: Members, nodes: FakeNodes
+) -> None:
+    members.want([desired_member("m-0", "d0", stage=worker_pb2.MEMBER_STAGE_PREPARE)])
+    await converge(members)
+    assert nodes.calls == [("prepare", "m-0")]
+    (report,) = members.report()
+    assert report.phase == worker_pb2.MEMBER_PHASE_PREPARED
+    assert (report.address.host_id, dict(report.address.ports)) == (HOST, {"gcs": 7})
+
+
+async def test_members_run_stage_starts_once_and_reports_up_with_its_address(
+    members: Members, nodes: FakeNodes
+) -> None:
+    members.want([desired_member("m-0", "d0")])
+    await converge(members)
+    nodes.come_up("m-0")
+    await converge(members)
+    assert nodes.calls == [("prepare", "m-0"), ("start", "m-0")]
+    assert nodes.deadlines_ms["m-0"] == SOON_MS
+    (report,) = members.report()
+    assert report.phase == worker_pb2.MEMBER_PHASE_UP
+    assert report.address.gcs_address == "10.0.0.1:1"
+    assert report.fence.term == 1
+
+
+async def test_members_member_role_is_started_with_the_heads_address(
+    members: Members, nodes: FakeNodes
+) -> None:
+    head = worker_pb2.NodeAddress(gcs_address="10.0.0.9:1", host_id="h", temp_dir="/t")
+    members.want([desired_member("m-1", "d0", role=worker_pb2.MEMBER_ROLE_MEMBER, head=head)])
+    await converge(members)
+    given = nodes.heads["m-1"]
+    assert given is not None
+    assert (given.gcs_address, given.host_id, given.temp_dir) == ("10.0.0.9:1", "h", "/t")
+
+
+async def test_members_before_any_acknowledged_heartbeat_nothing_starts(nodes: FakeNodes) -> None:
+    members = Members(nodes, 2, frozenset())
+    members.want([desired_member("m-0")])
+    await converge(members)
+    assert nodes.calls == [("prepare", "m-0")]
+    members.renew(SOON_MS)
+    await converge(members)
+    assert ("start", "m-0") in nodes.calls
+
+
+async def test_members_after_await_renewal_nothing_starts_on_an_old_deadline(
+    members: Members, nodes: FakeNodes
+) -> None:
+    members.await_renewal()
+    members.want([desired_member("m-0")])
+    await converge(members)
+    assert ("start", "m-0") not in nodes.calls
+
+
+async def test_members_device_of_one_still_stopping_waits_until_it_is_gone(
+    members: Members, nodes: FakeNodes
+) -> None:
+    members.want([desired_member("m-0", "d0")])
+    await converge(members)
+    nodes.come_up("m-0")
+    nodes.may_stop.clear()
+    members.want([desired_member("m-1", "d0"), desired_member("m-2", "d1")])
+    await converge(members)
+    assert ("prepare", "m-1") not in nodes.calls
+    assert ("start", "m-2") in nodes.calls
+    assert phase_of(members, "m-0") == worker_pb2.MEMBER_PHASE_STOPPING
+    nodes.may_stop.set()
+    await converge(members)
+    assert nodes.calls.index(("stop", "m-0")) < nodes.calls.index(("prepare", "m-1"))
+    assert ("start", "m-1") in nodes.calls
+
+
+async def test_members_after_a_restart_unwanted_nodes_hold_every_device_until_gone(
+    nodes: FakeNodes,
+) -> None:
+    nodes.come_up("old")
+    nodes.may_stop.clear()
+    members = Members(nodes, 2, frozenset({"d0"}))
+    members.renew(SOON_MS)
+    members.want([desired_member("new", "d0")])
+    await converge(members)
+    assert nodes.calls == [("stop", "old")]
+    nodes.may_stop.set()
+    await converge(members)
+    assert nodes.calls[1:] == [("prepare", "new"), ("start", "new")]
+
+
+async def test_members_after_a_restart_a_running_node_is_adopted_with_its_ports(nodes: FakeNodes) -> None:
+    nodes.come_up("m-0")
+    members = Members(nodes, 2, frozenset({"d0"}))
+    members.want([desired_member("m-0", "d0")])
+    members.observe()
+    assert not members.report()[0].HasField("address")
+    await converge(members)
+    assert nodes.calls == [("prepare", "m-0")]
+    assert members.report()[0].address.host_id == HOST
+
+
+async def test_members_after_a_restart_with_other_settings_what_runs_is_kept(nodes: FakeNodes) -> None:
+    nodes.come_up("m-0")
+    nodes.prepare_error = ValueError("already prepared with other properties")
+    members = Members(nodes, 4, frozenset({"d0"}))
+    members.want([desired_member("m-0", "d0")])
+    await converge(members)
+    assert phase_of(members, "m-0") == worker_pb2.MEMBER_PHASE_UP
+
+
+async def test_members_failed_preparation_is_reported_and_not_tried_again(
+    members: Members, nodes: FakeNodes
+) -> None:
+    nodes.prepare_error = RuntimeError("no free port block")
+    members.want([desired_member("m-0", "d0")])
+    await converge(members)
+    assert nodes.calls == [("prepare", "m-0")]
+    (report,) = members.report()
+    assert (report.phase, report.reason) == (worker_pb2.MEMBER_PHASE_FAILED, "no free port block")
+    members.want([])
+    assert members.report() == []
+
+
+async def test_members_renew_moves_wanted_nodes_only_and_survives_one_that_went(
+    members: Members, nodes: FakeNodes
+) -> None:
+    members.want([desired_member("m-0", "d0"), desired_member("m-1", "d1")])
+    await converge(members)
+    nodes.come_up("m-0")
+    nodes.come_up("m-1")
+    nodes.become("stray", "up")
+    members.observe()
+    del nodes.nodes["m-0"]
+    members.renew(SOON_MS + 1)
+    assert nodes.deadlines_ms["m-1"] == SOON_MS + 1
+    assert "stray" not in nodes.deadlines_ms
+
+
+async def test_members_nothing_wanted_ends_everything_and_is_empty(
+    members: Members, nodes: FakeNodes
+) -> None:
+    members.want([desired_member("m-0", "d0")])
+    await converge(members)
+    members.want([])
+    before = members.empty
+    await converge(members)
+    assert (before, members.empty) == (False, True)
+    assert members.report() == []

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.adapters.database import DatabaseUnavailableError
+from orchestrator.adapters.store import Transaction
+from orchestrator.control.app import ControlPlane
+from orchestrator.control.uptime import worker_uptimes
+from orchestrator.core import messages as m
+from orchestrator.core.ids import TenantId
+from tests.control.house import DEADLINE_S, Puppet, house
+
+
+class FullDisk:
+    """A store that fails after some commits."""
+
+    def __init__(self, commits: int) -> None:
+        self._left = commits
+
+    async def commit(self, _transaction: Transaction) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise DatabaseUnavailableError("the disk is full")
+
+
+async def test_start_commit_that_fails_is_raised_and_nobody_waits(tmp_path: Path) -> None:
+    async with house(tmp_path) as built:
+        broken = ControlPlane(replace(built.parts, store=FullDisk(0)))
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises(DatabaseUnavailableError):
+                await broken.start()
+            await broken.stop()
+
+
+async def test_failure_commit_that_fails_later_ends_the_wait(tmp_path: Path) -> None:
+    async with house(tmp_path) as built:
+        # Raising the term is the one commit that a start with a known admin token needs.
+        broken = ControlPlane(replace(built.parts, store=FullDisk(1)))
+        async with asyncio.timeout(DEADLINE_S):
+            await broken.start()
+            submitting = asyncio.create_task(broken.loop.submit(m.CreateTenant(TenantId("ten_x"), "x")))
+            with pytest.raises(DatabaseUnavailableError):
+                await broken.failure()
+            assert not submitting.done(), "an uncommitted command must not be acknowledged"
+            submitting.cancel()
+            await broken.stop()
+
+
+async def test_uptime_each_worker_by_its_standing(tmp_path: Path) -> None:
+    async with house(tmp_path) as built:
+        up, gone = await Puppet.join(built), await Puppet.join(built)
+        await built.plane.loop.submit(m.LeaveWorker(gone.worker_id))
+        (only,) = await built.plane.loop.read(lambda state: worker_uptimes(5.0, state))
+        assert (only.worker_id, only.hardware_class) == (up.worker_id, "consumer")
+        assert (only.expected_s, only.up_s) == (5.0, 5.0)

@@ -1,0 +1,389 @@
+"""The gRPC services as an agent and the command line meet them, over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import zipfile
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]  # ships no types
+
+from orchestrator.api.v1 import (
+    common_pb2,
+    jobs_pb2,
+    jobs_pb2_grpc,
+    logs_pb2,
+    logs_pb2_grpc,
+    operator_pb2,
+    operator_pb2_grpc,
+    telemetry_pb2,
+    telemetry_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
+)
+from orchestrator.control.services.operator import Addresses
+from orchestrator.control.sessions import SESSION_CONTEXT
+from orchestrator.control.wire import inventory_to
+from orchestrator.core.fleet import TokenRole
+from orchestrator.core.ids import AttemptId
+from orchestrator.core.jobs import JobStatus
+from orchestrator.gateway.ports import Submission
+from tests.control.house import DEADLINE_S, House, Puppet, house, inventory
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+@dataclass
+class Served:
+    """A control plane that listens, and a channel to it."""
+
+    house: House
+    channel: grpc.aio.Channel
+
+    @property
+    def admin(self) -> Metadata:
+        return bearer(self.house.keys.admin_token)
+
+    @property
+    def operator(self) -> operator_pb2_grpc.OperatorServiceAsyncStub:
+        return operator_pb2_grpc.OperatorServiceStub(self.channel)
+
+    @property
+    def jobs(self) -> jobs_pb2_grpc.JobsServiceAsyncStub:
+        return jobs_pb2_grpc.JobsServiceStub(self.channel)
+
+
+def bearer(secret: str) -> Metadata:
+    return (("authorization", f"Bearer {secret}"),)
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[Served]:
+    async with house(tmp_path) as built:
+        addresses = Addresses("0.1", "http://gateway", "http://metrics", b"k" * 32)
+        server = await built.plane.server(addresses, operators_only=())
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield Served(built, channel)
+        await server.stop(0)
+
+
+@dataclass
+class Agent:
+    """A scripted agent: a key, a session, and what it was told."""
+
+    served: Served
+    key: Ed25519PrivateKey
+    worker_id: str = ""
+    stream: Any = None
+    token: str = ""
+
+    @property
+    def stub(self) -> worker_pb2_grpc.WorkerServiceAsyncStub:
+        return worker_pb2_grpc.WorkerServiceStub(self.served.channel)
+
+    def join_request(self, token: str) -> worker_pb2.JoinRequest:
+        return worker_pb2.JoinRequest(
+            join_token=token,
+            worker_name="rig-1",
+            statement_public_key=self.key.public_key().public_bytes_raw(),
+            proof=self.key.sign(hashlib.sha256(token.encode()).digest()),
+            inventory=inventory_to(inventory()),
+        )
+
+    async def join(self) -> None:
+        token = await self.served.house.token(TokenRole.SUPPLIER, "anna")
+        enrol = worker_pb2_grpc.EnrolServiceStub(self.served.channel)
+        self.worker_id = (await enrol.Join(self.join_request(token))).worker_id
+
+    async def hello(self, *, forged: bool = False) -> worker_pb2.SessionResponse:
+        """The answer to hello."""
+        self.stream = self.stub.Session()
+        challenge = (await self.stream.read()).challenge
+        key = Ed25519PrivateKey.generate() if forged else self.key
+        signature = key.sign(SESSION_CONTEXT + challenge.nonce + self.worker_id.encode())
+        hello = worker_pb2.Hello(
+            worker_id=self.worker_id, signature=signature, inventory=inventory_to(inventory())
+        )
+        await self.stream.write(worker_pb2.SessionRequest(hello=hello))
+        answer: worker_pb2.SessionResponse = await self.stream.read()
+        self.token = answer.welcome.session_token
+        return answer
+
+
+@pytest.fixture
+def agent(served: Served) -> Agent:
+    return Agent(served, Ed25519PrivateKey.generate())
+
+
+def refused(code: grpc.StatusCode, *words: str) -> pytest.RaisesExc[grpc.aio.AioRpcError]:
+    """A call that ended with this status and a sentence with these words."""
+
+    def check(error: grpc.aio.AioRpcError) -> bool:
+        return error.code() is code and all(word in (error.details() or "") for word in words)
+
+    return pytest.RaisesExc(grpc.aio.AioRpcError, check=check)
+
+
+# ---------------------------------------------------------------- joining and sessions
+
+
+async def test_join_then_session_is_welcomed_and_told_the_whole_list(agent: Agent) -> None:
+    await agent.join()
+    async with asyncio.timeout(DEADLINE_S):
+        answer = await agent.hello()
+        assert answer.welcome.term == 1
+        assert answer.welcome.session_token
+        desired = (await agent.stream.read()).desired
+        assert (desired.term, list(desired.members)) == (1, [])
+        beat = worker_pb2.Heartbeat(sequence=7)
+        await agent.stream.write(worker_pb2.SessionRequest(heartbeat=beat))
+        assert (await agent.stream.read()).heartbeat_ack.sequence == 7
+        listed = await agent.served.operator.ListWorkers(
+            operator_pb2.ListWorkersRequest(), metadata=agent.served.admin
+        )
+    (worker,) = listed.workers
+    assert (worker.worker_id, worker.liveness, worker.connected) == (agent.worker_id, "live", True)
+    assert worker.inventory.devices[0].simulated
+
+
+async def test_join_same_key_and_token_again_is_the_same_worker(agent: Agent) -> None:
+    token = await agent.served.house.token(TokenRole.SUPPLIER, "anna")
+    enrol = worker_pb2_grpc.EnrolServiceStub(agent.served.channel)
+    first = await enrol.Join(agent.join_request(token))
+    assert (await enrol.Join(agent.join_request(token))).worker_id == first.worker_id
+
+
+async def test_join_bad_input_is_refused_by_field(agent: Agent) -> None:
+    token = await agent.served.house.token(TokenRole.SUPPLIER, "anna")
+    enrol = worker_pb2_grpc.EnrolServiceStub(agent.served.channel)
+    changes: list[tuple[dict[str, object], str]] = [
+        ({"join_token": ""}, "join_token"),
+        ({"statement_public_key": b"short"}, "statement_public_key"),
+        ({"proof": b"x" * 64}, "proof"),
+        ({"worker_name": "\x07"}, "worker_name"),
+        ({"inventory": common_pb2.Inventory()}, "inventory.hardware_class"),
+    ]
+    for change, field in changes:
+        request = agent.join_request(token)
+        for name, value in change.items():
+            request.ClearField(name)  # type: ignore[arg-type]  # a name from the table above
+            if isinstance(value, common_pb2.Inventory):
+                request.inventory.CopyFrom(value)
+            else:
+                setattr(request, name, value)
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, field) as caught:
+            await enrol.Join(request)
+        trailing = dict(caught.value.trailing_metadata())
+        assert trailing["orch-field"] == field
+
+
+async def test_join_tokens_that_do_not_count_are_refused(agent: Agent) -> None:
+    enrol = worker_pb2_grpc.EnrolServiceStub(agent.served.channel)
+    _, tenants = await agent.served.house.tenant("acme")
+    for token in ("never-issued", tenants):
+        with refused(grpc.StatusCode.PERMISSION_DENIED):
+            await enrol.Join(agent.join_request(token))
+
+
+async def test_hello_with_anothers_signature_gets_a_farewell_for_good(agent: Agent) -> None:
+    await agent.join()
+    answer = await agent.hello(forged=True)
+    assert answer.WhichOneof("message") == "farewell"
+    assert not answer.farewell.retry
+
+
+async def test_session_reconnect_ends_the_older_one_and_its_token(agent: Agent) -> None:
+    await agent.join()
+    await agent.hello()
+    stale, older = agent.token, agent.stream
+    async with asyncio.timeout(DEADLINE_S):
+        await agent.hello()
+        while await older.read() is not grpc.aio.EOF:
+            pass
+    with refused(grpc.StatusCode.UNAUTHENTICATED, "session"):
+        telemetry = telemetry_pb2_grpc.TelemetryServiceStub(agent.served.channel)
+        await telemetry.Report(iter(()), metadata=bearer(stale))
+
+
+async def test_telemetry_newest_sample_is_shown(agent: Agent) -> None:
+    await agent.join()
+    await agent.hello()
+    telemetry = telemetry_pb2_grpc.TelemetryServiceStub(agent.served.channel)
+    samples = [
+        telemetry_pb2.ReportRequest(cpu_utilization_ratio=ratio, memory_used_bytes=5) for ratio in (0.1, 0.5)
+    ]
+    answer = await telemetry.Report(iter(samples), metadata=bearer(agent.token))
+    assert answer.samples == 2
+    listed = await agent.served.operator.ListWorkers(
+        operator_pb2.ListWorkersRequest(), metadata=agent.served.admin
+    )
+    assert listed.workers[0].cpu_utilization_ratio == 0.5
+    wrong = telemetry_pb2.ReportRequest(cpu_utilization_ratio=7)
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "cpu_utilization_ratio"):
+        await telemetry.Report(iter((wrong,)), metadata=bearer(agent.token))
+
+
+# ---------------------------------------------------------------- packages and logs
+
+
+async def placed(agent: Agent, data: bytes) -> AttemptId:
+    """A job with a package, running on the agent's worker."""
+    await agent.join()
+    await agent.hello()
+    built = agent.served.house
+    tenant, _ = await built.tenant("acme")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield data
+
+    await built.plane.jobs.put_package(tenant, "gcs://a.zip", pieces())
+    submission = Submission("true", "mine", runtime_env={"working_dir": "gcs://a.zip"})
+    job = await built.plane.jobs.submit(tenant, submission)
+    puppet = Puppet(built, next(iter(built.plane.sessions.connected)))
+    await puppet.until(lambda state: state.jobs[job.job_id].status is JobStatus.RUNNING)
+    found = await built.plane.jobs.job(tenant, "mine")
+    assert found.attempt_id is not None
+    return found.attempt_id
+
+
+def zipped() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.py", "print()" * 100_000)
+    return buffer.getvalue()
+
+
+async def test_package_and_log_of_an_attempt_go_both_ways(agent: Agent) -> None:
+    data = zipped()
+    attempt_id = await placed(agent, data)
+    sha256 = hashlib.sha256(data).hexdigest()
+    request = worker_pb2.FetchPackageRequest(attempt_id=attempt_id, sha256=sha256)
+    fetched = [one.data async for one in agent.stub.FetchPackage(request, metadata=bearer(agent.token))]
+    assert b"".join(fetched) == data
+    assert len(fetched) > 1
+
+    logs = logs_pb2_grpc.LogsServiceStub(agent.served.channel)
+    chunks = [
+        logs_pb2.ShipLogsRequest(attempt_id=attempt_id, offset=0, data=b"one\n"),
+        logs_pb2.ShipLogsRequest(attempt_id=attempt_id, offset=9, data=b"beyond a gap"),
+        logs_pb2.ShipLogsRequest(attempt_id=attempt_id, offset=2, data=b"e\ntwo\n"),
+    ]
+    answers = [one async for one in logs.ShipLogs(iter(chunks), metadata=bearer(agent.token))]
+    assert [one.acknowledged_offset for one in answers] == [4, 4, 8]
+    read = jobs_pb2.ReadJobLogRequest(job="mine", offset=2)
+    pieces = [one async for one in agent.served.jobs.ReadJobLog(read, metadata=agent.served.admin)]
+    assert [(piece.offset, piece.data) for piece in pieces] == [(2, b"e\ntwo\n")]
+
+
+async def test_attempt_of_others_is_forbidden(agent: Agent) -> None:
+    data = zipped()
+    attempt_id = await placed(agent, data)
+    stranger = Agent(agent.served, Ed25519PrivateKey.generate())
+    await stranger.join()
+    await stranger.hello()
+    request = worker_pb2.FetchPackageRequest(attempt_id=attempt_id, sha256=hashlib.sha256(data).hexdigest())
+    with refused(grpc.StatusCode.PERMISSION_DENIED):
+        await anext(aiter(stranger.stub.FetchPackage(request, metadata=bearer(stranger.token))))
+    logs = logs_pb2_grpc.LogsServiceStub(agent.served.channel)
+    chunk = logs_pb2.ShipLogsRequest(attempt_id=attempt_id, data=b"lies")
+    with refused(grpc.StatusCode.PERMISSION_DENIED):
+        await anext(aiter(logs.ShipLogs(iter((chunk,)), metadata=bearer(stranger.token))))
+
+
+# ---------------------------------------------------------------- operators and tenants
+
+
+async def test_operator_calls_need_an_operators_token(served: Served) -> None:
+    _, tenants = await served.house.tenant("acme")
+    status = operator_pb2.GetStatusRequest()
+    with refused(grpc.StatusCode.UNAUTHENTICATED, "ORCH_TOKEN"):
+        await served.operator.GetStatus(status)
+    with refused(grpc.StatusCode.PERMISSION_DENIED):
+        await served.operator.GetStatus(status, metadata=bearer("never-issued"))
+    with refused(grpc.StatusCode.PERMISSION_DENIED, "operator"):
+        await served.operator.GetStatus(status, metadata=bearer(tenants))
+    answer = await served.operator.GetStatus(status, metadata=served.admin)
+    assert (answer.gateway_url, answer.term) == ("http://gateway", 1)
+
+
+async def test_create_token_same_request_id_is_the_same_token_and_secret(served: Served) -> None:
+    await served.house.tenant("acme")
+    request = operator_pb2.CreateTokenRequest(
+        request_id="req_1", role=operator_pb2.TOKEN_ROLE_TENANT, subject="acme"
+    )
+    first = await served.operator.CreateToken(request, metadata=served.admin)
+    again = await served.operator.CreateToken(request, metadata=served.admin)
+    assert (again.token.token_id, again.secret) == (first.token.token_id, first.secret)
+    request.request_id = "req_2"
+    other = await served.operator.CreateToken(request, metadata=served.admin)
+    assert other.secret != first.secret
+    listed = await served.jobs.ListJobs(jobs_pb2.ListJobsRequest(), metadata=bearer(first.secret))
+    assert list(listed.jobs) == []
+    await served.operator.RevokeToken(
+        operator_pb2.RevokeTokenRequest(token_id=first.token.token_id), metadata=served.admin
+    )
+    with refused(grpc.StatusCode.PERMISSION_DENIED, "revoked"):
+        await served.jobs.ListJobs(jobs_pb2.ListJobsRequest(), metadata=bearer(first.secret))
+
+
+async def test_operator_bad_values_are_refused_by_field(served: Served) -> None:
+    calls: list[tuple[Any, Any, str]] = [
+        (served.operator.CreateTenant, operator_pb2.CreateTenantRequest(name="\n"), "name"),
+        (served.operator.CreateToken, operator_pb2.CreateTokenRequest(subject="x"), "role"),
+        (
+            served.operator.CreateToken,
+            operator_pb2.CreateTokenRequest(role=operator_pb2.TOKEN_ROLE_OPERATOR, ttl_seconds=2**63),
+            "ttl_seconds",
+        ),
+        (served.operator.GetCluster, operator_pb2.GetClusterRequest(), "cluster_id"),
+        (served.operator.LeaveWorker, operator_pb2.LeaveWorkerRequest(worker="w" * 300), "worker"),
+        (served.jobs.ListJobs, jobs_pb2.ListJobsRequest(page_size=10**6), "page_size"),
+    ]
+    for call, request, field in calls:
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, field):
+            await call(request, metadata=served.admin)
+
+
+async def test_bytes_that_are_no_message_are_invalid_arguments(served: Served) -> None:
+    for method in ("OperatorService/CreateTenant", "EnrolService/Join"):
+        call: Any = served.channel.unary_unary(f"/orchestrator.api.v1.{method}")
+        with refused(grpc.StatusCode.INVALID_ARGUMENT, "request"):
+            await call(b"\xff\xff\xff", metadata=served.admin)
+
+
+async def test_jobs_tenant_sees_only_its_own(served: Served) -> None:
+    one, secret = await served.house.tenant("one")
+    two, _ = await served.house.tenant("two")
+    await served.house.plane.jobs.submit(one, Submission("true", "mine"))
+    theirs = await served.house.plane.jobs.submit(two, Submission("true", "mine"))
+    listed = await served.jobs.ListJobs(jobs_pb2.ListJobsRequest(), metadata=bearer(secret))
+    assert [job.tenant_id for job in listed.jobs] == [one]
+    with refused(grpc.StatusCode.NOT_FOUND):
+        await served.jobs.GetJob(jobs_pb2.GetJobRequest(job=theirs.job_id), metadata=bearer(secret))
+    with refused(grpc.StatusCode.PERMISSION_DENIED):
+        await served.jobs.ListJobs(jobs_pb2.ListJobsRequest(tenant_id=two), metadata=bearer(secret))
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "2 tenants"):
+        await served.jobs.GetJob(jobs_pb2.GetJobRequest(job="mine"), metadata=served.admin)
+    pages = jobs_pb2.ListJobsRequest(page_size=1, before_job_id=theirs.job_id)
+    older = await served.jobs.ListJobs(pages, metadata=served.admin)
+    assert [job.tenant_id for job in older.jobs] == [one]
+    stopped = await served.jobs.StopJob(jobs_pb2.StopJobRequest(job="mine"), metadata=bearer(secret))
+    assert stopped.stopped
+
+
+async def test_health_every_service_is_serving_without_a_token(served: Served) -> None:
+    stub = health_pb2_grpc.HealthStub(served.channel)
+    for name in ("", "orchestrator.api.v1.WorkerService"):
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
