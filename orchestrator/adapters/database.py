@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import sqlite3
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, func, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -27,12 +28,28 @@ BUSY_TIMEOUT_MS = 15_000
 CONNECTIONS_MAX = 8
 """Each connection serves one thread; more threads than this wait their turn."""
 
+OPENERS_MAX = 100
+"""Whoever opens a new file waits at most once for each other opener; one process is usual."""
+
+PRIMARY_CODE = 0xFF
+"""The low byte of SQLite's error codes; the rest only says more about it."""
+
+ADVISORY_LOCK_ID = 0x6F726368_65720001
+"""Names the lock that upgraders of one PostgreSQL database take; any number that nothing else there uses."""
+
+_ALEMBIC = Lock()
+"""Alembic keeps the migration that is running in module globals: two at once would mix up their connections."""
+
 WRITES = {"orchestrator_writes": True}
 """Execution option of a transaction that will write."""
 
 
 class DatabaseError(Exception):
     """A database cannot be used as it is; the text says what to do."""
+
+
+class InvalidUrlError(DatabaseError):
+    """The URL cannot name a durable database."""
 
 
 class SchemaTooNewError(DatabaseError):
@@ -55,34 +72,44 @@ def open_engine(url: str) -> Engine:
 def migrate(engine: Engine, migrations: Path, version_table: str) -> None:
     """Create or upgrade the tables in one transaction, refusing a schema that is ahead of this version.
 
-    ``version_table`` lets several schemas share one database.
+    ``version_table`` lets several schemas share one database. Upgraders queue: threads here, processes at SQLite's
+    write transaction or PostgreSQL's advisory lock.
     """
-    with unavailable(engine), engine.execution_options(**WRITES).begin() as connection:
-        config = Config()
-        # The option is read through an interpolation in which a percent sign is special.
-        config.set_main_option("script_location", str(migrations).replace("%", "%%"))
-        config.attributes["connection"] = connection
-        config.attributes["version_table"] = version_table
-        script = ScriptDirectory.from_config(config)
-        known = {revision.revision for revision in script.walk_revisions()}
-        context = MigrationContext.configure(connection, opts={"version_table": version_table})
-        found = set(context.get_current_heads())
-        if found - known:
-            raise SchemaTooNewError(
-                f"{engine.url.render_as_string()} has schema {', '.join(sorted(found - known))}, this version knows"
-                f" up to {script.get_current_head()}: run the newer version, or restore a backup made before it"
-            )
-        if found != set(script.get_heads()):
-            command.upgrade(config, "head")
+    with _ALEMBIC, unavailable(engine), engine.execution_options(**WRITES).begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(select(func.pg_advisory_xact_lock(ADVISORY_LOCK_ID)))
+        _upgrade(connection, migrations, version_table)
+
+
+def _upgrade(connection: Connection, migrations: Path, version_table: str) -> None:
+    config = Config()
+    # The option is read through an interpolation in which a percent sign is special.
+    config.set_main_option("script_location", str(migrations).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    config.attributes["version_table"] = version_table
+    script = ScriptDirectory.from_config(config)
+    known = {revision.revision for revision in script.walk_revisions()}
+    context = MigrationContext.configure(connection, opts={"version_table": version_table})
+    found = set(context.get_current_heads())
+    if found - known:
+        raise SchemaTooNewError(
+            f"{connection.engine.url.render_as_string()} has schema {', '.join(sorted(found - known))}, this version"
+            f" knows up to {script.get_current_head()}: run the newer version, or restore a backup made before it"
+        )
+    if found != set(script.get_heads()):
+        command.upgrade(config, "head")
 
 
 @contextmanager
 def unavailable(engine: Engine) -> Iterator[None]:
-    """Turn what the database cannot do now into one line without a password."""
+    """Turn what the database cannot do now into one line without a password; a broken constraint is a bug."""
     try:
         yield
+    except IntegrityError:
+        raise
     except (DBAPIError, PoolTimeoutError) as error:
-        reason = error.orig if isinstance(error, DBAPIError) else error
+        # Drivers may answer in several lines.
+        reason = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
         raise DatabaseUnavailableError(f"{engine.url.render_as_string()}: {reason}") from error
 
 
@@ -91,9 +118,9 @@ def _checked_url(url: str) -> URL:
         parsed = make_url(url)
     except ArgumentError:
         # Not shown: a URL may hold a password.
-        raise DatabaseError("not a SQLAlchemy URL such as sqlite:////path/state.db") from None
+        raise InvalidUrlError("not a SQLAlchemy URL such as sqlite:////path/state.db") from None
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise DatabaseError("a database in memory is another one for each connection; name a file")
+        raise InvalidUrlError("a database in memory is another one for each connection; name a file")
     return parsed
 
 
@@ -101,10 +128,25 @@ def _set_up_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) 
     # The driver would begin transactions by itself, but not before DDL; _begin_sqlite does so always.
     connection.isolation_level = None
     connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-    connection.execute("PRAGMA journal_mode = WAL")
+    _use_write_ahead_log(connection)
     # In WAL mode anything less may lose the last commits at a power cut, and those were acknowledged.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """SQLite does not wait by itself here, so several openers of a new file would fail each other."""
+    for _ in range(OPENERS_MAX):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & PRIMARY_CODE != sqlite3.SQLITE_BUSY:
+                raise
+        else:
+            return
+        # Here it does wait: for whoever is in the way.
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("COMMIT")
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -146,7 +146,7 @@ class SqlStore:
         self._thread.shutdown(wait=True)
         self._engine.dispose()
 
-    def _upsert(self, table: Table) -> Any:  # noqa: ANN401 - two dialects' statements share no base
+    def _upsert(self, table: Table) -> Any:
         make = postgresql_insert if self._engine.dialect.name == "postgresql" else sqlite_insert
         statement = make(table)
         changed = {"phase": statement.excluded.phase, "body": statement.excluded.body}

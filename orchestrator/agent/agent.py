@@ -315,10 +315,7 @@ class Agent:
             self._members.observe()
             if self._taken_over:
                 # Counted first: a lease must be closed durably before the node it ran on is ended.
-                ended = self._meter.follow(
-                    self._members.desired, self._members.running(), self._members.ended()
-                )
-                if self._meter.close_unknown(self._ended_leases) or ended:
+                if self._count():
                     self._meter.state(interim=False)
                     await self._try(self._send_statements)
                 self._members.converge()

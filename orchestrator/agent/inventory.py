@@ -159,7 +159,7 @@ def model_of(gpu: Gpu) -> Model | None:
     A name may go on with how the GPU is built in (``H100 80GB HBM3``) and with nothing else: a laptop's RTX
     4090 is not the RTX 4090. Where one name has several sizes (``A100``) the memory decides.
     """
-    words = [word for word in re.split(r"[\s-]+", gpu.name.upper()) if word not in VENDOR_WORDS]
+    words = [word for word in re.split(r"[\s-]+", gpu.name.upper()) if word and word not in VENDOR_WORDS]
     for length in range(len(words), 0, -1):
         if not all(FORM_FACTOR.fullmatch(word) for word in words[length:]):
             return None

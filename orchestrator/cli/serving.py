@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ import structlog
 from orchestrator.adapters import clock
 from orchestrator.adapters.database import DatabaseError
 from orchestrator.adapters.files import OWNER_ONLY, make_folder, write_whole
-from orchestrator.adapters.keys import ADMIN_FILE, KeyFileError, Keys
+from orchestrator.adapters.keys import ADMIN_FILE, OTHERS, KeyFileError, Keys
 from orchestrator.adapters.log_files import LogFiles
 from orchestrator.adapters.metrics import Metrics, MetricsServer
 from orchestrator.adapters.packages import PackageStore
@@ -99,6 +100,8 @@ def run_control_plane(settings: ServeSettings) -> None:
             for name in ("listen", "gateway", "metrics")
         )
     )
+    # Databases and logs are made by others' code; whatever is kept here is its owner's only.
+    os.umask(OTHERS)
     with opened(settings, doors) as house:
         asyncio.run(serve_house(house))
 
@@ -260,9 +263,13 @@ async def _start_gateway(house: House, plane: ControlPlane) -> Gateway:
 
 
 def _bind(server: grpc.aio.Server, at: Address) -> int:
+    """Tried with a plain socket first: gRPC would say in its own words, on standard error, what is wrong."""
     try:
+        family = socket.AF_INET6 if ":" in at.host else socket.AF_INET
+        with socket.create_server((at.host, at.port), family=family):
+            pass
         return server.add_insecure_port(at.with_port(at.port))
-    except RuntimeError:
+    except (OSError, RuntimeError):
         _refuse("listen", at)
 
 

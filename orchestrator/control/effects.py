@@ -1,4 +1,4 @@
-"""Doing what was decided: tell workers, sign receipts, give them to the ledger. Idempotent, and tried again until done."""
+"""Doing what was decided: tell workers, sign receipts, give them to the ledger. Idempotent, tried until done."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class Loop:
                 return
             try:
                 answer.set_result(query(self._state))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - it is the reader's to handle, not the loop's
                 answer.set_exception(error)
 
         self._readers.append(run)

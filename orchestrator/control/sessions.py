@@ -6,7 +6,6 @@ Free of gRPC: a session is an iterator of requests and a function that sends, so
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -211,12 +210,16 @@ class Sessions:
                     await send(worker_pb2.SessionResponse(heartbeat_ack=ack))
                 case "observed":
                     await self._submit(wire.observed_from(session.worker_id, request.observed))
+                    if await self._drained(session.worker_id, send):
+                        return
                 case "statements":
                     await self._accept(session.worker_id, list(request.statements.envelopes), send)
+                    if await self._drained(session.worker_id, send):
+                        return
                 case "leaving":
-                    if await self._let_go(session.worker_id, request.leaving.stage):
-                        goodbye = worker_pb2.Farewell(reason="left; thank you for the hours", retry=True)
-                        await send(worker_pb2.SessionResponse(farewell=goodbye))
+                    if request.leaving.stage == worker_pb2.LEAVING_STAGE_DRAIN:
+                        await self._submit(m.DrainWorker(session.worker_id))
+                    if await self._drained(session.worker_id, send):
                         return
                 case other:
                     log.warning("unexpected_request", worker_id=session.worker_id, kind=other)
@@ -231,14 +234,19 @@ class Sessions:
                     raise
             await asyncio.sleep(PATIENCE_S)
 
-    async def _let_go(self, worker_id: WorkerId, stage: int) -> bool:
-        if stage != worker_pb2.LEAVING_STAGE_DONE:
-            await self._submit(m.DrainWorker(worker_id))
+    async def _drained(
+        self, worker_id: WorkerId, send: Callable[[worker_pb2.SessionResponse], Awaitable[None]]
+    ) -> bool:
+        """Let a draining worker go once it holds nothing and has stated everything; whether it was."""
+        farewell = await self._loop.read(lambda state: _farewell(state, worker_id))
+        if farewell is None:
             return False
-        with contextlib.suppress(RefusedError):
+        try:
             await self._submit(m.LeaveWorker(worker_id))
-            return True
-        return False
+        except RefusedError:
+            return False
+        await send(worker_pb2.SessionResponse(farewell=farewell))
+        return True
 
     # ------------------------------------------------------------ statements
 
@@ -306,6 +314,17 @@ def _welcome(state: State, worker_id: WorkerId, token: str) -> worker_pb2.Welcom
         supplier_id=state.workers[worker_id].supplier_id,
         network_id=state.control.network_id,
     )
+
+
+def _farewell(state: State, worker_id: WorkerId) -> worker_pb2.Farewell | None:
+    """Goodbye to a worker that is draining and done; None for any other."""
+    worker = state.workers[worker_id]
+    busy = state.members_on.get(worker_id) or state.unsettled_on.get(worker_id)
+    if not worker.draining or busy:
+        return None
+    if worker.dismissed:
+        return worker_pb2.Farewell(reason="the operator let this worker go", retry=False)
+    return worker_pb2.Farewell(reason="left; thank you for the hours", retry=True)
 
 
 def liveness_counts(state: State) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import assert_never
 
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase, MemberPhase
+from orchestrator.core.fleet import Liveness
 from orchestrator.core.jobs import AttemptPhase, JobStatus, Outcome
 from orchestrator.core.state import Control, RequestRecord, State
 
@@ -68,22 +69,8 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
             | m.StatementDisputed()
         ):
             _apply_lease(state, event)
-        case m.ReceiptSealed():
-            receipt = event.receipt
-            lease = state.leases[receipt.lease_id]
-            state.put(receipt)
-            state.put(
-                replace(
-                    lease,
-                    sealed_offset_ms=receipt.end_ms - lease.started_ms,
-                    next_receipt=lease.next_receipt + 1,
-                )
-            )
-        case m.ReceiptSigned():
-            receipt = state.receipts[event.receipt_id]
-            state.put(replace(receipt, envelope=event.envelope, payload_sha256=event.payload_sha256))
-        case m.ReceiptPosted():
-            state.put(replace(state.receipts[event.receipt_id], transfer_id=event.transfer_id))
+        case m.ReceiptSealed() | m.ReceiptSigned() | m.ReceiptPosted():
+            _apply_receipt(state, event)
         case _:
             assert_never(event)
 
@@ -101,10 +88,12 @@ def _apply_worker(
             state.put(replace(state.workers[event.worker_id], inventory=event.inventory))
         case m.LivenessChanged():
             worker = state.workers[event.worker_id]
-            draining = worker.draining and event.liveness in ("suspect", "lost")
-            state.put(replace(worker, liveness=event.liveness, liveness_since_ms=at_ms, draining=draining))
+            if worker.liveness is Liveness.LEFT:
+                worker = replace(worker, draining=False, dismissed=False)
+            state.put(replace(worker, liveness=event.liveness, liveness_since_ms=at_ms))
         case m.WorkerDrained():
-            state.put(replace(state.workers[event.worker_id], draining=True))
+            worker = state.workers[event.worker_id]
+            state.put(replace(worker, draining=True, dismissed=event.dismissed))
 
 
 def _apply_cluster(
@@ -324,3 +313,23 @@ def _apply_lease(
         case m.StatementDisputed():
             lease = state.leases[event.lease_id]
             state.put(replace(lease, next_sequence=event.sequence + 1))
+
+
+def _apply_receipt(state: State, event: m.ReceiptSealed | m.ReceiptSigned | m.ReceiptPosted) -> None:
+    match event:
+        case m.ReceiptSealed():
+            receipt = event.receipt
+            lease = state.leases[receipt.lease_id]
+            state.put(receipt)
+            state.put(
+                replace(
+                    lease,
+                    sealed_offset_ms=receipt.end_ms - lease.started_ms,
+                    next_receipt=lease.next_receipt + 1,
+                )
+            )
+        case m.ReceiptSigned():
+            receipt = state.receipts[event.receipt_id]
+            state.put(replace(receipt, envelope=event.envelope, payload_sha256=event.payload_sha256))
+        case m.ReceiptPosted():
+            state.put(replace(state.receipts[event.receipt_id], transfer_id=event.transfer_id))

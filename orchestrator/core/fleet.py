@@ -149,6 +149,9 @@ class Worker:
     liveness: Liveness
     liveness_since_ms: int
     draining: bool
+    """Gets nothing new, and its members are taken away; ends when it has left."""
+    dismissed: bool
+    """The operator let it go: its agent is told not to come back by itself."""
     joined_at_ms: int
 
     @property

@@ -74,7 +74,7 @@ def parse_requirements(
 
 
 def _whole_gpus(value: float) -> int:
-    if value != value or value < 0 or value > 10**DIGITS_MAX:
+    if not 0 <= value <= 10**DIGITS_MAX:
         raise invalid("entrypoint_num_gpus", f"entrypoint_num_gpus={value!r} is not a count of GPUs")
     return int(-(-value // 1))
 

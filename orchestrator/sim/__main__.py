@@ -34,7 +34,9 @@ def run_many(seeds: range, console: Console) -> int:
             result = future.result()
             if isinstance(result, str):
                 failures += 1
-                console.print(f"[red]seed {running[future]}[/red] {result}\n  again: make sim SEED={running[future]}")
+                console.print(
+                    f"[red]seed {running[future]}[/red] {result}\n  again: make sim SEED={running[future]}"
+                )
             elif done % 20 == 0 or done == len(seeds):
                 console.print(f"{done}/{len(seeds)} seeds, {failures} failed")
     return failures

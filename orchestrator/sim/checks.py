@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from orchestrator.core.clusters import MemberPhase
@@ -133,7 +134,7 @@ def check_money(
         billed[lease.member_id] += receipt.end_ms - receipt.start_ms
     for device_id, spans in intervals.items():
         spans.sort()
-        for (_, end_ms, one), (start_ms, _, other) in zip(spans, spans[1:], strict=False):
+        for (_, end_ms, one), (start_ms, _, other) in pairwise(spans):
             require(end_ms <= start_ms, f"{device_id} is paid twice, by {one} and {other}")
     for member_id, billed_ms in billed.items():
         ran_ms = held_ms.get(member_id, 0)

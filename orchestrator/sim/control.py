@@ -74,7 +74,7 @@ class ControlProcess:
             state,
             outside.store,
             outside.clock,
-            lambda due: effects[0].perform(due),
+            lambda due: effects[0].perform(due),  # noqa: PLW0108 - made after the loop it works for
             checkpoint=lambda step: self._step(step, state),
         )
         logs = Logs(self.loop, outside.files)
@@ -102,7 +102,7 @@ class ControlProcess:
             await coroutine
         except KilledError:
             self.died.set()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the run's finding
             self.outside.failures.append(error)
             self.died.set()
 

@@ -31,6 +31,10 @@ START_FAILURE_RATIO = 0.04
 """Nodes that never come up: a port taken, a broken installation."""
 
 
+USER_FAILURE_RATIO = 0.1
+"""Drivers that fail by their own fault."""
+
+
 @dataclass(slots=True)
 class Node:
     """One Ray node on a machine."""
@@ -131,7 +135,7 @@ class SimRay:
         if attempt_id in self.drivers:
             return
         nodes = self.cluster_nodes(head_member)
-        code = 1 if self._random.random() < 0.1 else 0
+        code = 1 if self._random.random() < USER_FAILURE_RATIO else 0
         now_ms = virtual_ms()
         lasting_ms = int(self._random.choice((3_000, 15_000, 60_000)) * (0.5 + self._random.random()))
         members = frozenset(node.member_id for node in nodes)
@@ -206,7 +210,7 @@ class SimNodes:
     async def stop(self, member_id: str) -> None:
         """As RayNodes.stop."""
         await asyncio.sleep(STOP_S)
-        while self._machine.frozen:
+        while self._machine.frozen:  # noqa: ASYNC110 - virtual time costs nothing
             await asyncio.sleep(STOP_S)
         self._machine.nodes.pop(member_id, None)
 

@@ -119,7 +119,7 @@ class Processes:
         self,
         loop: asyncio.AbstractEventLoop,
         coroutine: Any,
-        context: Context | None = None,  # noqa: ANN401
+        context: Context | None = None,
     ) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, context=context)
         process = context.run(PROCESS.get) if context is not None else PROCESS.get()

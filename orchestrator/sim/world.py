@@ -45,6 +45,12 @@ FAULTS_S = 150.0
 RECOVERY_S = 1_500.0
 """Virtual time within which every acknowledged job must have ended once faults have ceased."""
 
+PICKY_RATIO = 0.3
+"""One-GPU jobs that want a particular model."""
+
+STOPPED_RATIO = 0.15
+"""Jobs that their tenant stops."""
+
 FLEET = (
     ("consumer", "RTX4090", 1, 0),
     ("consumer", "RTX4090", 1, 0),
@@ -260,7 +266,7 @@ class World:
             await asyncio.sleep(self.random.random() * FAULTS_S / 10)
             gpus = self.random.choice((0, 1, 1, 1, 2, 3, 4))
             wanted = Requirements(gpus=gpus)
-            if gpus == 1 and self.random.random() < 0.3:
+            if gpus == 1 and self.random.random() < PICKY_RATIO:
                 wanted = replace(wanted, gpu_model="H100")
             request = JobRequest(
                 "python train.py", "{}", (), (), wanted, priority=self.random.choice((0, 0, 5))
@@ -268,7 +274,7 @@ class World:
             self.processes.spawn("world", self._tenant(f"sub-{number}", request))
 
     async def _tenant(self, submission_id: str, request: JobRequest) -> None:
-        stops = self.random.random() < 0.15
+        stops = self.random.random() < STOPPED_RATIO
         patience_s = self.random.random() * 60
         fresh = JobId(f"job_{self.random.getrandbits(64):016x}")
         command = m.SubmitJob(fresh, TenantId("tn_1"), submission_id, request, submission_id)

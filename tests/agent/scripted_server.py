@@ -40,6 +40,8 @@ class ScriptedServer(
         self.break_after: int | None = None
         self.drains = False
         """Play a session to its end: welcome, an empty list, and a farewell once all is given back."""
+        self.farewell = ""
+        """Refuse every hello for good, with these words."""
         self.calls: list[tuple[str, str]] = []
         self.stored: dict[str, bytes] = {}
         self.samples: list[telemetry_pb2.ReportRequest] = []
@@ -73,20 +75,24 @@ class ScriptedServer(
         if self.refuse is not None:
             await context.abort(*self.refuse)
 
-    async def Join(  # type: ignore[override]  # the generated base also allows the blocking form
+    async def Join(  # noqa: N802 - the proto names it
         self, request: worker_pb2.JoinRequest, context: Context
     ) -> worker_pb2.JoinResponse:
         await self._enter("Join", context)
         self.joins.append(request)
         return worker_pb2.JoinResponse(worker_id="wk_1", supplier_id="sup_1", network_id="net_1")
 
-    async def Session(  # type: ignore[override]  # the generated base also allows the blocking form
+    async def Session(  # noqa: N802 - the proto names it
         self, request_iterator: AsyncIterator[worker_pb2.SessionRequest], context: Context
     ) -> AsyncIterator[worker_pb2.SessionResponse]:
         await self._enter("Session", context)
         yield worker_pb2.SessionResponse(challenge=worker_pb2.Challenge(nonce=b"nonce"))
         async for request in request_iterator:
             match request.WhichOneof("message"):
+                case "hello" if self.farewell:
+                    farewell = worker_pb2.Farewell(reason=self.farewell, retry=False)
+                    yield worker_pb2.SessionResponse(farewell=farewell)
+                    return
                 case "hello":
                     self.hellos.append(request.hello)
                     welcome = worker_pb2.Welcome(
@@ -110,7 +116,7 @@ class ScriptedServer(
                 case _:
                     pass
 
-    async def FetchPackage(  # type: ignore[override]  # the generated base also allows the blocking form
+    async def FetchPackage(  # noqa: N802 - the proto names it
         self, request: worker_pb2.FetchPackageRequest, context: Context
     ) -> AsyncIterator[worker_pb2.FetchPackageResponse]:
         await self._enter("FetchPackage", context)
@@ -119,7 +125,7 @@ class ScriptedServer(
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "it broke off")
             yield worker_pb2.FetchPackageResponse(data=self.package[start : start + PART_BYTES])
 
-    async def ShipLogs(  # type: ignore[override]  # the generated base also allows the blocking form
+    async def ShipLogs(  # noqa: N802 - the proto names it
         self, request_iterator: AsyncIterator[logs_pb2.ShipLogsRequest], context: Context
     ) -> AsyncIterator[logs_pb2.ShipLogsResponse]:
         await self._enter("ShipLogs", context)
@@ -134,7 +140,7 @@ class ScriptedServer(
                 complete=request.final,
             )
 
-    async def Report(  # type: ignore[override]  # the generated base also allows the blocking form
+    async def Report(  # noqa: N802 - the proto names it
         self, request_iterator: AsyncIterator[telemetry_pb2.ReportRequest], context: Context
     ) -> telemetry_pb2.ReportResponse:
         await self._enter("Report", context)

@@ -13,6 +13,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.api.v1 import operator_pb2
+from orchestrator.cli.errors import CliError
+from orchestrator.cli.serve_settings import listen_address, read_settings
+from orchestrator.core.fleet import FleetPolicy
 from tests.control.serving import START_S, command, environment, serving
 
 JOBS = 20
@@ -124,12 +127,57 @@ def test_serve_key_that_others_can_read_is_one_line_and_exit_2(tmp_path: Path) -
     assert "chmod 600" in refusal(folder)
 
 
-def test_serve_settings_that_are_wrong_are_one_line_and_exit_2(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    assert "--insecure-lab" in refusal(folder, "--listen", "0.0.0.0:0")
-    assert "lease_ttl_ms" in refusal(folder, "--lease-ttl-ms", "100000")
-    assert "heartbeat_interval_ms" in refusal(folder, ORCH_HEARTBEAT_INTERVAL_MS="soon")
+def test_serve_address_that_others_reach_is_one_line_and_exit_2_before_anything_is_made(
+    tmp_path: Path,
+) -> None:
+    assert "--insecure-lab" in refusal(tmp_path / "data", "--listen", "0.0.0.0:0")
+    assert not (tmp_path / "data").exists()
+
+
+def test_settings_flag_over_variable_over_file_over_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tmp_path / "orch.toml"
-    config.write_text("heartbeat_intervall_ms = 5")
-    assert "no such setting" in refusal(folder, "--config", str(config))
-    assert not folder.exists()
+    config.write_text("heartbeat_interval_ms = 1000\nidle_teardown_ms = 2000\nstatement_interval_ms = 3000")
+    monkeypatch.setenv("ORCH_IDLE_TEARDOWN_MS", "4000")
+    monkeypatch.setenv("ORCH_STATEMENT_INTERVAL_MS", "5000")
+    policies = read_settings({"statement_interval_ms": 6000}, config).policies
+    assert policies.fleet.heartbeat_interval_ms == 1000
+    assert policies.clusters.idle_teardown_ms == 4000
+    assert policies.metering.statement_interval_ms == 6000
+    assert policies.fleet.lease_ttl_ms == FleetPolicy().lease_ttl_ms
+
+
+@pytest.mark.parametrize(
+    ("flags", "text", "expected"),
+    [
+        ({"lease_ttl_ms": 100_000}, "", "lease_ttl_ms"),
+        ({"heartbeat_interval_ms": "soon"}, "", "--heartbeat-interval-ms or ORCH_HEARTBEAT_INTERVAL_MS"),
+        ({}, "heartbeat_intervall_ms = 5", "no such setting"),
+        ({}, "no toml", "is no TOML"),
+    ],
+)
+def test_settings_wrong_value_is_named(
+    tmp_path: Path, flags: dict[str, object], text: str, expected: str
+) -> None:
+    config = tmp_path / "orch.toml"
+    config.write_text(text)
+    with pytest.raises(CliError, match=expected) as caught:
+        read_settings(flags, config)
+    assert caught.value.exit_code == 2
+
+
+def test_settings_database_password_is_not_shown() -> None:
+    settings = read_settings({"database_url": "postgresql://me:hunter2@db/x"}, None)
+    assert "hunter2" not in repr(settings)
+
+
+@pytest.mark.parametrize("text", ["7443", "host", "127.0.0.1:70000", "http://127.0.0.1:1"])
+def test_listen_address_no_address_is_named(text: str) -> None:
+    with pytest.raises(CliError, match="--gateway"):
+        listen_address("gateway", text, insecure_lab=True)
+
+
+def test_listen_address_loopback_in_each_form_is_taken() -> None:
+    for text in ("127.0.0.1:0", "127.0.0.2:1", "[::1]:2", "localhost:3"):
+        assert listen_address("listen", text, insecure_lab=False).with_port(9) == f"{text[:-2]}:9"

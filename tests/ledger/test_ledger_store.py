@@ -18,8 +18,7 @@ from sqlalchemy.schema import CreateTable
 
 from orchestrator.ledger.core import add_up, book, require_balanced
 from orchestrator.ledger.port import ConflictingReceipt, LedgerUnavailable, RefusedArgument, SchemaTooNew
-from orchestrator.ledger.schema import VERSION_TABLE
-from orchestrator.ledger.store import LedgerStore, open_store
+from orchestrator.ledger.store import VERSION_TABLE, LedgerStore, open_store
 from orchestrator.ledger.tables import metadata
 from orchestrator.receipts.ids import sha256_hex
 from orchestrator.receipts.receipt import Receipt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -105,7 +104,7 @@ def plant_dead_node_counted(patch: pytest.MonkeyPatch) -> None:
 
     def follow(self: Meter, desired: Any, running: Any, ended: Any) -> bool:
         del running
-        return real(self, desired, list(desired), {member_id: 2**60 for member_id in ended})
+        return real(self, desired, list(desired), dict.fromkeys(ended, 2 ** 60))
 
     patch.setattr(Meter, "follow", follow)
 
@@ -137,22 +136,27 @@ def plant_falsified_event(patch: pytest.MonkeyPatch) -> None:
     def forging(self: MemoryStore, transaction: Any) -> None:
         real(self, transaction)
         version, at_ms, name, body = self.log[-1]
-        self.log[-1] = (version, at_ms, name, body.replace(b"Forming", b"Farming"))
+        self.log[-1] = (version, at_ms, name, body.replace(b"asked for", b"begged for"))
 
     patch.setattr(MemoryStore, "write", forging)
 
 
 def plant_acknowledged_before_durable(patch: pytest.MonkeyPatch) -> None:
-    async def hasty(self: MemoryStore, transaction: Any) -> None:
-        async def later() -> None:
-            await asyncio.sleep(0.3)
-            self.write(transaction)
+    held: list[Any] = []
+    load = MemoryStore.load
 
-        asyncio.create_task(later())  # noqa: RUF006 - losing it is the point
-        if self.interrupt is not None:
-            self.interrupt("after_write")
+    async def hasty(self: MemoryStore, transaction: Any) -> None:
+        """Each batch reaches the disk with the next one; the last one of a life never does."""
+        if held:
+            self.write(held.pop())
+        held.append(transaction)
+
+    def load_without(self: MemoryStore, policies: Any) -> Any:
+        held.clear()
+        return load(self, policies)
 
     patch.setattr(MemoryStore, "commit", hasty)
+    patch.setattr(MemoryStore, "load", load_without)
 
 
 def plant_job_forgotten(patch: pytest.MonkeyPatch) -> None:

@@ -164,7 +164,7 @@ class OperatorServicer(operator_pb2_grpc.OperatorServiceServicer):
         """Drain it; one that is not there and holds nothing leaves at once."""
         name = word("worker", request.worker)
         worker_id = await self._loop.read(lambda state: _find_worker(state, name))
-        await self._loop.submit(m.DrainWorker(worker_id))
+        await self._loop.submit(m.DrainWorker(worker_id, dismiss=True))
         if worker_id not in self._sessions.connected:
             try:
                 await self._loop.submit(m.LeaveWorker(worker_id))

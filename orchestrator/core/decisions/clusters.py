@@ -49,14 +49,13 @@ def apply_plan(state: State, command: m.ApplyPlan, at_ms: int) -> m.Decision:
     for placement in plan.placements:
         if _is_waiting(state, placement.job_id):
             events.extend(_form(state, placement, next(fresh), slots, at_ms))
-    for reuse in plan.reuses:
-        if _is_waiting(state, reuse.job_id):
-            events.append(_reuse(state, reuse, at_ms))
-    for filling in plan.fillings:
-        events.append(_fill(state, filling, slots))
-    for deferral in plan.deferrals:
-        if _is_waiting(state, deferral.job_id) and state.jobs[deferral.job_id].message != deferral.reason:
-            events.append(m.JobDeferred(deferral.job_id, deferral.reason))
+    events.extend(_reuse(state, one, at_ms) for one in plan.reuses if _is_waiting(state, one.job_id))
+    events.extend(_fill(state, filling, slots) for filling in plan.fillings)
+    events.extend(
+        m.JobDeferred(one.job_id, one.reason)
+        for one in plan.deferrals
+        if _is_waiting(state, one.job_id) and state.jobs[one.job_id].message != one.reason
+    )
     return m.Decision(tuple(events), len(events))
 
 

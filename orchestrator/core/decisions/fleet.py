@@ -22,6 +22,9 @@ DEVICES_MAX = 64
 
 SLOTS_MAX = 64
 
+DEVICE_ID_MAX = 128
+"""Vendors' UUIDs have about forty characters."""
+
 
 def check_inventory(inventory: Inventory) -> None:
     """Refuse what no machine can be; the field at fault is named."""
@@ -31,8 +34,10 @@ def check_inventory(inventory: Inventory) -> None:
         )
     seen: set[str] = set()
     for device in inventory.devices:
-        if not device.device_id or len(device.device_id) > 128:
-            raise invalid("inventory.devices.device_id", "every device needs an id of 1 to 128 characters")
+        if not device.device_id or len(device.device_id) > DEVICE_ID_MAX:
+            raise invalid(
+                "inventory.devices.device_id", f"every device needs an id of 1 to {DEVICE_ID_MAX} characters"
+            )
         if device.device_id in seen:
             raise invalid("inventory.devices.device_id", f"device {device.device_id} is listed twice")
         seen.add(device.device_id)
@@ -83,6 +88,7 @@ def join_worker(state: State, command: m.JoinWorker, at_ms: int) -> m.Decision:
         liveness=Liveness.SUSPECT,
         liveness_since_ms=at_ms,
         draining=False,
+        dismissed=False,
         joined_at_ms=at_ms,
     )
     return m.Decision((m.WorkerJoined(worker, token.token_id),), worker.worker_id)
@@ -104,9 +110,9 @@ def connect_worker(state: State, command: m.ConnectWorker, now: Now, at_ms: int)
 def drain_worker(state: State, command: m.DrainWorker) -> m.Decision:
     """Begin to leave; repeating it changes nothing."""
     worker = find_worker(state, command.worker_id)
-    if worker.draining or worker.liveness is Liveness.LEFT:
+    if worker.liveness is Liveness.LEFT or (worker.draining and worker.dismissed >= command.dismiss):
         return m.Decision((), worker.worker_id)
-    return m.Decision((m.WorkerDrained(worker.worker_id),), worker.worker_id)
+    return m.Decision((m.WorkerDrained(worker.worker_id, command.dismiss),), worker.worker_id)
 
 
 def leave_worker(state: State, command: m.LeaveWorker, at_ms: int) -> m.Decision:

@@ -57,9 +57,9 @@ def stop_job(state: State, command: m.StopJob) -> m.Decision:
     """Ask for the end; False where the job has ended already."""
     job = _find(state, command.job_id)
     if job.status.terminal:
-        return m.Decision((), False)
+        return m.Decision((), result=False)
     events: tuple[m.Event, ...] = () if job.stop_requested else (m.JobStopRequested(job.job_id),)
-    return m.Decision(events, True)
+    return m.Decision(events, result=True)
 
 
 def delete_job(state: State, command: m.DeleteJob) -> m.Decision:
@@ -69,7 +69,7 @@ def delete_job(state: State, command: m.DeleteJob) -> m.Decision:
         raise RefusedError(
             RefusalCode.CONFLICT, f"job {job.submission_id} is {job.status}; stop it first", "job"
         )
-    return m.Decision((m.JobDeleted(job.job_id),), True)
+    return m.Decision((m.JobDeleted(job.job_id),), result=True)
 
 
 def complete_log(state: State, command: m.CompleteLog) -> m.Decision:

@@ -83,9 +83,10 @@ class ConnectWorker:
 
 @dataclass(frozen=True, slots=True)
 class DrainWorker:
-    """Nothing new for this worker, and its members are taken away."""
+    """Nothing new for this worker, and its members are taken away. ``dismiss``: by the operator's will."""
 
     worker_id: WorkerId
+    dismiss: bool = False
 
 
 @dataclass(frozen=True, slots=True)

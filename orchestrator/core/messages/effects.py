@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from orchestrator.core.clusters import Member, NodeAddress, NodeSeen
 from orchestrator.core.ids import (
@@ -14,9 +13,6 @@ from orchestrator.core.ids import (
 from orchestrator.core.jobs import Attempt, JobRequest
 from orchestrator.core.messages.events import Event
 from orchestrator.core.metering import Lease
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)

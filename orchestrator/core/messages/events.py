@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from orchestrator.core.clusters import Cluster, Member, NodeAddress, NodeSeen, Vacancy
 from orchestrator.core.fleet import Inventory, Liveness, Supplier, Tenant, Token, Worker
@@ -19,9 +18,6 @@ from orchestrator.core.ids import (
 )
 from orchestrator.core.jobs import Attempt, Job, JobStatus, Outcome
 from orchestrator.core.metering import Lease, Receipt, Statement
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +105,7 @@ class WorkerDrained:
     """The worker gets nothing new; its members go."""
 
     worker_id: WorkerId
+    dismissed: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,9 @@
-"""Run by Alembic inside the connection and transaction that orchestrator.ledger.schema hands over."""
+"""Run by Alembic inside the connection and transaction that orchestrator.adapters.database hands over."""
 
 from __future__ import annotations
 
 from alembic import context
 
-from orchestrator.ledger.schema import VERSION_TABLE
-
-context.configure(connection=context.config.attributes["connection"], version_table=VERSION_TABLE)
+attributes = context.config.attributes
+context.configure(connection=attributes["connection"], version_table=attributes["version_table"])
 context.run_migrations()

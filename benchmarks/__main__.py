@@ -1,0 +1,76 @@
+"""`python -m benchmarks [FIGURE ...]`: measure the named figures, or all of them.
+
+Ends with 0 even where a target is missed: a figure is measured, not tested. Ends with 1 only where a figure could
+not be measured, with 2 where there is no such figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import Protocol
+
+from benchmarks.report import Case, FigureError, note, print_json, print_table
+
+# Before gRPC is loaded: it would warn of every child that is started beside its threads.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+FIGURES = {
+    "P1": "benchmarks.p1_warm_submit",
+    "P4": "benchmarks.p4_durable",
+    "DEMO": "benchmarks.demo_seconds",
+}
+"""Figure to the module whose ``measure()`` returns its cases."""
+
+EXIT_NOT_MEASURED = 1
+LOAD_NOTED = 0.5
+"""Processes running beside us, on average of the last minute, above which the reader is told so."""
+
+
+class Figure(Protocol):
+    """What each figure's module offers."""
+
+    def measure(self) -> list[Case]: ...
+
+
+def figure_module(name: str) -> Figure:
+    """The module behind a figure; imported only now, because some bring half of the system along."""
+    module: Figure = importlib.import_module(FIGURES[name])  # type: ignore[assignment]  # modules as protocols
+    return module
+
+
+def run(names: list[str]) -> int:
+    """Measure in order; what was measured is printed even where a later figure fails."""
+    cases: list[Case] = []
+    failed = False
+    for name in names:
+        load = os.getloadavg()[0]
+        if load > LOAD_NOTED:
+            note(f"{load:.2f} processes ran beside this in the last minute: absolute figures will suffer")
+        try:
+            cases.extend(figure_module(name).measure())
+        except FigureError as error:
+            note(f"{name} was not measured: {error}")
+            failed = True
+    if cases:
+        print_table(cases)
+        print_json(cases)
+    return EXIT_NOT_MEASURED if failed else 0
+
+
+def main() -> int:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the project's figures.")
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"any of {', '.join(FIGURES)}; none: all")
+    asked: list[str] = [name.upper() for name in parser.parse_args().figures]
+    unknown = [name for name in asked if name not in FIGURES]
+    if unknown:
+        parser.error(f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES)}")
+    return run(asked or list(FIGURES))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

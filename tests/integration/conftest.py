@@ -1,0 +1,53 @@
+"""One network of real processes for the whole run: starting it costs more than any test of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.network import MACHINES, Network
+from tests.integration.tenants import Tenant
+
+
+@pytest.fixture(scope="session")
+def network() -> Iterator[Network]:
+    """Control plane, head host, three consumers and a machine without a GPU; nothing may outlive it."""
+    network = Network()
+    try:
+        network.start_serve()
+        for machine in MACHINES:
+            network.start_agent(machine)
+        network.await_live(machine.name for machine in MACHINES)
+        yield network
+        remaining = network.stop()
+    except BaseException:
+        network.destroy()
+        raise
+    assert remaining == [], "left behind by a stopped network"
+
+
+@pytest.fixture(scope="session")
+def tenant(network: Network) -> Tenant:
+    """Who submits."""
+    return Tenant(network, network.create_tenant("acme"))
+
+
+@pytest.fixture(autouse=True)
+def said(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The ends of all logs, shown where a test of the network has failed."""
+    failed_before = request.session.testsfailed
+    yield
+    if request.session.testsfailed > failed_before and "network" in request.fixturenames:
+        network: Network = request.getfixturevalue("network")
+        for path in sorted(network.folder.glob("*.log")):
+            print(f"---- {path.name}", *path.read_text(errors="replace").splitlines()[-25:], sep="\n")
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Path:
+    """A working directory for a job."""
+    folder = tmp_path / "job"
+    folder.mkdir()
+    return folder

@@ -1,0 +1,316 @@
+"""A whole network of real processes on this machine, for tests to use, to kill and to bring back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from examples.demo.network import BIN, LOOPBACK, Addresses, Machine, child_environment, free_ports
+from orchestrator.adapters.node_records import NodeSpec, read_record
+from orchestrator.adapters.process_tree import descendants, marked_processes, sweep
+from orchestrator.agent.keeper import KEEPER_LOCK_FILE, SPEC_FILE, TOKEN_FILE
+from orchestrator.api.v1 import operator_pb2
+from orchestrator.cli.client import Client
+from orchestrator.cli.errors import CliError
+from orchestrator.cli.settings import Settings
+from tests.polling import wait_until
+
+START_S = 60.0
+"""A process of ours takes seconds to start; several at once on two busy cores may take a minute."""
+
+STOP_S = 30.0
+"""Ray nodes end in two seconds each, and the last statements follow."""
+
+MACHINES = (
+    Machine("head-1", "heads", "cpu", slots=0, head_slots=2),
+    Machine("consumer-1", "north", "consumer", "RTX4090x1"),
+    Machine("consumer-2", "south", "consumer", "RTX4090x1"),
+    Machine("consumer-3", "west", "consumer", "RTX4090x1"),
+    Machine("cpu-1", "spare", "cpu"),
+)
+
+SETTINGS = {
+    # Warm from one test to the next, and gone soon after the last.
+    "ORCH_IDLE_TEARDOWN_MS": "12000",
+    # So that a member that is lost unseen was stated a moment before.
+    "ORCH_STATEMENT_INTERVAL_MS": "2000",
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One member's Ray node, as its agent left it on disk."""
+
+    worker: str
+    folder: Path
+    spec: NodeSpec
+
+    @property
+    def keeper_pid(self) -> int:
+        """The process that holds the node; 0 where none ever did."""
+        path = self.folder / KEEPER_LOCK_FILE
+        return int(path.read_text() or "0") if path.exists() else 0
+
+    @property
+    def processes(self) -> frozenset[int]:
+        """Its Ray processes, those of the job among them."""
+        return frozenset(marked_processes(self.spec.member_id))
+
+    def pid_of(self, name: str) -> int:
+        """The one process of the node whose program has this name; 0 where there is none."""
+        for pid in self.processes:
+            with contextlib.suppress(OSError):
+                argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if Path(argv[0].decode(errors="replace")).name == name:
+                    return pid
+        return 0
+
+
+@dataclass
+class Network:
+    """A control plane and agents, each to be started, interrupted, killed and started again."""
+
+    # Short: Ray puts sockets below it, whose paths may have 107 characters.
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="on-")))
+    addresses: Addresses = field(
+        default_factory=lambda: Addresses(*(f"{LOOPBACK}:{port}" for port in free_ports(3)))
+    )
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    secrets: dict[str, str] = field(default_factory=dict)
+    """Everything that must never be seen, by what it is."""
+    members: dict[str, Node] = field(default_factory=dict)
+    """Every member that was ever looked at."""
+    workers: dict[str, Machine] = field(default_factory=dict)
+
+    # ------------------------------------------------------------ processes
+
+    @property
+    def control_dir(self) -> Path:
+        """The control plane's data."""
+        return self.folder / "control"
+
+    def log_of(self, name: str) -> Path:
+        """Where a process writes; one file over all its lives."""
+        return self.folder / f"{name}.log"
+
+    def start_serve(self) -> None:
+        """Start the control plane, on the data and the ports that it had before; return when it serves."""
+        listen = ("--listen", self.addresses.control, "--gateway", self.addresses.gateway)
+        command = ("serve", "--data-dir", str(self.control_dir), *listen, "--metrics", self.addresses.metrics)
+        process = self._start("serve", command, SETTINGS)
+        wait_until(
+            lambda: process.poll() is not None or self._serves(), what="the control plane", deadline_s=START_S
+        )
+        assert process.poll() is None, self.log_of("serve").read_text()
+        self.secrets["admin token"] = (self.control_dir / "admin-token").read_text().strip()
+
+    def start_agent(self, machine: Machine) -> None:
+        """Offer a machine; where it has joined before, it is the same worker again."""
+        data_dir = self.folder / machine.name
+        command = ["worker", "join", "--control-plane", self.addresses.control, "--name", machine.name]
+        command += ["--data-dir", str(data_dir), "--hardware-class", machine.hardware_class, "--cpus", "1"]
+        command += ["--slots", str(machine.slots), "--head-slots", str(machine.head_slots)]
+        command += ["--simulate", machine.simulate] if machine.simulate else []
+        extra = {}
+        if machine.name not in self.workers:
+            secret = self.create_token(operator_pb2.TOKEN_ROLE_SUPPLIER, machine.supplier)
+            self.secrets[f"join token of {machine.name}"] = extra["ORCH_JOIN_TOKEN"] = secret
+        self.workers[machine.name] = machine
+        self._start(machine.name, command, extra)
+
+    def kill(self, name: str) -> None:
+        """As a power cut would, for this one process."""
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def interrupt(self, name: str) -> None:
+        """Ctrl-C."""
+        self.processes[name].send_signal(signal.SIGINT)
+
+    def exit_code(self, name: str, deadline_s: float = STOP_S) -> int:
+        """Wait for the end that was asked for."""
+        return self.processes[name].wait(deadline_s)
+
+    def _start(self, name: str, command: Sequence[str], extra: dict[str, str]) -> subprocess.Popen[bytes]:
+        with self.log_of(name).open("ab") as output:
+            process = subprocess.Popen(
+                [str(BIN / "orch"), *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=child_environment({"HOME": str(self.folder), **extra}),
+                start_new_session=True,
+            )
+        self.processes[name] = process
+        return process
+
+    def _serves(self) -> bool:
+        if not (self.control_dir / "admin-token").exists():
+            return False
+        with contextlib.suppress(grpc.RpcError), self.channel() as channel:
+            request = health_pb2.HealthCheckRequest()
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2.0)
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+        return False
+
+    # ------------------------------------------------------------ the operator's side
+
+    def channel(self) -> grpc.Channel:
+        """A connection to the control plane; no proxy before loopback."""
+        return grpc.insecure_channel(self.addresses.control, options=[("grpc.enable_http_proxy", 0)])
+
+    def client(self) -> Client:
+        """With the operator's token."""
+        return Client(Settings(url=self.addresses.control, token=self.secrets["admin token"]))
+
+    def create_token(self, role: operator_pb2.TokenRole.ValueType, subject: str) -> str:
+        """A new token's secret."""
+        with self.client() as client:
+            request = operator_pb2.CreateTokenRequest(role=role, subject=subject)
+            return client.call(client.operator.CreateToken, request).secret
+
+    def create_tenant(self, name: str) -> str:
+        """A new tenant; the secret of its token."""
+        with self.client() as client:
+            client.call(client.operator.CreateTenant, operator_pb2.CreateTenantRequest(name=name))
+        secret = self.secrets[f"token of {name}"] = self.create_token(operator_pb2.TOKEN_ROLE_TENANT, name)
+        return secret
+
+    def worker(self, name: str) -> operator_pb2.Worker:
+        """A worker as the network sees it; empty where it cannot be seen."""
+        with contextlib.suppress(CliError), self.client() as client:
+            answer = client.call(client.operator.ListWorkers, operator_pb2.ListWorkersRequest())
+            return next((one for one in answer.workers if one.name == name), operator_pb2.Worker())
+        return operator_pb2.Worker()
+
+    def await_live(self, names: Iterable[str]) -> None:
+        """Until workers can be given work."""
+        for name in names:
+            wait_until(
+                lambda name=name: self._is_live(name),  # type: ignore[misc]  # mypy takes no default in a lambda
+                what=f"{name} to be live",
+                deadline_s=START_S,
+            )
+
+    def _is_live(self, name: str) -> bool:
+        assert self.processes[name].poll() is None, self.log_of(name).read_text()
+        worker = self.worker(name)
+        return worker.liveness == "live" and worker.connected and not worker.draining
+
+    def orch(self, *arguments: str) -> tuple[int, str]:
+        """`orch` as an operator runs it: exit code and all it said."""
+        settings = {"ORCH_URL": self.addresses.control, "HOME": str(self.folder)}
+        settings["ORCH_TOKEN_FILE"] = str(self.control_dir / "admin-token")
+        done = subprocess.run(
+            [str(BIN / "orch"), *arguments],
+            env=child_environment(settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=START_S,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    # ------------------------------------------------------------ Ray nodes
+
+    def nodes(self) -> list[Node]:
+        """The members that are on disk now."""
+        found = []
+        for path in self.folder.glob(f"*/members/*/{SPEC_FILE}"):
+            with contextlib.suppress(OSError):
+                spec = read_record(path, NodeSpec)
+                if spec is not None:
+                    found.append(Node(path.parents[2].name, path.parent, spec))
+                token = path.with_name(TOKEN_FILE)
+                if token.exists():
+                    self.secrets[f"cluster token at {path.parent.name}"] = token.read_text()
+        self.members |= {node.spec.member_id: node for node in found}
+        return found
+
+    def node_of(self, cluster_id: str, worker: str) -> Node:
+        """The node of one worker in one cluster."""
+        return next(
+            node for node in self.nodes() if (node.spec.cluster_id, node.worker) == (cluster_id, worker)
+        )
+
+    def every_process(self) -> set[int]:
+        """All that lives of the network: what was started here, keepers, and Ray's own."""
+        nodes = [*self.nodes(), *self.members.values()]
+        roots = {process.pid for process in self.processes.values() if process.poll() is None}
+        with_nodes = roots.union(*(node.processes for node in nodes))
+        keepers = {node.keeper_pid for node in nodes} - {0}
+        return with_nodes | {pid for pid in keepers if is_keeper(pid)} | descendants(with_nodes)
+
+    # ------------------------------------------------------------ the end
+
+    def stop(self) -> list[str]:
+        """End it all in the order in which an operator would; what was still there then, and is now ended."""
+        agents = [name for name in self.processes if name != "serve"]
+        remaining: list[str] = []
+        try:
+            self.nodes()
+            for names in (agents, ["serve"]):
+                remaining += self._end(names)
+            remaining += [
+                f"process {pid} of {node.worker}: {command_of(pid)}"
+                for node in self.members.values()
+                for pid in node.processes | ({node.keeper_pid} if is_keeper(node.keeper_pid) else set())
+            ]
+            remaining += [f"folder {node.folder}" for node in self.members.values() if node.folder.exists()]
+            temp_dirs = {node.spec.temp_dir for node in self.members.values() if node.spec.temp_dir}
+            remaining += [f"temp dir {path}" for path in sorted(temp_dirs) if Path(path).exists()]
+        finally:
+            self.destroy()
+        return remaining
+
+    def _end(self, names: Sequence[str]) -> list[str]:
+        """Ctrl-C; those that stay are named."""
+        running = [name for name in names if self.processes[name].poll() is None]
+        for name in running:
+            self.interrupt(name)
+        with contextlib.suppress(AssertionError):
+            wait_until(
+                lambda: all(self.processes[name].poll() is not None for name in running),
+                what="Ctrl-C to be obeyed",
+                deadline_s=STOP_S,
+            )
+        return [f"{name}, {STOP_S:g} s after Ctrl-C" for name in running if self.processes[name].poll() is None]
+
+    def destroy(self) -> None:
+        """End it all at once, whatever state it is in, and remove its files."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        self.nodes()
+        for node in self.members.values():
+            if is_keeper(node.keeper_pid):
+                os.kill(node.keeper_pid, signal.SIGKILL)
+            sweep(node.spec.member_id)
+            if node.spec.owns_temp_dir and node.spec.temp_dir:
+                shutil.rmtree(node.spec.temp_dir, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def command_of(pid: int) -> str:
+    """A process's command line; empty where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ").strip()
+    except OSError:
+        return ""
+
+
+def is_keeper(pid: int) -> bool:
+    """Whether a process with this id is a keeper, and not another one that got its number."""
+    return pid > 0 and "orchestrator.agent.keeper" in command_of(pid)

@@ -1,0 +1,196 @@
+"""The tenant's side of a real network: Ray's own command, and what the operator then sees of the job."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from examples.demo.network import BIN, child_environment
+from orchestrator.api.v1 import jobs_pb2, operator_pb2
+from orchestrator.cli.errors import CliError
+from orchestrator.cli.wording import job_status_name
+from orchestrator.receipts.bundle import VerifiedBundle, verify_bundle
+from tests.integration.network import Network
+from tests.polling import wait_until
+
+REPOSITORY = Path(__file__).parents[2]
+TRAIN_DIGITS = REPOSITORY / "examples" / "train_digits"
+
+JOB_S = 100.0
+"""Forming a gang takes some 15 s on idle cores, the longest job here half a minute."""
+
+BOOKED_S = 30.0
+"""Statement, countersignature and posting follow the end of a job within seconds."""
+
+
+@dataclass
+class Submitted:
+    """A `ray job submit` that is attached to its job; what it prints lies in a file."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+
+    @property
+    def text(self) -> str:
+        """All it printed so far."""
+        return self.output.read_text(errors="replace")
+
+    def code(self, deadline_s: float = JOB_S) -> int:
+        """Its exit code, which it must come to by itself."""
+        return self.process.wait(deadline_s)
+
+
+@dataclass
+class Tenant:
+    """One tenant with one token."""
+
+    network: Network
+    secret: str
+    count: int = 0
+
+    # ------------------------------------------------------------ Ray's command
+
+    def ray(self, *arguments: str, deadline_s: float = JOB_S) -> tuple[int, str]:
+        """``ray job <arguments>`` to its end: exit code, and all it said."""
+        done = self._attached(arguments)
+        try:
+            return done.code(deadline_s), done.text
+        finally:
+            end(done)
+
+    def submit(
+        self,
+        submission_id: str,
+        *command: str,
+        working_dir: Path | None = None,
+        env_vars: Mapping[str, str] | None = None,
+        wait: bool = True,
+        **orch: str | int,
+    ) -> Submitted:
+        """``ray job submit``, attached unless not waited for; ``orch`` are keys that begin with ``orch.``."""
+        options = ["--submission-id", submission_id, *([] if wait else ["--no-wait"])]
+        options += ["--working-dir", str(working_dir)] if working_dir else []
+        options += ["--runtime-env-json", json.dumps({"env_vars": dict(env_vars)})] if env_vars else []
+        metadata = {f"orch.{name}": str(value) for name, value in orch.items()}
+        options += ["--metadata-json", json.dumps(metadata)] if metadata else []
+        return self._attached(("submit", *options, "--", *command))
+
+    def run(self, submission_id: str, *command: str, working_dir: Path | None = None, **orch: str | int) -> str:
+        """Submit, wait for exit code 0; what was printed."""
+        job = self.submit(submission_id, *command, working_dir=working_dir, **orch)
+        try:
+            assert job.code() == 0, job.text
+            return job.text
+        finally:
+            end(job)
+
+    def _attached(self, arguments: tuple[str, ...]) -> Submitted:
+        self.count += 1
+        output = self.network.folder / f"cli-{self.secret[-6:]}-{self.count}.out"
+        settings = {"RAY_ADDRESS": self.url, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.secret}
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [str(BIN / "ray"), "job", *arguments],
+                env=child_environment({**settings, "NO_COLOR": "1"}),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        return Submitted(process, output)
+
+    # ------------------------------------------------------------ HTTP
+
+    @property
+    def url(self) -> str:
+        """The gateway."""
+        return f"http://{self.network.addresses.gateway}"
+
+    def get(self, path: str) -> int:
+        """The status that the gateway answers with."""
+        request = urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {self.secret}"})
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=20) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    # ------------------------------------------------------------ the operator's view of the job
+
+    def job(self, submission_id: str) -> jobs_pb2.Job:
+        """The job; empty where it is not there, or nobody answers now."""
+        with contextlib.suppress(CliError), self.network.client() as client:
+            return client.call(client.jobs.GetJob, jobs_pb2.GetJobRequest(job=submission_id)).job
+        return jobs_pb2.Job()
+
+    def status(self, submission_id: str) -> str:
+        """PENDING, RUNNING, …"""
+        return job_status_name(self.job(submission_id).status)
+
+    def await_status(self, submission_id: str, *wanted: str, deadline_s: float = JOB_S) -> jobs_pb2.Job:
+        """Until the job has one of the statuses; the job."""
+        with explaining(self, submission_id):
+            wait_until(
+                lambda: self.status(submission_id) in wanted,
+                what=f"{submission_id} to be {' or '.join(wanted)}",
+                deadline_s=deadline_s,
+            )
+        return self.job(submission_id)
+
+    def await_output(self, job: Submitted, text: str, *, deadline_s: float = JOB_S) -> None:
+        """Until the attached command has printed something."""
+        wait_until(
+            lambda: text in job.text or job.process.poll() is not None,
+            what=f"{text!r} to be printed",
+            deadline_s=deadline_s,
+        )
+        assert text in job.text, job.text
+
+    def receipts(self, submission_id: str, *, count: int) -> list[operator_pb2.Receipt]:
+        """The job's receipts once at least so many are there and all are in the ledger."""
+        job_id = self.job(submission_id).job_id
+        found: list[operator_pb2.Receipt] = []
+
+        def booked() -> bool:
+            with contextlib.suppress(CliError), self.network.client() as client:
+                request = operator_pb2.ListReceiptsRequest(job_id=job_id)
+                found[:] = client.call(client.operator.ListReceipts, request).receipts
+            return len(found) >= count and all(receipt.state == "posted" for receipt in found)
+
+        wait_until(booked, what=f"{count} receipts of {submission_id} in the ledger", deadline_s=BOOKED_S)
+        return found
+
+
+@contextlib.contextmanager
+def explaining(tenant: Tenant, submission_id: str):  # noqa: ANN201 - a generator made a context manager
+    """Add what became of the job to a failure."""
+    try:
+        yield
+    except AssertionError as error:
+        raise AssertionError(f"{error}; it is {tenant.job(submission_id)}") from None
+
+
+def end(job: Submitted) -> None:
+    """End the command; the job goes on without it."""
+    if job.process.poll() is None:
+        job.process.kill()
+        job.process.wait()
+
+
+def verified(network: Network, receipts: list[operator_pb2.Receipt]) -> list[VerifiedBundle]:
+    """Each receipt's bundle, verified offline with the network's key."""
+    with network.client() as client:
+        status = client.call(client.operator.GetStatus, operator_pb2.GetStatusRequest())
+        key = bytes.fromhex(status.receipt_public_key)
+        bundles = [
+            client.call(client.operator.GetReceipt, operator_pb2.GetReceiptRequest(receipt_id=one.receipt_id))
+            for one in receipts
+        ]
+    return [verify_bundle(bundle.bundle, key) for bundle in bundles]
