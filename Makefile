@@ -29,7 +29,7 @@ $(UV):
 	@scripts/setup.sh uv
 
 .PHONY: demo
-demo: $(STAMP) ## The main job on this machine, end to end (JSON=1: one JSON line; KEEP=1: keep its files)
+demo: $(STAMP) ## The main job on this machine, end to end (JSON=1: one JSON line; KEEP=1: leave it running until Ctrl-C)
 	@$(BIN)/python examples/demo/run.py $(if $(JSON),--json) $(if $(KEEP),--keep)
 
 .PHONY: test

@@ -10,7 +10,7 @@ import argparse
 import importlib
 import os
 import sys
-from typing import Protocol
+from typing import Protocol, cast
 
 from benchmarks.report import Case, FigureError, note, print_json, print_table
 
@@ -38,8 +38,7 @@ class Figure(Protocol):
 
 def figure_module(name: str) -> Figure:
     """The module behind a figure; imported only now, because some bring half of the system along."""
-    module: Figure = importlib.import_module(FIGURES[name])  # type: ignore[assignment]  # modules as protocols
-    return module
+    return cast("Figure", importlib.import_module(FIGURES[name]))
 
 
 def run(names: list[str]) -> int:

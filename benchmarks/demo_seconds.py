@@ -7,7 +7,6 @@ receipts, their offline verification, and ending every process. Outside: `make s
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -30,7 +29,6 @@ def measure() -> list[Case]:
         answer = subprocess.run(
             [sys.executable, str(RUN), "--json"],
             cwd=RUN.parents[2],
-            env={**os.environ, "PYTHONPATH": str(RUN.parents[2])},
             capture_output=True,
             text=True,
             check=False,

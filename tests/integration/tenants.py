@@ -113,14 +113,21 @@ class Tenant:
 
     def get(self, path: str) -> int:
         """The status that the gateway answers with."""
+        return self._http(path)[0]
+
+    def read(self, path: str) -> bytes:
+        """What the gateway answers."""
+        return self._http(path)[1]
+
+    def _http(self, path: str) -> tuple[int, bytes]:
         request = urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {self.secret}"})
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
             with opener.open(request, timeout=20) as answer:
-                return int(answer.status)
+                return int(answer.status), answer.read()
         except urllib.error.HTTPError as error:
             with error:
-                return error.code
+                return error.code, error.read()
 
     # ------------------------------------------------------------ the operator's view of the job
 

@@ -1,0 +1,136 @@
+"""A state of many workers, made by the real core from commands and written by the real store."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.adapters import clock
+from orchestrator.adapters.store import SqlStore, Transaction
+from orchestrator.core import messages as m
+from orchestrator.core.catalogue import GIB
+from orchestrator.core.decide import handle
+from orchestrator.core.fleet import Device, DeviceKind, HardwareClass, Inventory, Isolation, TokenRole
+from orchestrator.core.ids import DeviceId, SupplierId, TenantId, TokenId, WorkerId
+from orchestrator.core.state import Policies, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from orchestrator.core.ids import Now
+
+COMMANDS_PER_TRANSACTION = 512
+"""As many as the loop takes at once."""
+
+TENANTS = 100
+SUPPLIERS = 200
+ZONES = 10
+TOKEN_TTL_MS = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of machine, and how many of a hundred are such."""
+
+    percent: int
+    hardware_class: HardwareClass
+    model: str
+    memory_gb: int
+    devices: int
+    head_slots: int = 0
+
+
+MIX = (
+    Kind(70, HardwareClass.CONSUMER, "RTX4090", 24, 1),
+    Kind(12, HardwareClass.MINER, "RTX3080", 10, 6),
+    Kind(10, HardwareClass.DATACENTER, "H100", 80, 8),
+    Kind(6, HardwareClass.CPU, "CPU", 64, 1),
+    Kind(2, HardwareClass.CPU, "", 0, 0, head_slots=16),
+)
+"""Mostly single gaming machines; 236 GPUs to a hundred workers."""
+
+KIND_OF = tuple(chain.from_iterable([kind] * kind.percent for kind in MIX))
+
+
+def tenant_ids() -> list[TenantId]:
+    """The tenants of every fleet made here."""
+    return [TenantId(f"ten_{number:04d}") for number in range(TENANTS)]
+
+
+def build(database: Path, workers: int) -> None:
+    """Write a fleet of live, idle workers into a new database."""
+    store = SqlStore(f"sqlite:///{database}")
+    state = State(Policies())
+    now = clock.SystemClock().now()
+    batch: list[m.Command] = []
+    for command in _commands(workers):
+        batch.append(command)
+        if len(batch) == COMMANDS_PER_TRANSACTION:
+            _write(store, state, batch, now)
+            batch = []
+    _write(store, state, batch, now)
+    store.close()
+
+
+def _write(store: SqlStore, state: State, batch: list[m.Command], now: Now) -> None:
+    base_version = state.version
+    events = [event for command in batch for event in handle(state, command, now).events]
+    rows = [(table, key, state.entity(table, key)) for table, key in state.take_touched()]
+    store.write(Transaction(base_version, state.time_ms(now), events, rows))
+
+
+def _commands(workers: int) -> Iterator[m.Command]:
+    yield m.StartControl("net_bench")
+    for tenant_id in tenant_ids():
+        yield m.CreateTenant(tenant_id, tenant_id.replace("_", "-"))
+    for number in range(workers):
+        token = _sha256(f"token {number}")
+        supplier = f"supplier-{number % SUPPLIERS}"
+        yield m.CreateToken(
+            TokenId(f"tok_{number}"),
+            TokenRole.SUPPLIER,
+            supplier,
+            token,
+            TOKEN_TTL_MS,
+            SupplierId(f"sup_{number % SUPPLIERS}"),
+        )
+        worker_id = WorkerId(f"wk_{number:06d}")
+        yield m.JoinWorker(worker_id, token, f"worker-{number}", _sha256(f"key {number}"), inventory(number))
+        yield m.ConnectWorker(worker_id, None)
+
+
+def inventory(number: int) -> Inventory:
+    """What the worker of this number has: kinds are spread evenly over the numbers."""
+    # 37 and 100 have no common factor, so any hundred numbers in a row hold each kind as often as MIX says.
+    kind = KIND_OF[number * 37 % len(KIND_OF)]
+    return Inventory(
+        hardware_class=kind.hardware_class,
+        devices=tuple(
+            Device(
+                DeviceId(f"wk{number}-d{index}"),
+                DeviceKind.CPU if kind.model == "CPU" else DeviceKind.GPU,
+                kind.model,
+                kind.memory_gb * GIB,
+                simulated=True,
+            )
+            for index in range(kind.devices)
+        ),
+        cpus=16,
+        memory_bytes=64 * GIB,
+        slots=kind.devices,
+        head_slots=kind.head_slots,
+        operating_system="linux",
+        architecture="x86_64",
+        python_version="3.11.9",
+        ray_version="2.60.0",
+        isolation=Isolation.NONE,
+        overlay="none",
+        zone=f"zone-{number % ZONES}",
+    )
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

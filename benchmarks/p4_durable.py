@@ -1,0 +1,263 @@
+"""P4 `durable`: how many submissions a second one control plane takes for good.
+
+64 callers, each with one submission under way, against a state of 10,000 workers: the real loop, planner and store
+on a SQLite file; agents are silent (they heartbeat, and report nothing), effects go nowhere. Inside the clock: from
+the first submission's entry into the inbox to the last acknowledgement, with all planning that goes on meanwhile.
+Outside: HTTP, authentication, loading the state.
+
+The peer writes what was just recorded (the same rows and events, as bytes, grouped into the same transactions) into
+a copy of the same database through Python's own sqlite3 with the same pragmas, and decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import resource
+import shutil
+import sqlite3
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks import fleet, peer_sqlite
+from benchmarks.report import Case, Target, compared, note
+from benchmarks.stats import median, paired_ratio_interval, percentile
+from orchestrator.adapters import clock
+from orchestrator.adapters.store import SqlStore, Transaction
+from orchestrator.control.loop import Loop
+from orchestrator.control.planner import Planner, tick_forever
+from orchestrator.core import messages as m
+from orchestrator.core.ids import JobId
+from orchestrator.core.jobs import JobRequest, Requirements
+from orchestrator.core.placement import Budget
+from orchestrator.core.state import Policies
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.core.ids import TenantId, WorkerId
+
+REPETITIONS = 5
+ADDED_MS = 5.0
+"""What a disk that really flushes takes for a commit; those of virtual machines often do not flush."""
+
+HEARTBEATS_PER_S = 20
+"""Slices of the fleet's heartbeats: every worker is heard once in five seconds."""
+
+RATE_TARGET = Target(1_000.0, ">=", "value")
+RATIO_TARGET = Target(0.5, ">=", "ratio")
+P99_TARGET = Target(50.0, "<=", "value")
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a run is."""
+
+    workers: int = 10_000
+    submitters: int = 64
+    submissions: int = 5_000
+    """Some seconds of work, and fewer than there are free GPUs: every job is placed."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What one repetition came to. Rates in submissions per second, times in ms."""
+
+    rate: float = 0.0
+    latencies_ms: list[float] = field(default_factory=list)
+    cpu_s: float = 0.0
+    groups: list[Transaction] = field(default_factory=list)
+
+
+class RecordingStore(SqlStore):
+    """The real store, which also remembers what it wrote; ``added_s`` makes each commit take that much longer."""
+
+    def __init__(self, url: str, added_s: float) -> None:
+        super().__init__(url)
+        self.added_s = added_s
+        self.written: list[Transaction] = []
+
+    def write(self, transaction: Transaction) -> None:
+        super().write(transaction)
+        if self.added_s:
+            time.sleep(self.added_s)
+        self.written.append(transaction)
+
+
+def measure(size: Size = Size(), repetitions: int = REPETITIONS) -> list[Case]:
+    """All cases, with the disk as it is and with ADDED_MS to each commit."""
+    with tempfile.TemporaryDirectory(prefix="orch-bench-") as name:
+        folder = Path(name)
+        note(f"P4: a state of {size.workers:,} workers")
+        fleet.build(folder / "fleet.db", size.workers)
+        _checkpoint(folder / "fleet.db")
+        return [
+            case
+            for suffix, added_ms in (("", 0.0), (f"-{ADDED_MS:g}ms", ADDED_MS))
+            for case in _alternate(folder, size, repetitions, added_ms / 1000, suffix)
+        ]
+
+
+def _alternate(folder: Path, size: Size, repetitions: int, added_s: float, suffix: str) -> list[Case]:
+    ours: list[Run] = []
+    peer: list[Run] = []
+    for number in range(repetitions):
+        mine = _ours(_fresh_copy(folder), size, added_s)
+        other = _peer(_fresh_copy(folder), mine.groups, size.submissions, added_s)
+        note(
+            f"P4 durable{suffix} {number + 1}/{repetitions}: {mine.rate:,.0f}/s, peer {other.rate:,.0f}/s,"
+            f" p99 {percentile(mine.latencies_ms, 0.99):.1f} ms, {len(mine.groups)} transactions"
+        )
+        mine.groups = []
+        ours.append(mine)
+        peer.append(other)
+    return _cases(ours, peer, size, suffix)
+
+
+def _cases(ours: Sequence[Run], peer: Sequence[Run], size: Size, suffix: str) -> list[Case]:
+    rates, peer_rates = [one.rate for one in ours], [one.rate for one in peer]
+    p99s, peer_p99s = ([percentile(one.latencies_ms, 0.99) for one in side] for side in (ours, peer))
+    p50_ms = median([median(one.latencies_ms) for one in ours])
+    cpus, peer_cpus = ([one.cpu_s / size.submissions * 1000 for one in side] for side in (ours, peer))
+    interval = paired_ratio_interval(rates, peer_rates)
+    middle = (median(rates), median(peer_rates))
+    per_s = "1/s"
+    return [
+        compared("P4", f"durable{suffix}", per_s, rates, peer_rates, middle, RATE_TARGET),
+        compared(
+            "P4", f"durable{suffix}-ratio", per_s, rates, peer_rates, middle, RATIO_TARGET, interval
+        ),
+        compared(
+            "P4",
+            f"durable{suffix}-p99",
+            "ms",
+            p99s,
+            peer_p99s,
+            (median(p99s), median(peer_p99s)),
+            P99_TARGET,
+            remark=f"our median acknowledgement took {p50_ms:.1f} ms; the peer's is one transaction",
+        ),
+        compared(
+            "P4",
+            f"durable{suffix}-cpu",
+            "CPU s per 1,000",
+            cpus,
+            peer_cpus,
+            (median(cpus), median(peer_cpus)),
+            remark="ours includes the submitters, which share the process",
+        ),
+    ]
+
+
+# ---------------------------------------------------------------- ours
+
+
+def _ours(database: Path, size: Size, added_s: float) -> Run:
+    store = RecordingStore(f"sqlite:///{database}", added_s)
+    gc.collect()
+    try:
+        return asyncio.run(_drive(store, size))
+    finally:
+        store.close()
+
+
+async def _drive(store: RecordingStore, size: Size) -> Run:
+    loop = Loop(store.load(Policies()), store, clock.SystemClock(), lambda _effects: None)
+    planner = Planner(loop, clock.new_id, Budget())
+    tasks = [asyncio.create_task(loop.run())]
+    await loop.submit(m.StartControl("net_bench"))
+    workers = await loop.read(lambda state: list(state.workers))
+    tasks += [asyncio.create_task(work) for work in (planner.run(), tick_forever(loop), _beat(loop, workers))]
+    store.written.clear()
+    run = Run()
+    commands = _submissions(size.submissions)
+    cpu_s, began_s = _cpu_s(), time.perf_counter()
+    await asyncio.gather(
+        *(_submitter(loop, commands[first :: size.submitters], run) for first in range(size.submitters))
+    )
+    run.rate = size.submissions / (time.perf_counter() - began_s)
+    run.cpu_s = _cpu_s() - cpu_s
+    run.groups = list(store.written)
+    for task in reversed(tasks):
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    return run
+
+
+async def _submitter(loop: Loop, commands: Sequence[m.SubmitJob], run: Run) -> None:
+    """One caller: the next submission when the last is acknowledged."""
+    for command in commands:
+        began_s = time.perf_counter()
+        await loop.submit(command)
+        run.latencies_ms.append((time.perf_counter() - began_s) * 1000)
+
+
+async def _beat(loop: Loop, workers: list[WorkerId]) -> None:
+    """The heartbeats of a fleet whose agents are silent otherwise."""
+    slices = HEARTBEATS_PER_S * 5
+    number = 0
+    while True:
+        for worker_id in workers[number % slices :: slices]:
+            loop.heard(worker_id)
+        number += 1
+        await asyncio.sleep(1 / HEARTBEATS_PER_S)
+
+
+def _submissions(count: int) -> list[m.SubmitJob]:
+    """Plain `ray job submit`s: no key of ours, one GPU of any class."""
+    tenants = fleet.tenant_ids()
+    return [_submission(number, tenants[number % len(tenants)]) for number in range(count)]
+
+
+def _submission(number: int, tenant_id: TenantId) -> m.SubmitJob:
+    request = JobRequest(
+        entrypoint="python train.py --epochs 10",
+        runtime_env_json='{"env_vars":{"RUN":"%d"}}' % number,
+        metadata=(("job_submission_id", f"raysubmit_{number:016x}"), ("name", f"run-{number}")),
+        packages=(),
+        requirements=Requirements(),
+    )
+    digest = hashlib.sha256(str(number).encode()).hexdigest()
+    return m.SubmitJob(JobId(clock.new_id("job")), tenant_id, f"raysubmit_{number:016x}", request, digest)
+
+
+# ---------------------------------------------------------------- the peer
+
+
+def _peer(database: Path, groups: Sequence[Transaction], submissions: int, added_s: float) -> Run:
+    prepared = [peer_sqlite.group_of(transaction) for transaction in groups]
+    gc.collect()
+    with peer_sqlite.opened(database) as connection:
+        cpu_s, began_s = _cpu_s(), time.perf_counter()
+        latencies_ms = [peer_sqlite.write(connection, group, added_s) * 1000 for group in prepared]
+        elapsed_s, used_s = time.perf_counter() - began_s, _cpu_s() - cpu_s
+    return Run(submissions / elapsed_s, latencies_ms, used_s)
+
+
+# ---------------------------------------------------------------- files and clocks
+
+
+def _fresh_copy(folder: Path) -> Path:
+    """A copy of the fleet's database, and nothing left of the last one."""
+    copy = folder / "run.db"
+    for path in folder.glob("run.db*"):
+        path.unlink()
+    shutil.copyfile(folder / "fleet.db", copy)
+    return copy
+
+
+def _checkpoint(database: Path) -> None:
+    """Bring everything into the one file, so that copying it copies all."""
+    connection = sqlite3.connect(database)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+
+
+def _cpu_s() -> float:
+    """Processor time of this process, all threads."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime

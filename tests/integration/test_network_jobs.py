@@ -1,0 +1,165 @@
+"""What a tenant does with plain `ray job`, on real Ray nodes of real agents."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.network import Network
+from tests.integration.tenants import JOB_S, Tenant, end, verified
+from tests.polling import wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+
+LEAVE_ACTOR = """
+import ray
+ray.init()
+
+@ray.remote(num_cpus=0)
+class Keeps:
+    def ping(self):
+        return "still here"
+
+print(ray.get(Keeps.options(name="left", lifetime="detached").remote().ping.remote()))
+"""
+
+GANG = """
+import os, sys, time
+import ray
+from beside import WORD
+
+ray.init()
+
+@ray.remote(num_gpus=1, num_cpus=0)
+def where():
+    return ray.get_runtime_context().get_node_id()
+
+print("word", WORD, "variable", os.environ["COLOUR"], flush=True)
+nodes = {node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")}
+print("gpu nodes", len(nodes), "gpus", ray.cluster_resources()["GPU"], flush=True)
+while "--wait" in sys.argv:
+    time.sleep(0.2)
+"""
+
+
+@pytest.fixture
+def stranger(network: Network) -> Tenant:
+    return Tenant(network, network.create_tenant("stranger"))
+
+
+def cluster_of(tenant: Tenant, submission_id: str) -> str:
+    return tenant.job(submission_id).attempts[-1].cluster_id
+
+
+def test_submit_with_no_orch_key_runs_on_one_machine_and_its_cluster_is_reused(
+    network: Network, tenant: Tenant, scripts: Path
+) -> None:
+    began_s = time.monotonic()
+    assert "plain works" in tenant.run("plain-1", "echo", "plain", "works")
+    cold_s = time.monotonic() - began_s
+    job = tenant.job("plain-1")
+    (member,) = job.attempts[0].members
+    assert (member.role, len(member.device_ids), member.simulated) == ("solo", 1, True)
+
+    began_s = time.monotonic()
+    tenant.run("plain-2", "true")
+    warm_s = time.monotonic() - began_s
+    assert cluster_of(tenant, "plain-2") == cluster_of(tenant, "plain-1")
+    assert warm_s < cold_s - 2, f"warm {warm_s:.1f} s, cold {cold_s:.1f} s"
+
+    failing = tenant.submit("fails", "python -c 'print(6 * 7); raise SystemExit(3)'")
+    assert failing.code() == 1, failing.text
+    assert "42" in failing.text
+    assert "failed" in failing.text
+    assert tenant.status("fails") == "FAILED"
+    assert len(tenant.job("fails").attempts) == 1
+    for name in ("plain-1", "fails"):
+        (bundle,) = verified(network, tenant.receipts(name, count=1))
+        assert bundle.receipt.billed_ms > 0
+
+    (scripts / "leave.py").write_text(LEAVE_ACTOR)
+    assert "still here" in tenant.run("leaves", "python", "leave.py", working_dir=scripts)
+    assert cluster_of(tenant, "leaves") == cluster_of(tenant, "plain-1")
+    tenant.run("after", "true")
+    assert cluster_of(tenant, "after") != cluster_of(tenant, "leaves")
+
+
+def test_gang_job_sees_its_machines_and_every_ray_job_command_works(
+    network: Network, tenant: Tenant, stranger: Tenant, scripts: Path
+) -> None:
+    (scripts / "gang.py").write_text(GANG)
+    (scripts / "beside.py").write_text("WORD = 'uploaded'\n")
+    colour = {"COLOUR": "teal"}
+    gang = {"gpus": 2, "hardware_class": "consumer"}
+    job = tenant.submit(
+        "gang", "python", "gang.py", "--wait", working_dir=scripts, env_vars=colour, **gang  # type: ignore[arg-type]
+    )
+    try:
+        tenant.await_output(job, "gpu nodes")
+        assert "word uploaded variable teal" in job.text
+        assert "gpu nodes 2 gpus 2.0" in job.text
+        attempt = tenant.job("gang").attempts[0]
+        roles = {member.worker_name: member.role for member in attempt.members}
+        assert roles["head-1"] == "head"
+        assert sorted(roles.values()) == ["head", "member", "member"]
+        assert all(name.startswith("consumer-") for name, role in roles.items() if role == "member")
+        code, shown = network.orch("cluster", "show", attempt.cluster_id)
+        assert code == 0
+        assert all(member.member_id in shown for member in attempt.members)
+
+        code, text = tenant.ray("status", "gang")
+        assert (code, "RUNNING" in text) == (0, True), text
+        code, text = tenant.ray("list")
+        assert (code, "'gang'" in text) == (0, True), text
+        code, text = tenant.ray("logs", "gang")
+        assert (code, "word uploaded" in text) == (0, True), text
+        check_invisible(tenant, stranger, "gang")
+
+        code, text = tenant.ray("delete", "gang")
+        assert code != 0, "a running job was deleted"
+        code, text = tenant.ray("stop", "gang")
+        assert code == 0, text
+        assert tenant.status("gang") == "STOPPED"
+        assert job.code() == 0, job.text
+    finally:
+        end(job)
+    for bundle in verified(network, tenant.receipts("gang", count=2)):
+        assert bundle.receipt.billed_ms > 0
+    code, text = tenant.ray("delete", "gang")
+    assert code == 0, text
+    assert tenant.get("/api/jobs/gang") == 404
+
+
+def check_invisible(tenant: Tenant, stranger: Tenant, submission_id: str) -> None:
+    """Nothing of a tenant's job, nor its package, is there for another tenant."""
+    runtime_env = json.loads(tenant.read(f"/api/jobs/{submission_id}"))["runtime_env"]
+    package = runtime_env["working_dir"].removeprefix("gcs://")
+    assert tenant.get(f"/api/packages/gcs/{package}") == 200
+    for path in (
+        f"/api/jobs/{submission_id}",
+        f"/api/jobs/{submission_id}/logs",
+        f"/api/packages/gcs/{package}",
+    ):
+        assert stranger.get(path) == 404
+    assert json.loads(stranger.read("/api/jobs/")) == []
+
+
+def test_stop_of_a_queued_job_ends_it_with_the_reason_it_waited_for(tenant: Tenant) -> None:
+    job = tenant.submit("too-many", "echo", "never", gpus=9)
+    try:
+        wait_until(lambda: bool(tenant.job("too-many").job_id), what="the job", deadline_s=JOB_S)
+        tenant.await_status("too-many", "PENDING")
+        wait_until(
+            lambda: "9" in tenant.job("too-many").message, what="the reason why it waits", deadline_s=10
+        )
+        code, text = tenant.ray("stop", "too-many")
+        assert code == 0, text
+        assert tenant.status("too-many") == "STOPPED"
+        assert not tenant.job("too-many").attempts
+        assert job.code() == 0, job.text
+        assert "never\n" not in job.text
+    finally:
+        end(job)
