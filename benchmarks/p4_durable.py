@@ -70,7 +70,7 @@ class Run:
     rate: float = 0.0
     latencies_ms: list[float] = field(default_factory=list)
     cpu_s: float = 0.0
-    groups: list[Transaction] = field(default_factory=list)
+    written: list[Transaction] = field(default_factory=list)
 
 
 class RecordingStore(SqlStore):
@@ -107,12 +107,13 @@ def _alternate(folder: Path, size: Size, repetitions: int, added_s: float, suffi
     peer: list[Run] = []
     for number in range(repetitions):
         mine = _ours(_fresh_copy(folder), size, added_s)
-        other = _peer(_fresh_copy(folder), mine.groups, size.submissions, added_s)
+        groups = peer_sqlite.groups_of(_fresh_copy(folder), mine.written)
+        other = _peer(_fresh_copy(folder), groups, size.submissions, added_s)
         note(
             f"P4 durable{suffix} {number + 1}/{repetitions}: {mine.rate:,.0f}/s, peer {other.rate:,.0f}/s,"
-            f" p99 {percentile(mine.latencies_ms, 0.99):.1f} ms, {len(mine.groups)} transactions"
+            f" p99 {percentile(mine.latencies_ms, 0.99):.1f} ms, {len(groups)} transactions"
         )
-        mine.groups = []
+        mine.written = []
         ours.append(mine)
         peer.append(other)
     return _cases(ours, peer, size, suffix)
@@ -181,7 +182,7 @@ async def _drive(store: RecordingStore, size: Size) -> Run:
     )
     run.rate = size.submissions / (time.perf_counter() - began_s)
     run.cpu_s = _cpu_s() - cpu_s
-    run.groups = list(store.written)
+    run.written = list(store.written)
     for task in reversed(tasks):
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -228,12 +229,11 @@ def _submission(number: int, tenant_id: TenantId) -> m.SubmitJob:
 # ---------------------------------------------------------------- the peer
 
 
-def _peer(database: Path, groups: Sequence[Transaction], submissions: int, added_s: float) -> Run:
-    prepared = [peer_sqlite.group_of(transaction) for transaction in groups]
+def _peer(database: Path, groups: Sequence[peer_sqlite.Group], submissions: int, added_s: float) -> Run:
     gc.collect()
     with peer_sqlite.opened(database) as connection:
         cpu_s, began_s = _cpu_s(), time.perf_counter()
-        latencies_ms = [peer_sqlite.write(connection, group, added_s) * 1000 for group in prepared]
+        latencies_ms = [peer_sqlite.write(connection, group, added_s) * 1000 for group in groups]
         elapsed_s, used_s = time.perf_counter() - began_s, _cpu_s() - cpu_s
     return Run(submissions / elapsed_s, latencies_ms, used_s)
 

@@ -1,53 +1,74 @@
-"""The peer of P4: a bare SQLite database that is handed finished bytes."""
+"""The peer of P4: a bare SQLite database that is handed finished statements.
+
+What is replayed is what the store really sent: its transactions are written once more, beside the clock, and each
+statement is taken down on its way into the driver.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
 
-from sqlalchemy.dialects import sqlite
+from sqlalchemy import Engine, event
 
-from orchestrator.adapters import codec
-from orchestrator.adapters.store import events, rows
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from orchestrator.adapters.store import Transaction
-    from orchestrator.core.state import Entity
+from orchestrator.adapters.store import SqlStore, Transaction
 
 PRAGMAS = ("busy_timeout = 15000", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON")
 """As the store sets them."""
 
-INSERT_EVENT = "INSERT INTO events (version, at_ms, type, type_version, body) VALUES (?, ?, ?, ?, ?)"
+BEGIN = "BEGIN IMMEDIATE"
 
-Value = int | str | bytes
+Statement = tuple[str, list[Any], bool]
+"""SQL, its parameters, and whether they are those of many executions."""
 
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """One transaction, as statements and their parameters."""
-
-    events: list[tuple[Value, ...]]
-    upserts: list[tuple[str, list[tuple[Value, ...]]]]
-    deletes: list[tuple[str, str]]
+Group = list[Statement]
 
 
-def group_of(transaction: Transaction) -> Group:
-    """A recorded transaction in the form that needs no more work."""
-    log: list[tuple[Value, ...]] = []
-    for version, event in enumerate(transaction.events, start=transaction.base_version + 1):
-        name = type(event).__name__
-        log.append((version, transaction.at_ms, name, codec.event_version(name), codec.encode(event)))
-    upserts: dict[str, list[tuple[Value, ...]]] = {}
-    deletes: list[tuple[str, str]] = []
-    for table, key, entity in transaction.rows:
-        if entity is None:
-            deletes.append((f"DELETE FROM {table} WHERE id = ?", key))  # noqa: S608 -- a table of ours
+def groups_of(database: Path, transactions: Sequence[Transaction]) -> list[Group]:
+    """The statements of each transaction; writes them into ``database``, which must be as before the first."""
+    groups: list[Group] = []
+
+    def take_down(
+        _connection: object, _cursor: object, sql: str, parameters: Any, _context: object, many: bool
+    ) -> None:
+        if not sql.startswith("BEGIN"):
+            groups[-1].append((sql, list(parameters), many))
+
+    store = SqlStore(f"sqlite:///{database}")
+    event.listen(Engine, "before_cursor_execute", take_down)
+    try:
+        for transaction in transactions:
+            groups.append([])
+            store.write(transaction)
+    finally:
+        event.remove(Engine, "before_cursor_execute", take_down)
+        store.close()
+    return groups
+
+
+@contextmanager
+def opened(database: Path) -> Iterator[sqlite3.Connection]:
+    """A connection as the store's are, without anything around it."""
+    with closing(sqlite3.connect(database, isolation_level=None)) as connection:
+        for pragma in PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
+        yield connection
+
+
+def write(connection: sqlite3.Connection, group: Group, added_s: float) -> float:
+    """One durable transaction; the seconds it took, ``added_s`` included."""
+    began_s = time.perf_counter()
+    connection.execute(BEGIN)
+    for sql, parameters, many in group:
+        if many:
+            connection.executemany(sql, parameters)
         else:
-            upserts.setdefault(table, []).append((key, _phase(entity), codec.encode(entity)))
-    return Group(log, [(UPSERTS[table], values) for table, values in upserts.items()], deletes)
+            connection.execute(sql, parameters)
+    connection.execute("COMMIT")
+    if added_s:
+        time.sleep(added_s)
+    return time.perf_counter() - began_s

@@ -129,6 +129,7 @@ class SqlStore:
                 for (body,) in connection.execute(select(table.c.body).order_by(table.c.id)):
                     state.put(codec.decode_entity(name, body))
             state.version = connection.scalar(select(func.max(events.c.version))) or 0
+            state.latest_ms = connection.scalar(select(func.max(events.c.at_ms))) or 0
         state.take_touched()
         return state
 

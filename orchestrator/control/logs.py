@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.core import messages as m
+from orchestrator.core.clusters import head_of
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
 from orchestrator.core.ids import AttemptId, WorkerId
 
@@ -54,7 +55,10 @@ class Logs:
         if attempt.log_complete:
             return max(offset + len(data), self._files.size_bytes(attempt_id)), True
         if offset + len(data) > LOG_BYTES_MAX:
-            return offset + len(data), False
+            if final:
+                await self._loop.submit(m.CompleteLog(attempt_id, self._files.size_bytes(attempt_id)))
+                self._announce(attempt_id)
+            return offset + len(data), final
         size = await self._files.append(attempt_id, offset, data)
         complete = final and size >= offset + len(data)
         if complete:
@@ -81,11 +85,12 @@ class Logs:
 
 
 def _shippable(state: State, worker_id: WorkerId, attempt_id: AttemptId) -> Attempt:
-    """The attempt, if this worker is one of its cluster's: a worker writes only about itself."""
+    """The attempt, if this worker carries its head: the driver runs there, and nobody else has its log."""
     attempt = state.attempts.get(attempt_id)
     if attempt is None:
         raise not_found("attempt", attempt_id)
     cluster = state.clusters[attempt.cluster_id]
-    if worker_id not in {member.worker_id for member in state.cluster_members(cluster)}:
+    head = head_of(state.cluster_members(cluster))
+    if head is None or head.worker_id != worker_id:
         raise RefusedError(RefusalCode.FORBIDDEN, "this worker has no part in the attempt", "attempt_id")
     return attempt

@@ -88,9 +88,11 @@ class Loop:
         self._observer = observer
         self._checkpoint = checkpoint
         self._inbox: deque[_Entry] = deque()
+        self._deciding: list[_Entry] = []
+        """The batch under way: taken from the inbox, not answered yet."""
         self._filled = asyncio.Event()
         self._committing = False
-        self._readers: list[Callable[[], None]] = []
+        self._readers: list[Callable[[RefusedError | None], None]] = []
         self._changed: list[asyncio.Event] = []
         self._failed: BaseException | None = None
 
@@ -99,7 +101,7 @@ class Loop:
     async def submit(self, command: m.Command) -> Committed:
         """Wait until the command's events are durable. Raises RefusedError; EXHAUSTED where the inbox is full."""
         if self._failed is not None:
-            raise RefusedError(RefusalCode.UNAVAILABLE, "the control plane is stopping; safe to retry")
+            raise _stopping()
         if len(self._inbox) >= INBOX_MAX:
             raise RefusedError(RefusalCode.EXHAUSTED, "the control plane is busy; try again in a second")
         answer: asyncio.Future[Committed] = asyncio.get_running_loop().create_future()
@@ -111,10 +113,15 @@ class Loop:
         """Run a query on committed state. It must return at once and keep nothing mutable of the state."""
         if not self._committing:
             return query(self._state)
+        if self._failed is not None:
+            raise _stopping()
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
-        def run() -> None:
-            if answer.cancelled():
+        def run(refusal: RefusedError | None) -> None:
+            if answer.done():
+                return
+            if refusal is not None:
+                answer.set_exception(refusal)
                 return
             try:
                 answer.set_result(query(self._state))
@@ -161,6 +168,7 @@ class Loop:
         batch = self._take_batch()
         if not batch:
             return
+        self._deciding = batch
         now = self._clock.now()
         base_version = self._state.version
         # From here until the commit has returned, memory is ahead of the disk: no reads.
@@ -176,6 +184,7 @@ class Loop:
         self._committing = False
         self._reach("committed")
         self._acknowledge(answers, expired)
+        self._deciding = []
         self._reach("acknowledged")
         if self._observer is not None:
             done = self._clock.now()
@@ -233,7 +242,7 @@ class Loop:
                 entry.answer.set_exception(late)
         readers, self._readers = self._readers, []
         for run in readers:
-            run()
+            run(None)
         for event in self._changed:
             event.set()
 
@@ -242,12 +251,17 @@ class Loop:
             self._checkpoint(name)
 
     def _fail(self, error: BaseException) -> None:
-        """Nobody waits for an answer that will not come."""
+        """Nobody waits for an answer that will not come: not in the inbox, nor in the batch whose fate is unknown."""
         self._failed = error
-        while self._inbox:
-            entry = self._inbox.popleft()
+        for entry in (*self._deciding, *self._inbox):
             if not entry.answer.done():
-                stopping = RefusedError(
-                    RefusalCode.UNAVAILABLE, "the control plane is stopping; safe to retry"
-                )
-                entry.answer.set_exception(stopping)
+                entry.answer.set_exception(_stopping())
+        self._deciding = []
+        self._inbox.clear()
+        readers, self._readers = self._readers, []
+        for run in readers:
+            run(_stopping())
+
+
+def _stopping() -> RefusedError:
+    return RefusedError(RefusalCode.UNAVAILABLE, "the control plane is stopping; safe to retry")

@@ -137,7 +137,7 @@ class Sessions:
             async with asyncio.timeout(HELLO_S):
                 first = await anext(requests, None)
         except TimeoutError:
-            raise RefusedError(RefusalCode.UNAUTHENTICATED, "no hello came in time") from None
+            raise RefusedError(RefusalCode.UNAVAILABLE, "no hello came in time; open a new session") from None
         if first is None or first.WhichOneof("message") != "hello":
             raise RefusedError(RefusalCode.UNAUTHENTICATED, "a session begins with hello")
         hello = first.hello

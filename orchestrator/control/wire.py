@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -139,10 +140,17 @@ def _member_from(wire: worker_pb2.MemberObserved) -> m.ObservedMember:
         failed=wire.phase == worker_pb2.MEMBER_PHASE_FAILED,
         stopping=wire.phase == worker_pb2.MEMBER_PHASE_STOPPING,
         reason=wire.reason[:TEXT_MAX],
-        nodes=tuple(NodeSeen(MemberId(node.member_id), node.gpus, node.cpus) for node in wire.nodes),
+        nodes=tuple(_node_from(node) for node in wire.nodes),
         clean=wire.clean,
         attempts=tuple(_attempt_from(attempt) for attempt in wire.attempts),
     )
+
+
+def _node_from(wire: worker_pb2.NodeSeen) -> NodeSeen:
+    """Raises RefusedError where a count is none: it would be stored, and no JSON holds it."""
+    if not (math.isfinite(wire.gpus) and math.isfinite(wire.cpus)):
+        raise invalid("members.nodes", f"a node of {wire.gpus!r} GPUs and {wire.cpus!r} CPUs cannot be")
+    return NodeSeen(MemberId(wire.member_id), wire.gpus, wire.cpus)
 
 
 def _attempt_from(wire: worker_pb2.AttemptObserved) -> m.ObservedAttempt:

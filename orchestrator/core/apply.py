@@ -15,6 +15,7 @@ from orchestrator.core.state import Control, RequestRecord, State
 def apply(state: State, event: m.Event, at_ms: int) -> None:
     """Change the state in place; ``at_ms`` is the control time at which the event was decided."""
     state.version += 1
+    state.latest_ms = at_ms
     match event:
         case m.ControlStarted():
             state.put(Control(event.network_id, event.term, at_ms, event.monotonic_ms, event.boot_id))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, assert_never
 
 from orchestrator.core import messages as m
 from orchestrator.core.apply import apply
+from orchestrator.core.clusters import head_of
 from orchestrator.core.decisions import clusters, fleet, jobs, metering, operators
 from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.fleet import Liveness
@@ -107,7 +108,8 @@ def _observe(state: State, command: m.ObserveWorker, at_ms: int, applied: list[m
             continue
         if report.generation > state.clusters[member.cluster_id].generation:
             continue  # nobody but this control plane hands out generations
-        for attempt in report.attempts:
+        # Only the agent beside the head speaks for attempts; another supplier's member has no say in them.
+        for attempt in report.attempts if head_of([member]) is not None else ():
             _settle(state, list(jobs.observe_attempt(state, attempt, member.cluster_id)), at_ms, applied)
         _settle(state, list(clusters.observe_head(state, report)), at_ms, applied)
 
@@ -213,6 +215,8 @@ def consequences(state: State, event: m.Event, at_ms: int) -> Iterator[m.Event]:
                 yield from clusters.after_worker_gone(state, event.worker_id, "the worker left")
         case m.WorkerDrained():
             yield from clusters.after_worker_gone(state, event.worker_id, "the supplier took the worker back")
+        case m.InventoryChanged():
+            yield from clusters.after_inventory_changed(state, event.worker_id)
         case m.MemberPrepared() | m.MemberUp() | m.MemberReplaced():
             cluster_id = (
                 event.cluster_id if isinstance(event, m.MemberReplaced) else _cluster_of(state, event)
@@ -224,6 +228,8 @@ def consequences(state: State, event: m.Event, at_ms: int) -> Iterator[m.Event]:
             yield from clusters.after_released(state, _cluster_of(state, event))
         case m.ClusterClosing():
             yield from clusters.after_closing(state, event.cluster_id)
+        case m.ClusterClosed():
+            yield from clusters.complete_logs(state, event.cluster_id)
         case m.JobStopRequested():
             yield from jobs.after_stop_requested(state, event.job_id)
         case m.AttemptStarted():
@@ -299,12 +305,17 @@ def effects_of(state: State, touched: Iterable[tuple[str, str]]) -> list[m.Effec
 
 
 def needs(state: State, at_ms: int) -> Iterator[Need]:
-    """What a plan should serve: vacancies of forming clusters first, then the queue in order."""
+    """What a plan should serve: vacancies of forming clusters first, then the queue in order.
+
+    A cluster whose job was stopped gets nobody new: it is closed when its time to form is over.
+    """
     for cluster_id in state.open_clusters:
         cluster = state.clusters[cluster_id]
-        if cluster.vacancies:
+        attempt_id = state.attempt_in.get(cluster_id)
+        if cluster.vacancies and attempt_id is not None:
             avoid = tuple(vacancy.failed_worker_id for vacancy in cluster.vacancies)
-            yield VacancyNeed(cluster_id, cluster.vacancies[0].device_count, avoid)
+            wanted = state.jobs[state.attempts[attempt_id].job_id].request.requirements
+            yield VacancyNeed(cluster_id, cluster.vacancies[0].device_count, avoid, wanted)
     for _, _, job_id in state.queue:
         job = state.jobs[job_id]
         if job.not_before_ms <= at_ms:

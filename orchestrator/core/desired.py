@@ -52,7 +52,12 @@ def _attempts(state: State, cluster: Cluster) -> tuple[DesiredAttempt, ...]:
     if cluster.phase not in (ClusterPhase.READY, ClusterPhase.CLOSING):
         return ()
     attempts = []
-    for attempt_id in state.logs_open_in.get(cluster.cluster_id, ()):
+    listed = dict(state.logs_open_in.get(cluster.cluster_id, {}))
+    running = state.attempt_in.get(cluster.cluster_id)
+    if running is not None:
+        # Its last log byte may be here before the news of its end.
+        listed[running] = None
+    for attempt_id in listed:
         attempt = state.attempts[attempt_id]
         job = state.jobs.get(attempt.job_id)
         if job is None:

@@ -10,6 +10,9 @@ from orchestrator.core.fleet import Device, DeviceKind, HardwareClass, Liveness,
 from orchestrator.core.jobs import Requirements
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from orchestrator.core.ids import DeviceId, WorkerId
     from orchestrator.core.placement import JobNeed, PlacementView
 
 
@@ -62,8 +65,11 @@ def describe(wanted: Requirements) -> str:
     return " ".join(parts)
 
 
-def explain(view: PlacementView, need: JobNeed) -> str:
-    """Why a job waits: how many workers each filter removed, and what is missing among the rest."""
+def explain(view: PlacementView, need: JobNeed, free_on: Callable[[WorkerId], Iterable[DeviceId]]) -> str:
+    """Why a job waits: how many workers each filter removed, and what is missing among the rest.
+
+    ``free_on`` says what a worker has left, after what the plan under way has given to others.
+    """
     wanted = need.requirements
     removed: Counter[str] = Counter()
     fitting = free = 0
@@ -73,18 +79,21 @@ def explain(view: PlacementView, need: JobNeed) -> str:
         if reason is not None:
             removed[reason] += 1
             continue
-        serving = {d.device_id for d in worker.inventory.devices if device_rejection(d, wanted) is None}
-        fitting += len(serving)
-        free_here = len(serving & set(view.free_devices.get(worker.worker_id, {})))
-        free += free_here
         inventory = worker.inventory
-        grounds[inventory.hardware_class.value, inventory.runtime, inventory.zone] += free_here
+        serving = [device for device in inventory.devices if device_rejection(device, wanted) is None]
+        fitting += len(serving)
+        left = set(free_on(worker.worker_id))
+        models = Counter(device.model for device in serving if device.device_id in left)
+        free += models.total()
+        # A share is of one model: of a machine with two, the larger part can be used together with others.
+        ground = (inventory.hardware_class.value, inventory.runtime, inventory.zone)
+        grounds[ground] += max(models.values(), default=0)
     parts = [
         f"waiting for {describe(wanted)}: {free} of {fitting} fitting devices free, {wanted.device_count} needed"
     ]
     largest = max(grounds.values(), default=0)
     if free >= wanted.device_count > largest:
-        parts.append(f"at most {largest} of them in one class, runtime and zone")
+        parts.append(f"at most {largest} of them in one class, runtime and zone, of one model a machine")
     elif largest >= wanted.device_count:
         parts.append("no head slot or member slot is free for them")
     if removed:

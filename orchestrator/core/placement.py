@@ -58,6 +58,8 @@ class VacancyNeed:
     cluster_id: ClusterId
     device_count: int
     avoid: tuple[WorkerId, ...]
+    requirements: Requirements
+    """Of the job that the cluster forms for."""
 
 
 Need = JobNeed | VacancyNeed

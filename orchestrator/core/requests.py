@@ -45,10 +45,11 @@ def parse_requirements(
         if key.startswith(PREFIX) and key not in KEYS:
             if key in NOT_OFFERED:
                 raise invalid(key, f"{key} is not offered by this network yet; leave it out")
-            hint = nearest(key, [*KEYS, *NOT_OFFERED])
-            raise invalid(key, f"unknown key {key!r}: did you mean {hint!r}?")
+            hint = nearest(key[:80], [*KEYS, *NOT_OFFERED])
+            raise invalid(key[:80], f"unknown key {key[:80]!r}: did you mean {hint!r}?")
     asked = _whole_number(metadata, "orch.gpus", None)
-    gpus = asked if asked is not None else max(1, _whole_gpus(entrypoint_num_gpus))
+    of_driver = _whole_gpus(entrypoint_num_gpus)
+    gpus = asked if asked is not None else max(1, of_driver)
     if gpus > policy.gang_gpus_max:
         raise invalid(
             "orch.gpus", f"orch.gpus={gpus} is above the largest gang of {policy.gang_gpus_max} GPUs"
@@ -131,5 +132,11 @@ def _refuse_contradictions(wanted: Requirements) -> None:
                 f"no {wanted.hardware_class} machine has a {model.name}: it is offered by class {offered}"
             )
             raise invalid("orch.hardware_class", message)
-    elif wanted.min_gpu_memory_gb > max(model.memory_gb for model in MODELS.values()):
-        raise invalid("orch.min_gpu_memory_gb", f"no model has {wanted.min_gpu_memory_gb} GB of memory")
+        return
+    offered_gb = [
+        model.memory_gb for model in MODELS.values() if wanted.hardware_class in (None, *model.classes)
+    ]
+    if wanted.min_gpu_memory_gb > max(offered_gb):
+        of_class = f" of class {wanted.hardware_class}" if wanted.hardware_class is not None else ""
+        message = f"no model{of_class} has {wanted.min_gpu_memory_gb} GB of memory, at most {max(offered_gb)} GB"
+        raise invalid("orch.min_gpu_memory_gb", message)

@@ -119,7 +119,7 @@ def _place(draft: _Draft, need: JobNeed, budget: Budget) -> Placement | Reuse | 
         return placed
     if len(draft.unfit) >= budget.explained_max:
         return None
-    reason = explain(draft.view, need)
+    reason = explain(draft.view, need, draft.free)
     draft.unfit[signature] = reason
     return Deferral(need.job_id, reason)
 
@@ -135,7 +135,9 @@ def _reuse(draft: _Draft, need: JobNeed) -> Reuse | None:
         workers = [draft.view.workers[member.worker_id] for member in bearing]
         if sum(len(member.device_ids) for member in bearing) != wanted.device_count:
             continue
-        if any(worker.worker_id in need.avoid or not worker.placeable for worker in workers):
+        if any(not draft.view.workers[member.worker_id].placeable for member in members):
+            continue
+        if any(worker.worker_id in need.avoid for worker in workers):
             continue
         held = {device_id for member in bearing for device_id in member.device_ids}
         devices = [
@@ -158,16 +160,23 @@ def _fill(draft: _Draft, need: VacancyNeed) -> Filling | None:
     present = {member.worker_id for member in members}
     pattern = next((member for member in members if member.device_ids), None)
     head = next(member for member in members if not member.device_ids)
-    runtime = draft.view.workers[head.worker_id].inventory.runtime
+    beside = draft.view.workers[head.worker_id]
     models = set(MODELS) if pattern is None else _models_of(draft.view, pattern)
     for (hardware_class, model), workers in sorted(draft.view.buckets.items()):
         if hardware_class != cluster.hardware_class or model not in models:
             continue
         for worker_id in workers:
             worker = draft.view.workers[worker_id]
-            if worker_id in present or worker_id in need.avoid or worker.inventory.runtime != runtime:
+            if worker_id in present or worker_id in need.avoid or not _same_ground(worker, beside):
                 continue
-            free = [device_id for device_id in draft.free(worker_id) if _model(worker, device_id) == model]
+            if worker_rejection(worker, need.requirements) is not None:
+                continue
+            fitting = {
+                device.device_id
+                for device in worker.inventory.devices
+                if device.model == model and device_rejection(device, need.requirements) is None
+            }
+            free = [device_id for device_id in draft.free(worker_id) if device_id in fitting]
             if len(free) >= need.device_count and draft.slots_left(worker) > 0:
                 share = Share(worker_id, tuple(free[: need.device_count]))
                 draft.take((share,), None)
@@ -276,7 +285,7 @@ def _together(draft: _Draft, need: JobNeed, candidates: list[_Candidate]) -> Pla
     for group in [*(by_model[model] for model in sorted(by_model)), _one_per_worker(candidates)]:
         if sum(len(candidate.device_ids) for candidate in group) < count:
             continue
-        head_host = _head_host(draft, group[0].worker)
+        head_host = _head_host(draft, group[0].worker, need.avoid)
         if head_host is None:
             return None
         ordered = sorted(
@@ -308,12 +317,12 @@ def _one_per_worker(candidates: list[_Candidate]) -> list[_Candidate]:
     return list(best.values())
 
 
-def _head_host(draft: _Draft, beside: Worker) -> Worker | None:
+def _head_host(draft: _Draft, beside: Worker, avoid: tuple[WorkerId, ...]) -> Worker | None:
     """The head host with most free head slots among those that run the same Ray in the same zone."""
     fitting = [
         (draft.view.head_hosts[worker_id] - draft.heads[worker_id], worker_id)
         for worker_id in draft.view.head_hosts
-        if _same_ground(draft.view.workers[worker_id], beside)
+        if worker_id not in avoid and _same_ground(draft.view.workers[worker_id], beside)
     ]
     free = [(-slots, worker_id) for slots, worker_id in fitting if slots > 0]
     return draft.view.workers[min(free)[1]] if free else None

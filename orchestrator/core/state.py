@@ -144,6 +144,8 @@ class State:
         self.policies = policies
         self.version = 0
         """Events applied since the beginning of the network."""
+        self.latest_ms = 0
+        """Control time of the last event: no later one is earlier, whatever the wall clock says."""
         self.capacity_version = 0
         """Changes whenever a plan's assumptions may; not stored: a plan never outlives a process."""
         self.heartbeats = HeartbeatTable()
@@ -200,7 +202,7 @@ class State:
         """Control time: wall-clock ms that never runs backwards, steered by the boot clock between starts."""
         if now.boot_id == self.control.boot_id:
             return self.control.at_ms + max(0, now.monotonic_ms - self.control.monotonic_ms)
-        return max(self.control.at_ms, now.wall_ms)
+        return max(self.latest_ms, now.wall_ms)
 
     # ------------------------------------------------------------ writing
 

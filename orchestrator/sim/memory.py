@@ -61,7 +61,7 @@ class MemoryStore:
         for table, rows in self.rows.items():
             for key in sorted(rows):
                 state.put(codec.decode_entity(table, rows[key]))
-        state.version = self.log[-1][0] if self.log else 0
+        state.version, state.latest_ms = self.log[-1][:2] if self.log else (0, 0)
         state.take_touched()
         return state
 

@@ -79,7 +79,7 @@ class SimClock:
         self._boots = 0
         self._booted_ms = 0
         self.wall_skew_ms = wall_skew_ms
-        self._rate = rate
+        self.rate = rate
         """How fast its boot clock runs; a real one is right to some parts in a million."""
 
     def reboot(self) -> None:
@@ -93,7 +93,7 @@ class SimClock:
 
     def boottime_ms(self) -> int:
         """As orchestrator.agent.ports.AgentClock has it."""
-        return int((virtual_ms() - self._booted_ms) * self._rate)
+        return int((virtual_ms() - self._booted_ms) * self.rate)
 
     def boot_id(self) -> str:
         """One per boot."""

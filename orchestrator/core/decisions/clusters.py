@@ -336,6 +336,22 @@ def after_worker_gone(state: State, worker_id: WorkerId, reason: str) -> Iterato
             yield from after_released(state, member.cluster_id)
 
 
+def after_inventory_changed(state: State, worker_id: WorkerId) -> Iterator[m.Event]:
+    """A member whose device is not there any more cannot serve, nor be billed for it."""
+    there = {device.device_id for device in state.workers[worker_id].inventory.devices}
+    for member_id in list(state.members_on.get(worker_id, ())):
+        member = state.members[member_id]
+        gone = [device_id for device_id in member.device_ids if device_id not in there]
+        if gone and member.phase in WANTED:
+            yield fail_member(state, member, f"the worker no longer has device {gone[0]}")
+
+
+def complete_logs(state: State, cluster_id: ClusterId) -> Iterator[m.Event]:
+    """Nobody is left who could send more: whoever follows such a log is not kept waiting."""
+    for attempt_id in list(state.logs_open_in.get(cluster_id, ())):
+        yield m.LogCompleted(attempt_id, state.attempts[attempt_id].log_bytes)
+
+
 # ---------------------------------------------------------------- time
 
 
@@ -354,8 +370,7 @@ def tick_clusters(state: State, at_ms: int) -> Iterator[m.Event]:
         elif cluster.phase is ClusterPhase.READY:
             yield from _tick_ready(state, cluster, at_ms)
         elif cluster.phase is ClusterPhase.CLOSING and age_ms > policy.log_deadline_ms:
-            for attempt_id in list(state.logs_open_in.get(cluster_id, ())):
-                yield m.LogCompleted(attempt_id, state.attempts[attempt_id].log_bytes)
+            yield from complete_logs(state, cluster_id)
 
 
 def _tick_ready(state: State, cluster: Cluster, at_ms: int) -> Iterator[m.Event]:

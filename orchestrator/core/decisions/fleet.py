@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
@@ -22,8 +23,9 @@ DEVICES_MAX = 64
 
 SLOTS_MAX = 64
 
-DEVICE_ID_MAX = 128
-"""Vendors' UUIDs have about forty characters."""
+DEVICE_ID = re.compile(r"[!-~]{1,128}")
+"""What a receipt can name: a device that none can name would be held and never paid. Vendors' UUIDs have about
+forty characters."""
 
 
 def check_inventory(inventory: Inventory) -> None:
@@ -34,10 +36,9 @@ def check_inventory(inventory: Inventory) -> None:
         )
     seen: set[str] = set()
     for device in inventory.devices:
-        if not device.device_id or len(device.device_id) > DEVICE_ID_MAX:
-            raise invalid(
-                "inventory.devices.device_id", f"every device needs an id of 1 to {DEVICE_ID_MAX} characters"
-            )
+        if not DEVICE_ID.fullmatch(device.device_id):
+            message = "every device needs an id of 1 to 128 visible ASCII characters without spaces"
+            raise invalid("inventory.devices.device_id", message)
         if device.device_id in seen:
             raise invalid("inventory.devices.device_id", f"device {device.device_id} is listed twice")
         seen.add(device.device_id)

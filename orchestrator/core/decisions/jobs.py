@@ -83,9 +83,14 @@ def complete_log(state: State, command: m.CompleteLog) -> m.Decision:
 
 
 def observe_attempt(state: State, report: m.ObservedAttempt, cluster_id: str) -> Iterator[m.Event]:
-    """Take over what the agent beside the head says, if the attempt is this cluster's and has not ended."""
+    """Take over what the agent beside the head says, if the attempt is this cluster's and has not ended.
+
+    Before READY no head was told of an attempt: leases never begin on a gang that is not whole.
+    """
     attempt = state.attempts.get(report.attempt_id)
     if attempt is None or attempt.cluster_id != cluster_id or attempt.phase is AttemptPhase.ENDED:
+        return
+    if state.clusters[attempt.cluster_id].phase is not ClusterPhase.READY:
         return
     if attempt.phase is AttemptPhase.PLACED and report.running:
         yield m.AttemptStarted(attempt.attempt_id)

@@ -33,7 +33,8 @@ def after_attempt_started(state: State, attempt_id: AttemptId, at_ms: int) -> It
         if not member.device_ids:
             continue
         worker = state.workers[member.worker_id]
-        devices = [device for device in worker.inventory.devices if device.device_id in member.device_ids]
+        known = {device.device_id: device for device in worker.inventory.devices}
+        devices = [known[device_id] for device_id in member.device_ids]
         lease = Lease(
             lease_id=lease_id_of(attempt_id, member.ordinal),
             attempt_id=attempt_id,
