@@ -68,9 +68,9 @@ class Run:
     """What one repetition came to. Rates in submissions per second, times in ms."""
 
     rate: float = 0.0
-    latencies_ms: list[float] = field(default_factory=list)
+    latencies_ms: list[float] = field(default_factory=list, repr=False)
     cpu_s: float = 0.0
-    written: list[Transaction] = field(default_factory=list)
+    written: list[Transaction] = field(default_factory=list, repr=False)
 
 
 class RecordingStore(SqlStore):

@@ -114,7 +114,6 @@ class Agent:
         """Of connecting, in a row."""
         self._hurry = asyncio.Event()
         self._draining = False
-        self._done_sent = False
         self._patience = (clock.boottime_ms(), 0)
         """When leaving last got on, and the statements still to be delivered then."""
         self._abandoned = False
@@ -285,7 +284,8 @@ class Agent:
                 self._wake.set()
             case "farewell":
                 # One that comes before all is given back, say from a restart, does not let this agent go.
-                if self._done_sent:
+                if self._given_back and (self._draining or not message.farewell.retry):
+                    log.info("let_go", reason=message.farewell.reason)
                     self._left.set()
                 else:
                     self._bid_farewell(message.farewell)
@@ -396,10 +396,13 @@ class Agent:
             batch = worker_pb2.StatementBatch(envelopes=pending[start : start + STATEMENTS_MAX])
             await channel.send(worker_pb2.SessionRequest(statements=batch))
 
+    @property
+    def _given_back(self) -> bool:
+        """No member is wanted or left here, and every statement is acknowledged."""
+        return self._taken_over and not self._members.desired and self._members.empty and self._meter.idle
+
     async def _leave(self, channel: ControlChannel) -> None:
-        done = self._taken_over and not self._members.desired and self._members.empty and self._meter.idle
-        stage = worker_pb2.LEAVING_STAGE_DONE if done else worker_pb2.LEAVING_STAGE_DRAIN
-        self._done_sent = self._done_sent or done
+        stage = worker_pb2.LEAVING_STAGE_DONE if self._given_back else worker_pb2.LEAVING_STAGE_DRAIN
         await channel.send(worker_pb2.SessionRequest(leaving=worker_pb2.Leaving(stage=stage)))
 
     def _lose_patience(self) -> None:

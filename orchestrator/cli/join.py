@@ -63,11 +63,11 @@ def simulated_models(texts: Sequence[str]) -> list[tuple[Model, int]]:
     return found
 
 
-def class_of(text: str, models: Sequence[tuple[Model, int]]) -> HardwareClass:
-    """The machine's class: as chosen, else the first that offers every simulated model, else cpu."""
+def class_of(text: str, models: Sequence[tuple[Model, int]]) -> HardwareClass | None:
+    """The machine's class: as chosen, else the first that offers every simulated model, else what its GPUs say."""
     chosen = chosen_class(text) if text else None
     if not models:
-        return chosen or HardwareClass.CPU
+        return chosen
     for wanted in HardwareClass if chosen is None else (chosen,):
         if all(wanted in model.classes for model, _ in models):
             return wanted

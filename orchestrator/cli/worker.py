@@ -46,9 +46,7 @@ def join(
     name: Annotated[str, typer.Option(help="How to call this machine; default: its host name.")] = "",
     hardware_class: Annotated[
         str,
-        typer.Option(
-            help="consumer, miner, datacenter, apple or cpu; default: that of the simulated models, else cpu."
-        ),
+        typer.Option(help="consumer, miner, datacenter, apple or cpu; default: that of its devices."),
     ] = "",
     simulate: Annotated[
         list[str] | None,
@@ -82,7 +80,7 @@ def join(
         control_plane=address,
         join_token=secret,
         name=called,
-        hardware_class=chosen,
+        hardware_class=chosen.value if chosen is not None else "",
         simulate=tuple(f"{model.name}x{count}" for model, count in models),
         head_slots=head_slots,
         slots=slots,

@@ -217,8 +217,8 @@ class Sessions:
                     if await self._drained(session.worker_id, send):
                         return
                 case "leaving":
-                    if request.leaving.stage == worker_pb2.LEAVING_STAGE_DRAIN:
-                        await self._submit(m.DrainWorker(session.worker_id))
+                    # Also at its last stage: a worker that holds nothing has nothing to drain, and begins there.
+                    await self._submit(m.DrainWorker(session.worker_id))
                     if await self._drained(session.worker_id, send):
                         return
                 case other:

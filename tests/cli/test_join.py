@@ -70,7 +70,7 @@ def test_simulated_models_unknown_one_names_the_nearest() -> None:
 
 
 def test_class_of_default_follows_the_models() -> None:
-    assert class_of("", []) is HardwareClass.CPU
+    assert class_of("", []) is None
     assert class_of("", simulated_models(["RTX4090x1"])) is HardwareClass.CONSUMER
     assert class_of("", simulated_models(["H100x2"])) is HardwareClass.DATACENTER
     assert class_of("miner", simulated_models(["RTX4090x8"])) is HardwareClass.MINER

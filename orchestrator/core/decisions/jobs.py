@@ -92,10 +92,16 @@ def observe_attempt(state: State, report: m.ObservedAttempt, cluster_id: str) ->
         return
     if state.clusters[attempt.cluster_id].phase is not ClusterPhase.READY:
         return
-    if attempt.phase is AttemptPhase.PLACED and report.running:
+    if attempt.phase is AttemptPhase.PLACED and (report.running or _driver_ran(report)):
         yield m.AttemptStarted(attempt.attempt_id)
     if report.outcome is not Outcome.NONE:
         yield m.AttemptEnded(attempt.attempt_id, report.outcome, report.message, report.driver_exit_code)
+
+
+def _driver_ran(report: m.ObservedAttempt) -> bool:
+    """A driver may end between two looks of its agent: it has run all the same, and counts as a start."""
+    failed_itself = report.outcome is Outcome.FAILED and report.driver_exit_code is not None
+    return report.outcome is Outcome.SUCCEEDED or failed_itself
 
 
 def after_stop_requested(state: State, job_id: JobId) -> Iterator[m.Event]:
