@@ -20,7 +20,7 @@ from orchestrator.adapters.process_tree import marked_processes
 from orchestrator.adapters.ray_jobs import RayJobs, RayJobStatus, driver_log_path
 from orchestrator.agent.keeper import KEEPER_LOCK_FILE
 from orchestrator.agent.nodes import RayNodes
-from tests.polling import wait_until, wait_until_async
+from tests.polling import wait_for_answer, wait_until, wait_until_async
 
 pytestmark = pytest.mark.ray
 
@@ -129,19 +129,20 @@ async def run_job(jobs: RayJobs, submission_id: str, entrypoint: str, **options:
 
 
 async def await_terminal(jobs: RayJobs, submission_id: str) -> RayJobStatus:
-    async with asyncio.timeout(JOB_DEADLINE_S):
-        while True:
-            status = await jobs.status(submission_id)
-            assert status is not None
-            if status.is_terminal:
-                return status
-            await asyncio.sleep(0.05)
+    seen: list[RayJobStatus] = []
+
+    async def ended() -> bool:
+        status = await jobs.status(submission_id)
+        assert status is not None
+        seen.append(status)
+        return status.is_terminal
+
+    await wait_for_answer(ended, what="the job's end", deadline_s=JOB_DEADLINE_S)
+    return seen[-1]
 
 
 async def await_clean(jobs: RayJobs) -> None:
-    async with asyncio.timeout(JOB_DEADLINE_S):
-        while not await jobs.is_clean():  # noqa: ASYNC110 - Ray's state, which nothing announces
-            await asyncio.sleep(0.05)
+    await wait_for_answer(jobs.is_clean, what="a clean cluster", deadline_s=JOB_DEADLINE_S)
 
 
 async def test_ray_nodes_of_a_cluster_are_listed_by_member_with_their_gpus(cluster: Cluster) -> None:
@@ -243,9 +244,12 @@ async def test_ray_member_past_its_deadline_leaves_the_cluster_and_the_rest_stay
     )
     assert "deadline" in cluster.nodes.observe(SECOND).reason
     assert not marked_processes(SECOND)
-    async with cluster.jobs() as jobs, asyncio.timeout(JOB_DEADLINE_S):
-        while SECOND in {node.member_id for node in await jobs.nodes() if node.alive}:  # noqa: ASYNC110 - as above
-            await asyncio.sleep(0.05)
+    async with cluster.jobs() as jobs:
+
+        async def forgotten() -> bool:
+            return SECOND not in {node.member_id for node in await jobs.nodes() if node.alive}
+
+        await wait_for_answer(forgotten, what="the head to notice", deadline_s=JOB_DEADLINE_S)
         assert {node.member_id for node in await jobs.nodes() if node.alive} == {HEAD, FIRST}
     assert cluster.nodes.observe(FIRST).phase == "up"
 
