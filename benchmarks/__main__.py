@@ -62,8 +62,12 @@ def run(names: list[str]) -> int:
 
 def main() -> int:
     """Read the command line and run."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure the project's figures.")
-    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"any of {', '.join(FIGURES)}; none: all")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Measure the project's figures."
+    )
+    parser.add_argument(
+        "figures", nargs="*", metavar="FIGURE", help=f"any of {', '.join(FIGURES)}; none: all"
+    )
     asked: list[str] = [name.upper() for name in parser.parse_args().figures]
     unknown = [name for name in asked if name not in FIGURES]
     if unknown:

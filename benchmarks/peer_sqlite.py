@@ -32,9 +32,8 @@ def groups_of(database: Path, transactions: Sequence[Transaction]) -> list[Group
     """The statements of each transaction; writes them into ``database``, which must be as before the first."""
     groups: list[Group] = []
 
-    def take_down(
-        _connection: object, _cursor: object, sql: str, parameters: Any, _context: object, many: bool
-    ) -> None:
+    def take_down(*call: Any) -> None:
+        _connection, _cursor, sql, parameters, _context, many = call
         if not sql.startswith("BEGIN"):
             groups[-1].append((sql, list(parameters), many))
 

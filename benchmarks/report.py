@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.stats import Interval
+from benchmarks.stats import Interval, median
 
 KEYS = ("figure", "case", "value", "peer", "ratio", "target", "unit", "n", "min", "max")
 DIGITS = 4
@@ -93,13 +93,12 @@ def compared(
     unit: str,
     ours: Sequence[float],
     peer: Sequence[float],
-    middle: tuple[float, float],
     target: Target | None = None,
     interval: Interval | None = None,
     remark: str = "",
 ) -> Case:
-    """A case of two alternating sides; ``middle`` holds their medians."""
-    value, other = middle
+    """A case of two alternating sides."""
+    value, other = median(ours), median(peer)
     return Case(
         figure,
         case,
@@ -109,7 +108,7 @@ def compared(
         min(ours),
         max(ours),
         other,
-        value / other if other and peer else None,
+        value / other if other else None,
         target,
         interval,
         remark,
@@ -149,13 +148,8 @@ def note(text: str) -> None:
 
 def _row(case: Case) -> tuple[Text | str, ...]:
     interval = "" if case.interval is None else f"{_short(case.interval.low)} – {_short(case.interval.high)}"
-    match case.met:
-        case None:
-            target = Text("")
-        case True:
-            target = Text(f"✓ {case.target}", style="green")
-        case False:
-            target = Text(f"✗ {case.target}", style="red")
+    sign, style = {None: ("", ""), True: ("✓ ", "green"), False: ("✗ ", "red")}[case.met]
+    target = Text(f"{sign}{case.target or ''}", style=style)
     return (
         case.figure,
         case.case,

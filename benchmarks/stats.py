@@ -48,14 +48,16 @@ def paired_ratio_interval(ours: Sequence[float], peer: Sequence[float]) -> Inter
 
 
 def paired_difference_interval(ours: Sequence[float], peer: Sequence[float]) -> Interval:
-    """Interval of the median of ours − peer, pair by pair."""
+    """Interval of the median difference of ours less peer, pair by pair."""
     first, second = _pairs(ours, peer)
     return _interval(np.median(first - second, axis=1))
 
 
 def _pairs(
     ours: Sequence[float], peer: Sequence[float]
-) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.float64]], np.ndarray[tuple[int, int], np.dtype[np.float64]]]:
+) -> tuple[
+    np.ndarray[tuple[int, int], np.dtype[np.float64]], np.ndarray[tuple[int, int], np.dtype[np.float64]]
+]:
     """Both sides of RESAMPLES draws of pairs, one draw a row."""
     if len(ours) != len(peer) or not ours:
         raise ValueError(f"ours and peer: pairs are needed, not {len(ours)} and {len(peer)} values")

@@ -64,3 +64,7 @@ class SystemClock:
     def now(self) -> Now:
         """Wall clock, boot clock, and the boot they belong to."""
         return Now(time.time_ns() // 1_000_000, boottime_ms(), self._boot_id)
+
+    def elapsed_s(self) -> float:
+        """Seconds since some moment, as fine as this machine can tell."""
+        return time.perf_counter()

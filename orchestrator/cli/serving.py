@@ -22,6 +22,7 @@ import structlog
 from orchestrator.adapters import clock
 from orchestrator.adapters.database import DatabaseError
 from orchestrator.adapters.files import OWNER_ONLY, make_folder, write_whole
+from orchestrator.adapters.garbage import spare_loaded_state
 from orchestrator.adapters.keys import ADMIN_FILE, OTHERS, KeyFileError, Keys
 from orchestrator.adapters.log_files import LogFiles
 from orchestrator.adapters.metrics import Metrics, MetricsServer
@@ -132,6 +133,7 @@ def _open(settings: ServeSettings, doors: Doors, folder: Path, closing: contextl
     store = SqlStore(url.get_secret_value() if url is not None else f"sqlite:///{folder / 'control.db'}")
     closing.callback(store.close)
     state = store.load(settings.policies)
+    spare_loaded_state()
     books = open_store(f"sqlite:///{folder / 'ledger.db'}")
     closing.callback(books.close)
     public_key = dsse.public_bytes(keys.receipt_key)

@@ -147,11 +147,15 @@ class ControlPlane:
         return int(str(term.result))
 
     async def failure(self) -> None:
-        """Wait until a part has failed, and raise its error: none can do without the others."""
-        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-            raise AssertionError(f"{task.get_name()} ended by itself")
+        """Wait until a part has failed, and raise its error: none can do without the others.
+
+        The loop stands first: where it fails the others are refused, and its reason is the one to be told.
+        """
+        await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in self._tasks:
+            if task.done():
+                task.result()
+                raise AssertionError(f"{task.get_name()} ended by itself")
 
     async def stop(self) -> None:
         """End everything; the loop last, since the others speak to it."""
@@ -168,11 +172,12 @@ class ControlPlane:
         self._tasks.append(asyncio.create_task(work, name=name))
 
     async def _unless_failed(self, work: Coroutine[object, object, T]) -> T:
-        """A loop that failed answers nobody: what waits for it must not wait for ever."""
+        """What ``work`` comes to; where the loop failed, what made it fail rather than its refusal of ``work``."""
         working = asyncio.create_task(work)
         await asyncio.wait([working, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        if any(task.done() for task in self._tasks):
             working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
             await self.failure()
         return await working
 

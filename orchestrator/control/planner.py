@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 DEBOUNCE_S = 0.005
 """Submissions that arrive together are planned together; nobody notices the wait."""
 
+REVISIT_MS = 1_000
+"""What could not be placed is looked at again this soon although nothing changed: pauses of retries run out."""
+
 TICK_S = 1.0
 """Deadlines are in seconds and more; a finer tick would only cost."""
 
@@ -42,6 +45,9 @@ class Planner:
         self._new_id = new_id
         self._budget = budget
         self._observer = observer
+        self._fruitless = (-1, -1)
+        """(capacity, queue) versions at which the last plan found nothing to place."""
+        self._fruitless_ms = 0
 
     async def run(self) -> None:
         """Plan whenever something was committed, until cancelled. The ticks count as such."""
@@ -58,11 +64,15 @@ class Planner:
 
     async def plan_once(self) -> bool:
         """Make and apply one plan; whether another may follow at once."""
-        started = self._loop.now().monotonic_ms
-        made = await self._loop.read(self._make)
+        try:
+            made, seconds = await self._loop.read(self._measured)
+        except RefusedError as refusal:
+            # The loop has ended: its failure is the one to be told, not that of those who waited for it.
+            if refusal.code is not RefusalCode.UNAVAILABLE:
+                raise
+            return False
         if self._observer is not None and made is not None:
             placed = len(made.placements) + len(made.reuses) + len(made.fillings)
-            seconds = (self._loop.now().monotonic_ms - started) / 1000
             self._observer.planned(seconds, placed, len(made.deferrals))
         if made is None or made.empty:
             return False
@@ -75,12 +85,20 @@ class Planner:
             return refusal.code is RefusalCode.STALE
         return bool(made.placements or made.reuses or made.fillings)
 
+    def _measured(self, state: State) -> tuple[Plan | None, float]:
+        """The plan and the seconds it took to make, without the wait for a commit before it."""
+        began_s = self._loop.elapsed_s()
+        made = self._make(state)
+        return made, self._loop.elapsed_s() - began_s
+
     def _make(self, state: State) -> Plan | None:
         at_ms = state.time_ms(self._loop.now())
-        wanted = list(needs(state, at_ms))
-        if not wanted:
+        seen = (state.capacity_version, state.queue_version)
+        if seen == self._fruitless and at_ms - self._fruitless_ms < REVISIT_MS:
             return None
-        made = plan(state, wanted, at_ms, self._budget)
+        made = plan(state, needs(state, at_ms), at_ms, self._budget)
+        if not (made.placements or made.reuses or made.fillings):
+            self._fruitless, self._fruitless_ms = seen, at_ms
         news = tuple(one for one in made.deferrals if state.jobs[one.job_id].message != one.reason)
         return replace(made, deferrals=news)
 

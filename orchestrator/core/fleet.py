@@ -40,8 +40,10 @@ class Isolation(StrEnum):
 
     def at_least(self, wanted: Isolation) -> bool:
         """Whether this tier satisfies a request for ``wanted``."""
-        order = list(Isolation)
-        return order.index(self) >= order.index(wanted)
+        return ISOLATION_RANK[self] >= ISOLATION_RANK[wanted]
+
+
+ISOLATION_RANK = {tier: rank for rank, tier in enumerate(Isolation)}
 
 
 class Liveness(StrEnum):

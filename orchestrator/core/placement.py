@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from orchestrator.core.ids import AttemptId
 
 
+BucketKey = tuple[str, str, int]
+"""(hardware class, device model, free devices of that model on the worker)."""
+
+
 class PlacementView(Protocol):
     """What a plan may read: the indexes of State, and nothing else of it."""
 
@@ -30,7 +34,7 @@ class PlacementView(Protocol):
     @property
     def free_devices(self) -> Mapping[WorkerId, Mapping[DeviceId, None]]: ...
     @property
-    def buckets(self) -> Mapping[tuple[str, str], Mapping[WorkerId, None]]: ...
+    def buckets(self) -> Mapping[BucketKey, Mapping[WorkerId, None]]: ...
     @property
     def head_hosts(self) -> Mapping[WorkerId, int]: ...
     @property
@@ -69,7 +73,8 @@ Need = JobNeed | VacancyNeed
 class Budget:
     """How much one call may do, so that the loop stays responsive; the rest waits for the next call."""
 
-    placements_max: int = 256
+    placements_max: int = 32
+    """Some milliseconds of work: callers and readers wait while a plan is made."""
     explained_max: int = 32
     """Different requests whose reason for waiting is worked out: each costs a walk over the fleet."""
 

@@ -138,5 +138,7 @@ def _refuse_contradictions(wanted: Requirements) -> None:
     ]
     if wanted.min_gpu_memory_gb > max(offered_gb):
         of_class = f" of class {wanted.hardware_class}" if wanted.hardware_class is not None else ""
-        message = f"no model{of_class} has {wanted.min_gpu_memory_gb} GB of memory, at most {max(offered_gb)} GB"
+        message = (
+            f"no model{of_class} has {wanted.min_gpu_memory_gb} GB of memory, at most {max(offered_gb)} GB"
+        )
         raise invalid("orch.min_gpu_memory_gb", message)

@@ -17,14 +17,28 @@ from orchestrator.core.filters import describe, device_rejection, explain, worke
 from orchestrator.core.fleet import HardwareClass
 from orchestrator.core.ids import ClusterId, DeviceId, TenantId, WorkerId
 from orchestrator.core.jobs import Requirements
-from orchestrator.core.placement import Budget, Deferral, Filling, Placement, Plan, Reuse, Share, VacancyNeed
+from orchestrator.core.placement import (
+    BucketKey,
+    Budget,
+    Deferral,
+    Filling,
+    Placement,
+    Plan,
+    Reuse,
+    Share,
+    VacancyNeed,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from orchestrator.core.clusters import Member
     from orchestrator.core.fleet import Worker
     from orchestrator.core.placement import JobNeed, Need, PlacementView
+
+
+_Ground = tuple[str, str, str]
+"""(hardware class, runtime, zone): machines of one ground may form one cluster."""
 
 
 @dataclass(slots=True)
@@ -40,6 +54,14 @@ class _Draft:
     reused: set[ClusterId] = field(default_factory=set)
     unfit: dict[tuple[Requirements, tuple[WorkerId, ...]], str] = field(default_factory=dict)
     idle: dict[TenantId, list[ClusterId]] | None = None
+    best_fit: list[BucketKey] = field(default_factory=list)
+    """Buckets from the smallest device with the fewest free beside it: for a request that fits one machine."""
+    most_first: list[BucketKey] = field(default_factory=list)
+    """Buckets from the smallest device with the most free beside it: for a gang on few machines."""
+
+    def __post_init__(self) -> None:
+        self.best_fit = sorted(self.view.buckets, key=lambda bucket: (_thrift(bucket), bucket[2]))
+        self.most_first = sorted(self.view.buckets, key=lambda bucket: (_thrift(bucket), -bucket[2]))
 
     def free(self, worker_id: WorkerId) -> list[DeviceId]:
         """Free devices of a worker that can take one more member."""
@@ -162,23 +184,18 @@ def _fill(draft: _Draft, need: VacancyNeed) -> Filling | None:
     head = next(member for member in members if not member.device_ids)
     beside = draft.view.workers[head.worker_id]
     models = set(MODELS) if pattern is None else _models_of(draft.view, pattern)
-    for (hardware_class, model), workers in sorted(draft.view.buckets.items()):
-        if hardware_class != cluster.hardware_class or model not in models:
+    for bucket in draft.best_fit:
+        hardware_class, model, free = bucket
+        if hardware_class != cluster.hardware_class or model not in models or free < need.device_count:
             continue
-        for worker_id in workers:
-            worker = draft.view.workers[worker_id]
-            if worker_id in present or worker_id in need.avoid or not _same_ground(worker, beside):
+        for worker_id in draft.view.buckets[bucket]:
+            if worker_id in present or worker_id in need.avoid:
                 continue
-            if worker_rejection(worker, need.requirements) is not None:
+            candidate = _candidate(draft, need.requirements, worker_id, model)
+            if candidate is None or not _same_ground(candidate.worker, beside):
                 continue
-            fitting = {
-                device.device_id
-                for device in worker.inventory.devices
-                if device.model == model and device_rejection(device, need.requirements) is None
-            }
-            free = [device_id for device_id in draft.free(worker_id) if device_id in fitting]
-            if len(free) >= need.device_count and draft.slots_left(worker) > 0:
-                share = Share(worker_id, tuple(free[: need.device_count]))
+            if len(candidate.device_ids) >= need.device_count:
+                share = Share(worker_id, candidate.device_ids[: need.device_count])
                 draft.take((share,), None)
                 return Filling(need.cluster_id, share)
     return None
@@ -199,58 +216,47 @@ class _Candidate:
     device_ids: tuple[DeviceId, ...]
 
 
-def _candidates(draft: _Draft, need: JobNeed, bucket: tuple[str, str], enough: int) -> list[_Candidate]:
-    """Workers of one bucket that serve the request now; stops once one holds the whole gang on its own."""
-    wanted = need.requirements
-    _, model = bucket
-    found: list[_Candidate] = []
-    for worker_id in draft.view.buckets.get(bucket, ()):
-        if worker_id in draft.spent:
-            continue
-        worker = draft.view.workers[worker_id]
-        if worker_id in need.avoid or worker_rejection(worker, wanted) is not None:
-            continue
-        fitting = {
-            device.device_id
-            for device in worker.inventory.devices
-            if device.model == model and device_rejection(device, wanted) is None
-        }
-        free = tuple(device_id for device_id in draft.free(worker_id) if device_id in fitting)
-        if not free or draft.slots_left(worker) <= 0:
-            continue
-        found.append(_Candidate(worker, free))
-        if len(free) == enough:
-            break
-    return found
+def _candidate(draft: _Draft, wanted: Requirements, worker_id: WorkerId, model: str) -> _Candidate | None:
+    """What a worker can still bring of one model in this call; None where it cannot serve."""
+    if worker_id in draft.spent:
+        return None
+    worker = draft.view.workers[worker_id]
+    if worker_rejection(worker, wanted) is not None or draft.slots_left(worker) <= 0:
+        return None
+    fitting = {
+        device.device_id
+        for device in worker.inventory.devices
+        if device.model == model and device_rejection(device, wanted) is None
+    }
+    free = tuple(device_id for device_id in draft.free(worker_id) if device_id in fitting)
+    return _Candidate(worker, free) if free else None
+
+
+def _candidates(draft: _Draft, need: JobNeed, bucket: BucketKey) -> Iterator[_Candidate]:
+    """Workers of one bucket that serve the request, as they are asked for: the first is often enough."""
+    for worker_id in draft.view.buckets[bucket]:
+        candidate = _candidate(draft, need.requirements, worker_id, bucket[1])
+        if candidate is not None and worker_id not in need.avoid:
+            yield candidate
 
 
 def _choose(draft: _Draft, need: JobNeed) -> Placement | None:
     """The cheapest set: one machine before many, then the fewest machines, then the fewest devices left over."""
     count = need.requirements.device_count
-    by_class: dict[tuple[str, str, str], list[_Candidate]] = {}
-    for bucket in sorted(draft.view.buckets, key=_thrift):
-        if not _bucket_serves(bucket, need.requirements):
+    for bucket in draft.best_fit:
+        if bucket[2] < count or not _bucket_serves(bucket, need.requirements):
             continue
-        candidates = _candidates(draft, need, bucket, count)
-        placement = _alone(draft, need, candidates)
-        if placement is not None:
-            return placement
-        for candidate in candidates:
-            inventory = candidate.worker.inventory
-            key = (inventory.hardware_class.value, inventory.runtime, inventory.zone)
-            by_class.setdefault(key, []).append(candidate)
-    if count == 1:
-        return None
-    for key in sorted(by_class):
-        placement = _together(draft, need, by_class[key])
-        if placement is not None:
-            return placement
-    return None
+        for candidate in _candidates(draft, need, bucket):
+            if len(candidate.device_ids) >= count:
+                share = Share(candidate.worker.worker_id, candidate.device_ids[:count])
+                draft.take((share,), None)
+                return Placement(need.job_id, (share,), None, _why(need, [candidate], [share], None))
+    return None if count == 1 else _together(draft, need)
 
 
-def _bucket_serves(bucket: tuple[str, str], wanted: Requirements) -> bool:
+def _bucket_serves(bucket: BucketKey, wanted: Requirements) -> bool:
     """Whether any worker of a bucket may serve: saves walking through those that cannot."""
-    hardware_class, model = bucket
+    hardware_class, model, _ = bucket
     if (hardware_class == HardwareClass.CPU) != (wanted.gpus == 0):
         return False
     if wanted.hardware_class is not None and hardware_class != wanted.hardware_class:
@@ -258,63 +264,67 @@ def _bucket_serves(bucket: tuple[str, str], wanted: Requirements) -> bool:
     return wanted.gpu_model is None or model == wanted.gpu_model
 
 
-def _thrift(bucket: tuple[str, str]) -> tuple[int, str, str]:
+def _thrift(bucket: BucketKey) -> tuple[int, str, str]:
     """Smaller memory first: a large device is not spent on a request that a small one serves."""
-    hardware_class, model = bucket
+    hardware_class, model, _ = bucket
     known = MODELS.get(model)
     return (known.memory_gb if known is not None else 0, hardware_class, model)
 
 
-def _alone(draft: _Draft, need: JobNeed, candidates: list[_Candidate]) -> Placement | None:
+def _together(draft: _Draft, need: JobNeed) -> Placement | None:
+    """A gang over several workers of one ground; models are mixed only where no one model has enough."""
     count = need.requirements.device_count
-    holding = [candidate for candidate in candidates if len(candidate.device_ids) >= count]
-    if not holding:
-        return None
-    best = min(holding, key=lambda candidate: (len(candidate.device_ids), candidate.worker.worker_id))
-    share = Share(best.worker.worker_id, best.device_ids[:count])
-    draft.take((share,), None)
-    return Placement(need.job_id, (share,), None, _why(need, [best], [share], None))
-
-
-def _together(draft: _Draft, need: JobNeed, candidates: list[_Candidate]) -> Placement | None:
-    """A gang over several workers; models are not mixed while one model has enough."""
-    count = need.requirements.device_count
-    by_model: dict[str, list[_Candidate]] = {}
-    for candidate in candidates:
-        by_model.setdefault(_model(candidate.worker, candidate.device_ids[0]), []).append(candidate)
-    for group in [*(by_model[model] for model in sorted(by_model)), _one_per_worker(candidates)]:
-        if sum(len(candidate.device_ids) for candidate in group) < count:
+    single: dict[tuple[_Ground, str], list[_Candidate]] = {}
+    mixed: dict[_Ground, dict[WorkerId, _Candidate]] = {}
+    for bucket in draft.most_first:
+        if not _bucket_serves(bucket, need.requirements):
             continue
-        head_host = _head_host(draft, group[0].worker, need.avoid)
-        if head_host is None:
-            return None
-        ordered = sorted(
-            group, key=lambda candidate: (-len(candidate.device_ids), candidate.worker.worker_id)
+        for candidate in _candidates(draft, need, bucket):
+            ground = _ground_of(candidate.worker)
+            group = single.setdefault((ground, bucket[1]), [])
+            group.append(candidate)
+            if _devices(group) >= count:
+                placement = _gang(draft, need, group)
+                if placement is not None:
+                    return placement
+            # A worker with two models stands in two buckets but brings one share: its larger one, which comes first.
+            mixed.setdefault(ground, {}).setdefault(candidate.worker.worker_id, candidate)
+    for ground in sorted(mixed):
+        together = sorted(
+            mixed[ground].values(), key=lambda one: (-len(one.device_ids), one.worker.worker_id)
         )
-        shares: list[Share] = []
-        left = count
-        for candidate in ordered:
-            if left == 0:
-                break
-            device_ids = candidate.device_ids[:left]
-            shares.append(Share(candidate.worker.worker_id, device_ids))
-            left -= len(device_ids)
-        draft.take(shares, head_host.worker_id)
-        chosen = ordered[: len(shares)]
-        return Placement(
-            need.job_id, tuple(shares), head_host.worker_id, _why(need, chosen, shares, head_host)
-        )
+        if _devices(together) >= count:
+            placement = _gang(draft, need, together)
+            if placement is not None:
+                return placement
     return None
 
 
-def _one_per_worker(candidates: list[_Candidate]) -> list[_Candidate]:
-    """A worker with two models stands in two buckets but brings one share."""
-    best: dict[WorkerId, _Candidate] = {}
+def _devices(candidates: list[_Candidate]) -> int:
+    return sum(len(candidate.device_ids) for candidate in candidates)
+
+
+def _gang(draft: _Draft, need: JobNeed, candidates: list[_Candidate]) -> Placement | None:
+    """All or nothing of the candidates in order, with a head host of the same ground."""
+    head_host = _head_host(draft, candidates[0].worker, need.avoid)
+    if head_host is None:
+        return None
+    shares: list[Share] = []
+    left = need.requirements.device_count
     for candidate in candidates:
-        known = best.get(candidate.worker.worker_id)
-        if known is None or len(candidate.device_ids) > len(known.device_ids):
-            best[candidate.worker.worker_id] = candidate
-    return list(best.values())
+        if left == 0:
+            break
+        device_ids = candidate.device_ids[:left]
+        shares.append(Share(candidate.worker.worker_id, device_ids))
+        left -= len(device_ids)
+    draft.take(shares, head_host.worker_id)
+    why = _why(need, candidates[: len(shares)], shares, head_host)
+    return Placement(need.job_id, tuple(shares), head_host.worker_id, why)
+
+
+def _ground_of(worker: Worker) -> _Ground:
+    inventory = worker.inventory
+    return (inventory.hardware_class.value, inventory.runtime, inventory.zone)
 
 
 def _head_host(draft: _Draft, beside: Worker, avoid: tuple[WorkerId, ...]) -> Worker | None:

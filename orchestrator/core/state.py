@@ -32,6 +32,7 @@ from orchestrator.core.ids import (
 )
 from orchestrator.core.jobs import Attempt, AttemptPhase, Job, JobPolicy, JobStatus
 from orchestrator.core.metering import Lease, MeteringPolicy, Receipt, Statement
+from orchestrator.core.placement import BucketKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,6 @@ TABLE_OF: dict[type[Entity], str] = {kind: table for table, kind in TABLES.items
 
 CONTROL_KEY = "control"
 
-BucketKey = tuple[str, str]
-"""(hardware class, device model)."""
-
 
 def key_of(entity: Entity) -> str:
     """The primary key of an entity within its table."""
@@ -148,6 +146,8 @@ class State:
         """Control time of the last event: no later one is earlier, whatever the wall clock says."""
         self.capacity_version = 0
         """Changes whenever a plan's assumptions may; not stored: a plan never outlives a process."""
+        self.queue_version = 0
+        """Changes whenever a job enters the queue; not stored either."""
         self.heartbeats = HeartbeatTable()
         self.control = Control("", 0, 0, 0, "")
         self.requests: dict[str, RequestRecord] = {}
@@ -303,7 +303,10 @@ class State:
         free = {device.device_id: None for device in worker.inventory.devices if device.device_id not in held}
         self.free_devices[worker_id] = free
         for bucket_key in self._bucket_keys.pop(worker_id, ()):
-            self.buckets[bucket_key].pop(worker_id, None)
+            bucket = self.buckets[bucket_key]
+            del bucket[worker_id]
+            if not bucket:
+                del self.buckets[bucket_key]
         self.head_hosts.pop(worker_id, None)
         if not worker.placeable:
             return
@@ -311,8 +314,12 @@ class State:
         if free_heads > 0:
             self.head_hosts[worker_id] = free_heads
         if free and len(members) - heads < worker.inventory.slots:
-            models = {device.model for device in worker.inventory.devices if device.device_id in free}
-            keys = tuple((worker.inventory.hardware_class.value, model) for model in sorted(models))
+            counts: dict[str, int] = {}
+            for device in worker.inventory.devices:
+                if device.device_id in free:
+                    counts[device.model] = counts.get(device.model, 0) + 1
+            hardware_class = worker.inventory.hardware_class.value
+            keys = tuple((hardware_class, model, count) for model, count in counts.items())
             self._bucket_keys[worker_id] = keys
             for bucket_key in keys:
                 self.buckets.setdefault(bucket_key, {})[worker_id] = None
@@ -331,6 +338,7 @@ class State:
         was_queued = old is not None and _is_queued(old)
         if _is_queued(job) and not was_queued:
             bisect.insort(self.queue, place)
+            self.queue_version += 1
         elif was_queued and not _is_queued(job):
             del self.queue[bisect.bisect_left(self.queue, place)]
         self.jobs[job.job_id] = job

@@ -91,6 +91,10 @@ class SimClock:
         """As orchestrator.control.loop.Clock has it."""
         return Now(EPOCH_WALL_MS + virtual_ms() + self.wall_skew_ms, self.boottime_ms(), self.boot_id())
 
+    def elapsed_s(self) -> float:
+        """As orchestrator.control.loop.Clock has it; nothing takes time here that is not waited for."""
+        return virtual_ms() / 1000
+
     def boottime_ms(self) -> int:
         """As orchestrator.agent.ports.AgentClock has it."""
         return int((virtual_ms() - self._booted_ms) * self.rate)

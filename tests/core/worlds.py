@@ -233,7 +233,9 @@ class World:
         tenant_id = self.tenant(tenant)
         name = self.name("job")
         asked = request(requirements, priority=priority, max_attempts=max_attempts)
-        return JobId(str(self.do(m.SubmitJob(JobId(name), tenant_id, name, asked, sha(name))).result))
+        return JobId(
+            str(self.do(m.SubmitJob(JobId(name), tenant_id, f"sub-{name}", asked, sha(name))).result)
+        )
 
     def plan(self, budget: Budget | None = None) -> Plan:
         """Make a plan and apply it, as the planner does."""

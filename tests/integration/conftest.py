@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import pytest
 from tests.integration.network import MACHINES, Network
 from tests.integration.tenants import Tenant
 
+LOG_LINES = 25
+"""Of each process, where a test fails: enough to see why."""
+
 
 @pytest.fixture(scope="session")
 def network() -> Iterator[Network]:
-    """Control plane, head host, three consumers and a machine without a GPU; nothing may outlive it."""
+    """Control plane, head host, four consumers and a machine of a data centre; nothing may outlive it."""
     network = Network()
     try:
         network.start_serve()
@@ -42,7 +46,8 @@ def said(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.session.testsfailed > failed_before and "network" in request.fixturenames:
         network: Network = request.getfixturevalue("network")
         for path in sorted(network.folder.glob("*.log")):
-            print(f"---- {path.name}", *path.read_text(errors="replace").splitlines()[-25:], sep="\n")
+            lines = path.read_text(errors="replace").splitlines()[-LOG_LINES:]
+            sys.stdout.write("\n".join((f"---- {path.name}", *lines, "")))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]  # ships no types
 
 from examples.demo.network import BIN, LOOPBACK, Addresses, Machine, child_environment, free_ports
 from orchestrator.adapters.node_records import NodeSpec, read_record
@@ -36,7 +36,8 @@ MACHINES = (
     Machine("consumer-1", "north", "consumer", "RTX4090x1"),
     Machine("consumer-2", "south", "consumer", "RTX4090x1"),
     Machine("consumer-3", "west", "consumer", "RTX4090x1"),
-    Machine("cpu-1", "spare", "cpu"),
+    Machine("consumer-4", "east", "consumer", "RTX4090x1"),
+    Machine("hall-1", "hall", "datacenter", "H100x1"),
 )
 
 SETTINGS = {
@@ -91,6 +92,8 @@ class Network:
     members: dict[str, Node] = field(default_factory=dict)
     """Every member that was ever looked at."""
     workers: dict[str, Machine] = field(default_factory=dict)
+    log_starts: dict[str, int] = field(default_factory=dict)
+    """Where in its log the present life of each process begins."""
 
     # ------------------------------------------------------------ processes
 
@@ -102,6 +105,12 @@ class Network:
     def log_of(self, name: str) -> Path:
         """Where a process writes; one file over all its lives."""
         return self.folder / f"{name}.log"
+
+    def said(self, name: str) -> str:
+        """What the present life of a process has written."""
+        with self.log_of(name).open(errors="replace") as log:
+            log.seek(self.log_starts[name])
+            return log.read()
 
     def start_serve(self) -> None:
         """Start the control plane, on the data and the ports that it had before; return when it serves."""
@@ -143,6 +152,7 @@ class Network:
 
     def _start(self, name: str, command: Sequence[str], extra: dict[str, str]) -> subprocess.Popen[bytes]:
         with self.log_of(name).open("ab") as output:
+            self.log_starts[name] = output.tell()
             process = subprocess.Popen(
                 [str(BIN / "orch"), *command],
                 stdin=subprocess.DEVNULL,
@@ -275,7 +285,7 @@ class Network:
         return remaining
 
     def _end(self, names: Sequence[str]) -> list[str]:
-        """Ctrl-C; those that stay are named."""
+        """Ctrl-C; those that do not end in order are named, with None for a code where they stay."""
         running = [name for name in names if self.processes[name].poll() is None]
         for name in running:
             self.interrupt(name)
@@ -285,7 +295,8 @@ class Network:
                 what="Ctrl-C to be obeyed",
                 deadline_s=STOP_S,
             )
-        return [f"{name}, {STOP_S:g} s after Ctrl-C" for name in running if self.processes[name].poll() is None]
+        codes = {name: self.processes[name].poll() for name in running}
+        return [f"{name} with exit code {code} after Ctrl-C" for name, code in codes.items() if code != 0]
 
     def destroy(self) -> None:
         """End it all at once, whatever state it is in, and remove its files."""

@@ -7,7 +7,7 @@ import json
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,19 +71,19 @@ class Tenant:
         working_dir: Path | None = None,
         env_vars: Mapping[str, str] | None = None,
         wait: bool = True,
-        **orch: str | int,
+        orch: Mapping[str, str | int] | None = None,
     ) -> Submitted:
-        """``ray job submit``, attached unless not waited for; ``orch`` are keys that begin with ``orch.``."""
+        """``ray job submit``, attached unless not waited for; ``orch`` holds keys without their ``orch.``."""
         options = ["--submission-id", submission_id, *([] if wait else ["--no-wait"])]
         options += ["--working-dir", str(working_dir)] if working_dir else []
         options += ["--runtime-env-json", json.dumps({"env_vars": dict(env_vars)})] if env_vars else []
-        metadata = {f"orch.{name}": str(value) for name, value in orch.items()}
+        metadata = {f"orch.{name}": str(value) for name, value in (orch or {}).items()}
         options += ["--metadata-json", json.dumps(metadata)] if metadata else []
         return self._attached(("submit", *options, "--", *command))
 
-    def run(self, submission_id: str, *command: str, working_dir: Path | None = None, **orch: str | int) -> str:
-        """Submit, wait for exit code 0; what was printed."""
-        job = self.submit(submission_id, *command, working_dir=working_dir, **orch)
+    def run(self, submission_id: str, *command: str, working_dir: Path | None = None) -> str:
+        """Submit without any ``orch.`` key, wait for exit code 0; what was printed."""
+        job = self.submit(submission_id, *command, working_dir=working_dir)
         try:
             assert job.code() == 0, job.text
             return job.text
@@ -176,7 +176,7 @@ class Tenant:
 
 
 @contextlib.contextmanager
-def explaining(tenant: Tenant, submission_id: str):  # noqa: ANN201 - a generator made a context manager
+def explaining(tenant: Tenant, submission_id: str) -> Iterator[None]:
     """Add what became of the job to a failure."""
     try:
         yield

@@ -54,49 +54,19 @@ def cluster_of(tenant: Tenant, submission_id: str) -> str:
     return tenant.job(submission_id).attempts[-1].cluster_id
 
 
-def test_submit_with_no_orch_key_runs_on_one_machine_and_its_cluster_is_reused(
-    network: Network, tenant: Tenant, scripts: Path
-) -> None:
-    began_s = time.monotonic()
-    assert "plain works" in tenant.run("plain-1", "echo", "plain", "works")
-    cold_s = time.monotonic() - began_s
-    job = tenant.job("plain-1")
-    (member,) = job.attempts[0].members
-    assert (member.role, len(member.device_ids), member.simulated) == ("solo", 1, True)
-
-    began_s = time.monotonic()
-    tenant.run("plain-2", "true")
-    warm_s = time.monotonic() - began_s
-    assert cluster_of(tenant, "plain-2") == cluster_of(tenant, "plain-1")
-    assert warm_s < cold_s - 2, f"warm {warm_s:.1f} s, cold {cold_s:.1f} s"
-
-    failing = tenant.submit("fails", "python", "-c", "import time; time.sleep(2); print(6 * 7); raise SystemExit(3)")
-    assert failing.code() == 1, failing.text
-    assert "42" in failing.text
-    assert "failed" in failing.text
-    assert tenant.status("fails") == "FAILED"
-    assert len(tenant.job("fails").attempts) == 1
-    (bundle,) = verified(network, tenant.receipts("fails", count=1))
-    assert 1000 < bundle.receipt.billed_ms < 10_000
-    # It ended between two looks of its agent, and was started all the same.
-    assert tenant.job("plain-1").HasField("started_at")
-
-    (scripts / "leave.py").write_text(LEAVE_ACTOR)
-    assert "still here" in tenant.run("leaves", "python", "leave.py", working_dir=scripts)
-    assert cluster_of(tenant, "leaves") == cluster_of(tenant, "plain-1")
-    tenant.run("after", "true")
-    assert cluster_of(tenant, "after") != cluster_of(tenant, "leaves")
-
-
 def test_gang_job_sees_its_machines_and_every_ray_job_command_works(
     network: Network, tenant: Tenant, stranger: Tenant, scripts: Path
 ) -> None:
     (scripts / "gang.py").write_text(GANG)
     (scripts / "beside.py").write_text("WORD = 'uploaded'\n")
-    colour = {"COLOUR": "teal"}
-    gang = {"gpus": 2, "hardware_class": "consumer"}
     job = tenant.submit(
-        "gang", "python", "gang.py", "--wait", working_dir=scripts, env_vars=colour, **gang  # type: ignore[arg-type]
+        "gang",
+        "python",
+        "gang.py",
+        "--wait",
+        working_dir=scripts,
+        env_vars={"COLOUR": "teal"},
+        orch={"gpus": 2, "hardware_class": "consumer"},
     )
     try:
         tenant.await_output(job, "gpu nodes")
@@ -148,8 +118,47 @@ def check_invisible(tenant: Tenant, stranger: Tenant, submission_id: str) -> Non
     assert json.loads(stranger.read("/api/jobs/")) == []
 
 
+def test_submit_with_no_orch_key_runs_on_one_machine_and_its_cluster_is_reused(
+    network: Network, tenant: Tenant, scripts: Path
+) -> None:
+    began_s = time.monotonic()
+    assert "plain works" in tenant.run("plain-1", "echo", "plain", "works")
+    cold_s = time.monotonic() - began_s
+    job = tenant.job("plain-1")
+    (member,) = job.attempts[0].members
+    assert (member.role, len(member.device_ids), member.simulated) == ("solo", 1, True)
+
+    began_s = time.monotonic()
+    tenant.run("plain-2", "true")
+    warm_s = time.monotonic() - began_s
+    assert cluster_of(tenant, "plain-2") == cluster_of(tenant, "plain-1")
+    assert warm_s < cold_s - 2, f"warm {warm_s:.1f} s, cold {cold_s:.1f} s"
+
+    failing = tenant.submit(
+        "fails", "python", "-c", "import time; time.sleep(2); print(6 * 7); raise SystemExit(3)"
+    )
+    assert failing.code() == 1, failing.text
+    assert "42" in failing.text
+    assert "failed" in failing.text
+    assert tenant.status("fails") == "FAILED"
+    assert len(tenant.job("fails").attempts) == 1
+    (bundle,) = verified(network, tenant.receipts("fails", count=1))
+    assert 1000 < bundle.receipt.billed_ms < 10_000
+    # It ended between two looks of its agent, and was started all the same.
+    assert tenant.job("plain-1").HasField("started_at")
+
+    (scripts / "leave.py").write_text(LEAVE_ACTOR)
+    assert "still here" in tenant.run("leaves", "python", "leave.py", working_dir=scripts)
+    assert cluster_of(tenant, "leaves") == cluster_of(tenant, "plain-1")
+    after = tenant.submit("after", "true", wait=False)
+    assert after.code() == 0, after.text
+    wait_until(lambda: bool(tenant.job("after").attempts), what="another cluster", deadline_s=JOB_S)
+    assert cluster_of(tenant, "after") != cluster_of(tenant, "leaves")
+    tenant.await_status("after", "SUCCEEDED")
+
+
 def test_stop_of_a_queued_job_ends_it_with_the_reason_it_waited_for(tenant: Tenant) -> None:
-    job = tenant.submit("too-many", "echo", "never", gpus=9)
+    job = tenant.submit("too-many", "echo", "never", orch={"gpus": 9})
     try:
         wait_until(lambda: bool(tenant.job("too-many").job_id), what="the job", deadline_s=JOB_S)
         tenant.await_status("too-many", "PENDING")

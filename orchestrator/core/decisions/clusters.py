@@ -282,6 +282,8 @@ def after_member_failed(state: State, event: m.MemberFailed) -> Iterator[m.Event
     member = state.members[event.member_id]
     cluster = state.clusters[member.cluster_id]
     if cluster.phase in (ClusterPhase.CLOSING, ClusterPhase.CLOSED):
+        # It may have been the last one on a worker that could still answer.
+        yield from after_released(state, cluster.cluster_id)
         return
     name = state.workers[member.worker_id].name
     if event.vacancy is None:

@@ -1,0 +1,159 @@
+"""What can be seen of a network from outside, what must never be seen, and what is left of it in the end."""
+
+from __future__ import annotations
+
+import urllib.request
+from pathlib import Path
+
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]  # ships no types
+from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]  # it ships no types
+    reflection_pb2,
+    reflection_pb2_grpc,
+)
+from prometheus_client.parser import text_string_to_metric_families
+
+from orchestrator.api.v1 import operator_pb2
+from tests.integration.network import MACHINES, Network, command_of
+from tests.integration.tenants import Tenant, verified
+from tests.polling import wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+
+IDLE_S = 60.0
+"""The idle time of the network's settings, and the end of a cluster, on busy cores."""
+
+Labels = frozenset[tuple[str, str]]
+
+
+class Scrape:
+    """One answer of /metrics."""
+
+    def __init__(self, network: Network) -> None:
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://{network.addresses.metrics}/metrics", timeout=20) as answer:
+            text = answer.read().decode()
+        self._samples: dict[tuple[str, Labels], float] = {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    def value(self, name: str, **labels: str) -> float:
+        """One series; KeyError where there is none."""
+        return self._samples[f"orchestrator_{name}", frozenset(labels.items())]
+
+    def by(self, name: str, label: str) -> dict[str, float]:
+        """All series of one name, by one of their labels."""
+        return {
+            dict(labels)[label]: value
+            for (found, labels), value in self._samples.items()
+            if found == f"orchestrator_{name}"
+        }
+
+
+@pytest.fixture(scope="module")
+def ran(network: Network, tenant: Tenant) -> str:
+    """A job that has run and is paid; its cluster is still warm."""
+    tenant.run("seen", "python", "-c", "import time; time.sleep(2)")
+    for bundle in verified(network, tenant.receipts("seen", count=1)):
+        assert bundle.receipt.billed_ms > 0
+    return "seen"
+
+
+def test_metrics_after_a_job_have_every_series_with_sane_values(
+    network: Network, tenant: Tenant, ran: str
+) -> None:
+    scrape = Scrape(network)
+    workers = {network.worker(machine.name).worker_id for machine in MACHINES}
+    expected_s = scrape.by("worker_expected_seconds_total", "worker_id")
+    up_s = scrape.by("worker_up_seconds_total", "worker_id")
+    assert workers <= expected_s.keys() == up_s.keys()
+    assert all(0 < up_s[worker] <= expected_s[worker] for worker in workers)
+    assert scrape.value("workers", liveness="live") == len(MACHINES)
+    assert scrape.value("workers", liveness="lost") == 0
+    assert scrape.value("clusters", phase="ready") >= 1
+    assert scrape.value("jobs", status="SUCCEEDED") >= 1
+    assert scrape.value("jobs", status="RUNNING") == 0
+    queued = scrape.value("job_queue_seconds_count")
+    assert queued >= 1
+    assert 0 < scrape.value("job_queue_seconds_sum") < 100 * queued
+    for name in ("loop_decide", "loop_commit", "plan"):
+        count = scrape.value(f"{name}_seconds_count")
+        assert count > 0
+        assert 0 < scrape.value(f"{name}_seconds_sum") < count, name
+    receipts = {
+        state: scrape.value("receipts_total", state=state) for state in ("sealed", "signed", "posted")
+    }
+    assert receipts["posted"] >= 1
+    assert receipts["sealed"] == receipts["signed"] == receipts["posted"]
+    with network.client() as client:
+        status = client.call(client.operator.GetStatus, operator_pb2.GetStatusRequest())
+    assert status.receipts_unposted == 0
+    assert status.devices_simulated == sum(bool(machine.simulate) for machine in MACHINES)
+
+
+def test_grpc_health_and_reflection_answer_for_every_service(network: Network) -> None:
+    with network.channel() as channel:
+        listed = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+            iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+        )
+        names = {service.name for service in next(listed).list_services_response.service}
+        ours = {name for name in names if name.startswith("orchestrator.api.v1.")}
+        assert {name.rpartition(".")[2] for name in ours} >= {
+            *("EnrolService", "WorkerService", "TelemetryService", "LogsService"),
+            *("OperatorService", "JobsService", "LedgerService"),
+        }
+        health = health_pb2_grpc.HealthStub(channel)
+        for name in ("", *sorted(ours)):
+            answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING, name
+
+
+def test_secrets_are_in_no_log_and_on_no_command_line(network: Network, ran: str) -> None:
+    nodes = network.nodes()
+    kinds = {name.split()[0] for name in network.secrets}
+    assert kinds == {"admin", "join", "token", "cluster"}
+    temp_dirs = {Path(node.spec.temp_dir) for node in nodes if node.spec.temp_dir}
+    logs = [
+        *network.folder.glob("*.log"),
+        *network.folder.glob("*.out"),
+        *network.folder.glob("*/members/*/*.log"),
+        *(path for temp_dir in temp_dirs for path in temp_dir.glob("session_*/logs/**/*") if path.is_file()),
+    ]
+    assert {path.stem for path in logs} >= {"serve", "head-1", "keeper", "ray-start", "raylet"}
+    pids = network.every_process()
+    assert len(pids) > len(MACHINES) + 1
+    texts = {str(path): path.read_text(errors="replace") for path in logs}
+    texts |= {f"the command line of {pid}": command_of(pid) for pid in pids}
+    found = [
+        (what, where) for what, secret in network.secrets.items() for where in texts if secret in texts[where]
+    ]
+    assert found == []
+
+
+def test_cluster_after_its_idle_time_leaves_no_trace(network: Network, ran: str) -> None:
+    nodes = network.nodes()
+    assert nodes
+    wait_until(lambda: not network.nodes(), what="idle clusters to be taken down", deadline_s=IDLE_S)
+    wait_until(
+        lambda: not Scrape(network).value("clusters", phase="closing"), what="their end", deadline_s=10
+    )
+    assert Scrape(network).value("clusters", phase="ready") == 0
+    for node in nodes:
+        assert not node.processes
+        assert not node.folder.exists()
+        assert node.spec.temp_dir
+        assert not Path(node.spec.temp_dir).exists()
+    # What is left is what was started, and none of it holds a port block any more.
+    started = {process.pid for process in network.processes.values()}
+    assert network.every_process() == started
+    assert [(pid, path) for pid in started for path in open_files(pid) if path.startswith("block-")] == []
+    with network.client() as client:
+        answer = client.call(client.operator.GetStatus, operator_pb2.GetStatusRequest())
+    assert answer.devices_held == 0
+
+
+def open_files(pid: int) -> list[str]:
+    """The names of the files that a process has open."""
+    return [path.resolve().name for path in Path(f"/proc/{pid}/fd").iterdir()]

@@ -1,0 +1,302 @@
+"""Random stories: steps that hypothesis draws, read against whatever the world holds at that moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from hypothesis import strategies as st
+
+from orchestrator.adapters.store import Transaction
+from orchestrator.core import messages as m
+from orchestrator.core.decide import needs
+from orchestrator.core.errors import RefusedError
+from orchestrator.core.fleet import HardwareClass, TokenRole
+from orchestrator.core.ids import (
+    AttemptId,
+    ClusterId,
+    JobId,
+    MemberId,
+    ReceiptId,
+    SupplierId,
+    TenantId,
+    TokenId,
+    WorkerId,
+)
+from orchestrator.core.jobs import AttemptPhase, Outcome, Requirements
+from orchestrator.core.placement import Budget
+from orchestrator.core.scheduling import plan
+from orchestrator.core.state import State
+from tests.core.worlds import NETWORK_ID, Driver, World, inventory, request, sha
+
+T = TypeVar("T")
+
+MODELS = ("RTX4090", "RTX3060", "RTX4090")
+REQUIREMENTS = (
+    Requirements(),
+    Requirements(gpus=2),
+    Requirements(gpus=3),
+    Requirements(gpu_model="RTX3060"),
+    Requirements(gpus=2, min_gpu_memory_gb=16),
+    Requirements(gpus=0),
+)
+OUTCOMES = (Outcome.NONE, Outcome.SUCCEEDED, Outcome.FAILED, Outcome.STOPPED, Outcome.GROUND)
+WAITS_MS = (10, 900, 6_000, 16_000, 31_000, 61_000, 125_000)
+BEATS_MS = (10, 900, 6_000, 6_000, 61_000, 1_900_000, 90_000_000)
+
+OFTEN = ("submit", "plan", "reports", "reports", "driver", "state", "state", "beat", "beat", "sign", "post")
+SELDOM = (
+    "join", "head", "cpu", "submit", "plan", "report", "partial", "stale", "foreign", "log", "log", "fail",
+    "fail", "fail", "wait", "stop", "delete", "drain", "leave", "inventory", "restart", "repeat", "revoke", "bad",
+)  # fmt: skip
+KINDS = OFTEN * 4 + SELDOM
+"""Mostly what makes work go on: a story in which everything breaks at once never comes to the money."""
+
+STEPS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 10**6)), min_size=10, max_size=90)
+"""A kind of step, and a number from which its choices are taken."""
+
+
+def check_held(state: State) -> None:
+    """No two unreleased members share a device or a slot, and nobody holds more slots than the worker has."""
+    for worker_id, member_ids in state.members_on.items():
+        members = [state.members[member_id] for member_id in member_ids]
+        devices = [device_id for member in members for device_id in member.device_ids]
+        assert len(devices) == len(set(devices)), f"{worker_id} holds a device twice"
+        slots = [member.slot for member in members]
+        assert len(slots) == len(set(slots)), f"{worker_id} holds a slot twice"
+        assert set(state.free_devices[worker_id]).isdisjoint(devices)
+    for cluster_id, attempt_id in state.attempt_in.items():
+        attempt = state.attempts[attempt_id]
+        assert state.jobs[attempt.job_id].attempt_id == attempt_id
+        if attempt.phase is AttemptPhase.RUNNING:
+            members = state.cluster_members(state.clusters[cluster_id])
+            wanted = state.jobs[attempt.job_id].request.requirements.device_count
+            assert sum(len(member.device_ids) for member in members) == wanted, (
+                "a gang runs that is not whole"
+            )
+
+
+@dataclass(slots=True)
+class Story:
+    """A world, what was written of it, and the reports that are still under way."""
+
+    world: World = field(default_factory=World)
+    transactions: list[Transaction] = field(default_factory=list)
+    late: list[m.ObserveWorker] = field(default_factory=list)
+    events: int = 0
+
+    def __post_init__(self) -> None:
+        self.world.state = State(self.world.policies)
+        self.do(m.StartControl(NETWORK_ID))
+        self.do(m.CreateTenant(TenantId("ten_a"), "acme"))
+        for number in (0, 1, 2, 3):
+            self._fleet("join", number)
+        self._fleet("head", 1)
+
+    def do(self, command: m.Command) -> object:
+        """One command as the loop does it; a refusal must leave everything as it was."""
+        state = self.world.state
+        version = state.version
+        before = state.rows()
+        at_ms = self.world.at_ms
+        try:
+            decision = self.world.do(command)
+        except RefusedError:
+            assert state.version == version
+            assert state.rows() == before, "a refused command changed something"
+            assert state.take_touched() == []
+            return None
+        assert state.version == version + len(decision.events)
+        rows = [(table, key, state.entity(table, key)) for table, key in state.take_touched()]
+        assert bool(rows) == bool(decision.events)
+        if decision.events:
+            self.transactions.append(Transaction(version, at_ms, decision.events, rows))
+        check_held(state)
+        return decision.result
+
+    def play(self, steps: list[tuple[str, int]]) -> None:
+        for kind, number in steps:
+            self.step(kind, number)
+
+    def step(self, kind: str, number: int) -> None:
+        world = self.world
+        match kind:
+            case "join" | "head" | "cpu" | "inventory":
+                self._fleet(kind, number)
+            case "submit":
+                name = world.name("job")
+                wanted = REQUIREMENTS[number % len(REQUIREMENTS)]
+                asked = request(wanted, priority=number % 3, max_attempts=1 + number % 3)
+                self.do(m.SubmitJob(JobId(name), TenantId("ten_a"), f"sub-{name}", asked, sha(name)))
+            case "plan":
+                self._plan()
+            case "fail":
+                held = [one for members in world.state.members_on.values() for one in members]
+                member_id = pick(held, number)
+                if member_id is not None:
+                    self._fail(member_id)
+            case "report" | "reports" | "partial" | "stale" | "foreign":
+                self._report(kind, number)
+            case "driver":
+                attempt = pick(list(world.state.attempt_in.values()), number)
+                if attempt is not None:
+                    world.drivers[attempt] = Driver(
+                        number % 3 > 0, OUTCOMES[number % len(OUTCOMES)], number % 2
+                    )
+            case "log":
+                known = pick(list(world.state.attempts), number)
+                if known is not None:
+                    self.do(m.CompleteLog(known, number))
+            case "state":
+                self._state(number)
+            case "wait" | "beat" | "restart":
+                self._time(kind, number)
+            case "stop" | "delete":
+                job_id = pick(list(world.state.jobs), number)
+                if job_id is not None:
+                    self.do(m.StopJob(job_id) if kind == "stop" else m.DeleteJob(job_id))
+            case "drain" | "leave":
+                worker_id = pick(list(world.state.workers), number)
+                if worker_id is not None:
+                    self.do(m.DrainWorker(worker_id) if kind == "drain" else m.LeaveWorker(worker_id))
+            case _:
+                self._office(kind, number)
+
+    # ------------------------------------------------------------ steps
+
+    def _fleet(self, kind: str, number: int) -> None:
+        world = self.world
+        if kind == "inventory":
+            worker = pick(list(world.state.workers.values()), number)
+            if worker is not None:
+                offer = worker.inventory
+                shown = offer.devices[: number % (len(offer.devices) + 1)]
+                self.do(m.ConnectWorker(worker.worker_id, replace(offer, devices=shown)))
+            return
+        name = world.name("wkr")
+        model = "CPU" if kind != "join" else MODELS[number % len(MODELS)]
+        count = 0 if kind == "head" else 1 + number % 2
+        offer = inventory(
+            model,
+            count,
+            hardware_class=HardwareClass.MINER if number % 7 == 0 else HardwareClass.CONSUMER,
+            head_slots=1 + number % 2 if kind == "head" else 0,
+            name=name,
+        )
+        digest = sha(f"token-{name}")
+        supplier = f"garage {number % 3}"
+        self.do(m.CreateToken(TokenId(name), TokenRole.SUPPLIER, supplier, digest, 10**9, SupplierId(name)))
+        joined = self.do(m.JoinWorker(WorkerId(name), digest, name, sha(name), offer))
+        self.do(m.ConnectWorker(WorkerId(str(joined)), None))
+
+    def _fail(self, member_id: MemberId) -> None:
+        worker_id = self.world.state.members[member_id].worker_id
+        shown = tuple(
+            replace(one, up=False, failed=True, reason="broke") if one.member_id == member_id else one
+            for one in self.world.honest(worker_id)
+        )
+        self.do(m.ObserveWorker(worker_id, self.world.state.version, shown))
+
+    def _plan(self) -> None:
+        state, at_ms = self.world.state, self.world.at_ms
+        made = plan(state, needs(state, at_ms), at_ms, Budget())
+        fresh = tuple(ClusterId(self.world.name("cl")) for _ in made.placements)
+        self.do(m.ApplyPlan(made, fresh))
+
+    def _report(self, kind: str, number: int) -> None:
+        world = self.world
+        if kind == "reports":
+            for _ in range(1 + number % 4):
+                for worker_id in list(world.state.workers):
+                    self.do(m.ObserveWorker(worker_id, world.state.version, world.honest(worker_id)))
+            return
+        if kind == "stale":
+            if self.late:
+                self.do(self.late.pop(number % len(self.late)))
+            return
+        chosen = pick(list(world.state.workers.values()), number)
+        if chosen is None:
+            return
+        worker_id = chosen.worker_id
+        shown = world.honest(worker_id)
+        told = m.ObserveWorker(worker_id, world.state.version, shown)
+        self.late.append(told)
+        if kind == "partial":
+            flawed = tuple(
+                replace(
+                    one, up=False, failed=number % 3 == 0, address=None if number % 3 == 1 else one.address
+                )
+                for one in shown
+                if number % 4
+            )
+            told = replace(told, members=flawed)
+        elif kind == "foreign":
+            everybody = [one for other in world.state.workers for one in world.honest(other)]
+            said = tuple(
+                m.ObservedAttempt(attempt, number % 2 == 0, OUTCOMES[number % len(OUTCOMES)], "forged", None)
+                for attempt in list(world.state.attempts)[-3:]
+            )
+            forged = tuple(replace(one, attempts=said, generation=number % 4) for one in everybody)
+            told = replace(told, members=forged, seen_version=number % (world.state.version + 2))
+        self.do(told)
+
+    def _state(self, number: int) -> None:
+        state = self.world.state
+        # Of the latest leases, mostly: the old ones have said everything.
+        lease = pick([*state.leases.values()][-3:] if number % 5 else [*state.leases.values()], number)
+        if lease is None:
+            return
+        sequence = max(0, lease.next_sequence + (0 if number % 4 else number % 3 - 1))
+        until_ms = lease.stated_offset_ms + (0, 700, 59_000, 4_000_000, 10**13)[number % 5]
+        start_ms = lease.stated_offset_ms + (1 if number % 31 == 0 else 0)
+        devices = lease.device_ids if number % 37 else ("other",)
+        command = m.AcceptStatement(
+            lease.worker_id, lease.lease_id, sequence, start_ms, until_ms, number % 7 == 0, devices,
+            number % 12, sha(f"{lease.lease_id}/{sequence}/{until_ms}"), b"\x00\xffsigned",
+        )  # fmt: skip
+        self.do(command)
+
+    def _time(self, kind: str, number: int) -> None:
+        world = self.world
+        if kind == "restart":
+            if number % 2:
+                world.boot, world.monotonic_ms = world.name("boot"), number
+                world.wall_ms -= number
+            self.do(m.StartControl(NETWORK_ID))
+            return
+        waits_ms = BEATS_MS if kind == "beat" else WAITS_MS
+        world.forward(waits_ms[number % len(waits_ms)])
+        if kind == "beat":
+            for index, worker in enumerate(list(world.state.workers.values())):
+                if worker.liveness != "left" and (number + index) % 13:
+                    self.do(m.ConnectWorker(worker.worker_id, None))
+        self.do(m.Tick())
+
+    def _office(self, kind: str, number: int) -> None:
+        state = self.world.state
+        match kind:
+            case "sign":
+                unsigned = pick(list(state.receipts.values()), number)
+                if unsigned is not None:
+                    self.do(m.RecordSignature(unsigned.receipt_id, b"\xfesigned", sha("payload")))
+            case "revoke":
+                token = pick(list(state.tokens), number)
+                if token is not None:
+                    self.do(m.RevokeToken(TokenId(token)))
+            case "post":
+                signed = pick([state.receipts[key] for key in state.unposted], number)
+                if signed is not None:
+                    self.do(m.RecordPosting(signed.receipt_id, f"tr_{number}"))
+            case "repeat":
+                name = f"tenant {number % 3}"
+                self.do(m.CreateTenant(TenantId(self.world.name("ten")), name, f"req-{number % 2}"))
+            case _:
+                self.do(m.StopJob(JobId("job_none")))
+                self.do(m.CompleteLog(AttemptId("none"), 1))
+                self.do(m.RevokeToken(TokenId("none")))
+                self.do(m.RecordPosting(ReceiptId("none"), "tr"))
+
+
+def pick(options: list[T], number: int) -> T | None:
+    """One of the options; None where there is none."""
+    return options[number % len(options)] if options else None
