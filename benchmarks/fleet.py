@@ -50,7 +50,7 @@ MIX = (
     Kind(6, HardwareClass.CPU, "CPU", 64, 1),
     Kind(2, HardwareClass.CPU, "", 0, 0, head_slots=16),
 )
-"""Mostly single gaming machines; 236 GPUs to a hundred workers."""
+"""Mostly single gaming machines; 222 GPUs to a hundred workers."""
 
 KIND_OF = tuple(chain.from_iterable([kind] * kind.percent for kind in MIX))
 

@@ -156,6 +156,8 @@ def _cases(ours: Sequence[Run], peer: Sequence[Run], size: Size, suffix: str) ->
 
 def _ours(database: Path, size: Size, added_s: float) -> Run:
     store = RecordingStore(f"sqlite:///{database}", added_s)
+    # What an earlier repetition had spared from collection is long gone; each starts as a fresh process does.
+    gc.unfreeze()
     gc.collect()
     try:
         return asyncio.run(_drive(store, size))

@@ -1,4 +1,4 @@
-"""The control plane's secrets: files of the owner's only in its data directory, made at the first start."""
+"""The control plane's secrets: files of the owner's only in its data directory, made before its network is."""
 
 from __future__ import annotations
 
@@ -35,10 +35,15 @@ class KeyFileError(Exception):
 class Keys:
     """The secrets of one control plane."""
 
-    def __init__(self, folder: Path) -> None:
-        """Load, or make what is missing. Blocking; raises KeyFileError or OSError."""
+    def __init__(self, folder: Path, *, founded: bool) -> None:
+        """Load, or make what is missing. Blocking; raises KeyFileError or OSError.
+
+        Once its network is ``founded``, receipts are verified and tokens derived with the keys that there are:
+        another key would make all of them worthless, so a missing one is refused.
+        """
         make_folder(folder)
         self.folder = folder
+        self._founded = founded
         self.receipt_key = Ed25519PrivateKey.from_private_bytes(self._raw(RECEIPT_KEY_FILE))
         """Signs receipts; its public half is what everybody verifies them with."""
         self._master = self._raw(MASTER_FILE)
@@ -64,15 +69,19 @@ class Keys:
         return hmac.new(self._master, name.encode(), hashlib.sha256).hexdigest()
 
     def _raw(self, name: str) -> bytes:
+        path = self.folder / name
+        if self._founded and not path.exists():
+            raise KeyFileError(
+                f"{path} is missing, and the network in the database depends on it; restore it from a backup,"
+                " or name the --data-dir that has it"
+            )
         text = self._load(name, lambda: random_bytes(KEY_BYTES).hex())
         try:
             key = bytes.fromhex(text)
         except ValueError:
             key = b""
         if len(key) != KEY_BYTES:
-            raise KeyFileError(
-                f"{self.folder / name} holds no key of {KEY_BYTES} bytes; restore it from a backup"
-            )
+            raise KeyFileError(f"{path} holds no key of {KEY_BYTES} bytes; restore it from a backup")
         return key
 
     def _load(self, name: str, make: Callable[[], str]) -> str:

@@ -19,7 +19,9 @@ SECRET_WORDS = ("token", "secret", "authorization", "password", "cookie", "priva
 HARMLESS_ENDINGS = ("_id", "_ids", "_file", "_path", "_sha256")
 """A name or the place of a secret is none."""
 
-SECRET_TEXT = re.compile(r"(?i)(\borch_[a-z]+_|\bbearer\s+)[A-Za-z0-9_.~+/=-]{8,}|(://[^/\s:@]*:)[^/\s@]+(?=@)")
+SECRET_TEXT = re.compile(
+    r"(?i)(\borch_[a-z]+_|\bbearer\s+)[A-Za-z0-9_.~+/=-]{8,}|(://[^/\s:@]*:)[^/\s@]+(?=@)"
+)
 """Tokens of ours by their prefix, anybody's after the word bearer, and a password in a URL."""
 
 DEPTH_MAX = 4

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 MIGRATIONS = Path(__file__).parent / "migrations"
 VERSION_TABLE = "control_schema_version"
 
+POSITIONAL = {"sqlite": "qmark", "postgresql": "format"}
+"""How each database's driver marks parameters that come as tuples."""
+
 metadata = MetaData()
 
 events = Table(
@@ -86,7 +89,10 @@ class SqlStore:
         self._engine: Engine = open_engine(url)
         migrate(self._engine, MIGRATIONS, VERSION_TABLE)
         self._writer = self._engine.execution_options(**WRITES)
-        self._upserts = {name: self._upsert(table) for name, table in rows.items()}
+        # Compiled once, and handed to the driver with plain tuples: over a thousand rows a commit, what is done for
+        # each of them is most of the work.
+        self._insert_events = self._compiled(insert(events))
+        self._upserts = {name: self._compiled(self._upsert(table)) for name, table in rows.items()}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
 
     async def commit(self, transaction: Transaction) -> None:
@@ -96,30 +102,24 @@ class SqlStore:
     def write(self, transaction: Transaction) -> None:
         """What ``commit`` does on its thread."""
         with unavailable(self._engine), self._writer.begin() as connection:
-            log = [
-                {
-                    "version": transaction.base_version + position,
-                    "at_ms": transaction.at_ms,
-                    "type": type(event).__name__,
-                    "type_version": codec.event_version(type(event).__name__),
-                    "body": codec.encode(event),
-                }
-                for position, event in enumerate(transaction.events, start=1)
-            ]
+            log = []
+            for version, event in enumerate(transaction.events, start=transaction.base_version + 1):
+                name = type(event).__name__
+                row = (version, transaction.at_ms, name, codec.event_version(name), codec.encode(event))
+                log.append(row)
             if log:
-                connection.execute(insert(events), log)
+                connection.exec_driver_sql(self._insert_events, log)
             self._write_rows(connection, transaction)
 
     def _write_rows(self, connection: Connection, transaction: Transaction) -> None:
-        written: dict[str, list[dict[str, Any]]] = {}
+        written: dict[str, list[tuple[str, str, bytes]]] = {}
         for table, key, entity in transaction.rows:
             if entity is None:
                 connection.execute(delete(rows[table]).where(rows[table].c.id == key))
             else:
-                row = {"id": key, "phase": _phase(entity), "body": codec.encode(entity)}
-                written.setdefault(table, []).append(row)
+                written.setdefault(table, []).append((key, _phase(entity), codec.encode(entity)))
         for table, values in written.items():
-            connection.execute(self._upserts[table], values)
+            connection.exec_driver_sql(self._upserts[table], values)
 
     def load(self, policies: Policies) -> State:
         """The state as its rows say."""
@@ -152,6 +152,12 @@ class SqlStore:
         statement = make(table)
         changed = {"phase": statement.excluded.phase, "body": statement.excluded.body}
         return statement.on_conflict_do_update(index_elements=[table.c.id], set_=changed)
+
+    def _compiled(self, statement: Any) -> str:
+        """The driver's text of an insertion whose parameters are the table's columns in their order."""
+        dialect: Any = type(self._engine.dialect)
+        marks = POSITIONAL[self._engine.dialect.name]
+        return str(statement.compile(dialect=dialect(paramstyle=marks)))
 
 
 def _phase(entity: Entity) -> str:

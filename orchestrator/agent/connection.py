@@ -242,6 +242,9 @@ def _connection_errors() -> Iterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as error:
+        if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED):
+            # An answer, not a broken link: asking again will not change it.
+            raise ValueError(_said(error)) from error
         raise ConnectionError(_said(error)) from error
     except TimeoutError as error:
         raise ConnectionError(f"no answer within {ANSWER_S:g} s") from error

@@ -197,6 +197,8 @@ class HeadDuty:
                 await self._client.submit(attempt.wanted, await self._packages(attempt.wanted))
                 attempt.submitted = True
                 log.info("attempt_submitted", attempt_id=attempt_id)
+            else:
+                self._count_try(attempt, "the head does not list the whole gang")
             return
         attempt.submitted = True
         if attempt.wanted.stop and not attempt.stop_sent and status.status not in TERMINAL:

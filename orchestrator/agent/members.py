@@ -82,6 +82,9 @@ class Members:
         """Read what every member is now."""
         present = set(self._driver.discover()) | set(self._busy)
         self.statuses = {member_id: self._driver.observe(member_id) for member_id in sorted(present)}
+        # A member whose preparation failed leaves nothing behind that a stop would have to end.
+        for member_id in self._devices.keys() - self.statuses.keys() - self.desired.keys():
+            del self._devices[member_id]
 
     def running(self) -> list[str]:
         """Members whose node is up."""

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from orchestrator.api.v1 import worker_pb2
 
 
+INTERIM_MS_MIN = 1_000
+"""Less is not worth a statement of its own, and is not accepted as one."""
+
+
 class Meter:
     """Time counts from when a lease is first seen on a running node until it or the node is gone."""
 
@@ -127,6 +131,8 @@ class Meter:
             if lease.final_stated or not (final or interim):
                 continue
             end_ms = lease.ended_offset_ms if lease.ended_offset_ms is not None else self._offset_ms(lease)
+            if not final and end_ms - lease.stated_offset_ms < INTERIM_MS_MIN:
+                continue
             self._record.statements.append(self._sign(lease, end_ms, final=final))
             lease.next_sequence += 1
             lease.stated_offset_ms = end_ms

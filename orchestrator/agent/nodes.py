@@ -147,9 +147,22 @@ class RayNodes:
     def _prepare(
         self, member_id: str, cluster_id: str, role: Role, gpus: int, cpus: int, labels: dict[str, str]
     ) -> NodeSpec:
-        """Do what `prepare` says, in a thread."""
+        """Do what `prepare` says, in a thread; a failure leaves no directory that was not there before."""
         member_dir = self._member_dir(member_id)
         member_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            return self._reserve(member_dir, cluster_id, role, gpus, cpus, labels)
+        except BaseException:
+            # One that holds anything stays, and says so by refusing.
+            with contextlib.suppress(OSError):
+                member_dir.rmdir()
+            raise
+
+    def _reserve(
+        self, member_dir: Path, cluster_id: str, role: Role, gpus: int, cpus: int, labels: dict[str, str]
+    ) -> NodeSpec:
+        """Find the member's spec, or take ports and write it."""
+        member_id = member_dir.name
         spec = read_record(member_dir / SPEC_FILE, NodeSpec)
         wanted = (cluster_id, role, gpus, cpus, labels)
         if spec is not None:
@@ -162,7 +175,6 @@ class RayNodes:
         # Prepared by an agent that ended before the start: its lock went with it, so take the block again.
         block = retake_port_block(spec.block_index, self.lock_dir) if spec is not None else None
         block = block if block is not None else take_port_block(self.lock_dir)
-        self._blocks[member_id] = block
         spec = NodeSpec(
             member_id=member_id,
             cluster_id=cluster_id,
@@ -178,7 +190,12 @@ class RayNodes:
                 self.head_object_store_bytes if role == "head" else self.member_object_store_bytes
             ),
         )
-        write_record(member_dir / SPEC_FILE, spec)
+        try:
+            write_record(member_dir / SPEC_FILE, spec)
+        except BaseException:
+            block.release()
+            raise
+        self._blocks[member_id] = block
         return spec
 
     def _start(

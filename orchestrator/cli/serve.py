@@ -38,8 +38,9 @@ def serve(
     Each option may also come as ORCH_<NAME> or from --config, as may the deadlines of cluster formation.
     """
     from orchestrator.adapters.log_setup import configure_logging
-    from orchestrator.cli.serve_settings import read_settings
+    from orchestrator.cli.serve_settings import read_settings, warn_of_password
 
+    warn_of_password(database_url)
     flags = {
         "data_dir": data_dir,
         "listen": listen,

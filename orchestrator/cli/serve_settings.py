@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from orchestrator.cli.errors import usage_error
+from orchestrator.cli.output import note
 from orchestrator.cli.settings import DATA_DIR
 from orchestrator.core.clusters import ClusterPolicy
 from orchestrator.core.fleet import FleetPolicy
@@ -25,6 +27,9 @@ PREFIX = "ORCH_"
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 PORT_MAX = 65_535
+
+DATABASES = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg", "postgresql+psycopg2")
+"""Those for which the store has statements, with drivers that block."""
 
 DAY_MS = 24 * 3_600_000
 
@@ -76,6 +81,17 @@ class ServeSettings(BaseSettings):
     idle_teardown_ms: Milliseconds = ClusterPolicy().idle_teardown_ms
     gang_gpus_max: Annotated[int, Field(ge=1, le=4096)] = JobPolicy().gang_gpus_max
 
+    @field_validator("database_url")
+    @classmethod
+    def _of_a_known_database(cls, url: SecretStr | None) -> SecretStr | None:
+        scheme = "" if url is None else url.get_secret_value().partition("://")[0]
+        if url is not None and scheme not in DATABASES:
+            # Not shown: without its scheme a URL may be nothing but a password.
+            raise ValueError(
+                "must begin with sqlite:/// or postgresql+psycopg://; other databases do not serve"
+            )
+        return url
+
     @model_validator(mode="after")
     def _in_order(self) -> Self:
         if (
@@ -118,6 +134,19 @@ def read_settings(flags: Mapping[str, Any], file: Path | None) -> ServeSettings:
         return ServeSettings.model_validate(values)
     except ValidationError as error:
         raise usage_error(_explained(error)) from None
+
+
+def warn_of_password(database_url: str | None) -> None:
+    """Say that a password among the arguments is no secret."""
+    try:
+        parts = urlsplit(database_url or "")
+    except ValueError:
+        return
+    if parts.password or "password=" in parts.query:
+        note(
+            "warning: the password in --database-url is visible to every user of this machine in its process list;"
+            f" use {PREFIX}DATABASE_URL or --config"
+        )
 
 
 def _from_file(path: Path | None) -> dict[str, Any]:

@@ -124,16 +124,20 @@ def opened(settings: ServeSettings, doors: Doors) -> Iterator[House]:
             raise usage_error(f"--data-dir: cannot use {error.filename or folder}: {reason}") from None
         except (DatabaseError, KeyFileError, LedgerError) as error:
             raise usage_error(" ".join(str(error).split())) from None
+        except ModuleNotFoundError as error:
+            raise usage_error(
+                f"--database-url: its driver {error.name} is not installed; install it, or name a SQLite file"
+            ) from None
         yield house
 
 
 def _open(settings: ServeSettings, doors: Doors, folder: Path, closing: contextlib.ExitStack) -> House:
-    keys = Keys(folder)
     url = settings.database_url
     store = SqlStore(url.get_secret_value() if url is not None else f"sqlite:///{folder / 'control.db'}")
     closing.callback(store.close)
     state = store.load(settings.policies)
     spare_loaded_state()
+    keys = Keys(folder, founded=bool(state.control.network_id))
     books = open_store(f"sqlite:///{folder / 'ledger.db'}")
     closing.callback(books.close)
     public_key = dsse.public_bytes(keys.receipt_key)
@@ -186,9 +190,13 @@ async def serve_house(house: House) -> None:
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(_in_time, plane.stop, "control")
         try:
-            term = await plane.start()
-            network_id = await plane.loop.read(lambda state: state.control.network_id)
-            structlog.contextvars.bind_contextvars(network_id=network_id, term=term)
+            await plane.start()
+        except DatabaseError as error:
+            # Opening it has only read: the first write shows whether it can be written.
+            raise usage_error(
+                f"{error}; the database cannot be written, see to its rights and disk"
+            ) from error
+        try:
             await _open_doors(house, plane, closing)
             await _until_stopped(plane, stopping)
         except (DatabaseError, LedgerError) as error:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import grpc.aio
 import structlog
 from google.protobuf.descriptor import FileDescriptor
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]  # ships no types
-from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]  # the same
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 from orchestrator.adapters.packages import PackageStore
 from orchestrator.api.v1 import (
@@ -138,13 +138,17 @@ class ControlPlane:
     async def start(self) -> int:
         """Raise the term and begin to work: the term. Raises what made the loop fail."""
         self._run(self.loop.run(), "loop")
-        term = await self._unless_failed(self.loop.submit(m.StartControl(self._parts.new_id("net"))))
+        committed = await self._unless_failed(self.loop.submit(m.StartControl(self._parts.new_id("net"))))
+        term = int(str(committed.result))
         await self._unless_failed(self._ensure_admin())
+        network_id = await self._unless_failed(self.loop.read(lambda state: state.control.network_id))
+        # A task keeps the context in which it was made, so whatever is started from here on says both.
+        structlog.contextvars.bind_contextvars(network_id=network_id, term=term)
         self._run(tick_forever(self.loop), "ticks")
         self._run(self.planner.run(), "planner")
         self._run(self.effects.run(), "effects")
         self._run(measure_uptime(self.loop, self._parts.observer), "uptime")
-        return int(str(term.result))
+        return term
 
     async def failure(self) -> None:
         """Wait until a part has failed, and raise its error: none can do without the others.

@@ -79,7 +79,8 @@ class Effects:
                 del self._queue[effect]
                 try:
                     await self._receipt(effect)
-                except (OSError, RefusedError) as error:
+                except (OSError, RefusedError, ValueError) as error:
+                    # One receipt that cannot be made must not stop the others; it is tried again, and seen.
                     log.warning("effect_postponed", effect=type(effect).__name__, reason=str(error))
 
     async def _revisit(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.core.ids import AttemptId, JobId, attempt_id_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from orchestrator.control.logs import Logs
     from orchestrator.control.loop import Loop
@@ -37,19 +36,20 @@ def shown_attempt(job: Job) -> AttemptId | None:
     return attempt_id_of(job.job_id, job.attempts) if job.attempts else None
 
 
-async def follow(loop: Loop, logs: Logs, job_id: JobId, offset: int = 0) -> AsyncIterator[tuple[int, bytes]]:
+async def follow(
+    loop: Loop, logs: Logs, job_id: JobId, offset: int = 0
+) -> AsyncGenerator[tuple[int, bytes], None]:
     """(offset in its attempt's log, bytes), from ``offset`` on in the attempt that counts.
 
     Ends when the job has ended and the log of its last attempt is whole and sent. A job that was tried again
     goes on with the new attempt's log from its first byte. Nothing is polled: news of the log and of commits
-    wake it.
+    wake it. Who stops in the middle closes it.
     """
     changed = loop.watch()
     shown: AttemptId | None = None
     try:
         while True:
             changed.clear()
-            grown = logs.growth(shown) if shown is not None else None
             view = await loop.read(partial(_view, job_id, shown))
             if shown is not None:
                 data = await logs.read(shown, offset, PIECE_BYTES)
@@ -58,14 +58,19 @@ async def follow(loop: Loop, logs: Logs, job_id: JobId, offset: int = 0) -> Asyn
                     offset += len(data)
                     continue
             if view.attempt_id is not None and view.attempt_id != shown:
-                offset = offset if shown is None else 0
+                if shown is not None:
+                    logs.unwatch(shown, changed)
+                    offset = 0
                 shown = view.attempt_id
+                logs.watch(shown, changed)
             elif view.ended and (shown is None or view.shown_complete):
                 return
             else:
-                await _either(changed, grown)
+                await changed.wait()
     finally:
         loop.unwatch(changed)
+        if shown is not None:
+            logs.unwatch(shown, changed)
 
 
 def _view(job_id: JobId, shown: AttemptId | None, state: State) -> _View:
@@ -76,13 +81,3 @@ def _view(job_id: JobId, shown: AttemptId | None, state: State) -> _View:
         # Only a job that has ended can be deleted; what was shown of it is its last attempt.
         return _View(shown, ended=True, shown_complete=complete)
     return _View(shown_attempt(job), job.status.terminal, complete)
-
-
-async def _either(first: asyncio.Event, second: asyncio.Event | None) -> None:
-    events = [event for event in (first, second) if event is not None]
-    waiting = [asyncio.create_task(event.wait()) for event in events]
-    try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in waiting:
-            task.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.control.follow import PIECE_BYTES, follow, shown_attempt
@@ -13,10 +14,10 @@ from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_fou
 from orchestrator.core.fleet import TokenRole
 from orchestrator.core.ids import JobId, TenantId
 from orchestrator.core.jobs import Job, JobRequest, Package
-from orchestrator.core.requests import parse_requirements
+from orchestrator.core.requests import for_driver, parse_requirements
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
     from orchestrator.adapters.packages import PackageStore
     from orchestrator.control.logs import Logs
@@ -82,9 +83,21 @@ class ControlJobs:
         requirements, priority, max_attempts = parse_requirements(
             submission.metadata, submission.entrypoint_num_gpus, policy
         )
+        requirements = for_driver(
+            requirements,
+            num_cpus=submission.entrypoint_num_cpus,
+            num_gpus=submission.entrypoint_num_gpus,
+            memory_bytes=submission.entrypoint_memory_bytes,
+            resources=submission.entrypoint_resources,
+        )
+        environment = _canonical(submission.runtime_env)
+        for field, text in (("runtime_env", environment), ("metadata", _canonical(submission.metadata))):
+            if len(text.encode("utf-8", "replace")) > policy.environment_bytes_max:
+                message = f"{field} is longer than {policy.environment_bytes_max} bytes; put it into the working_dir"
+                raise invalid(field, message)
         request = JobRequest(
             entrypoint=submission.entrypoint,
-            runtime_env_json=_canonical(submission.runtime_env),
+            runtime_env_json=environment,
             metadata=tuple(sorted(submission.metadata.items())),
             packages=packages,
             requirements=requirements,
@@ -109,7 +122,7 @@ class ControlJobs:
     async def jobs(self, tenant_id: TenantId) -> list[Job]:
         """Every job of the tenant, oldest first."""
         return await self._loop.read(
-            lambda state: [state.jobs[job_id] for job_id in state.jobs_of.get(tenant_id, ())]
+            lambda state: [state.shown(state.jobs[job_id]) for job_id in state.jobs_of.get(tenant_id, ())]
         )
 
     async def stop(self, tenant_id: TenantId, submission_id: str) -> bool:
@@ -122,21 +135,23 @@ class ControlJobs:
         job = await self.job(tenant_id, submission_id)
         await self._loop.submit(m.DeleteJob(job.job_id))
 
-    async def log(self, tenant_id: TenantId, submission_id: str) -> bytes:
-        """The log so far, of the attempt that counts."""
+    async def log(self, tenant_id: TenantId, submission_id: str) -> AsyncGenerator[bytes, None]:
+        """The log so far, of the attempt that counts, in pieces of at most PIECE_BYTES."""
         attempt_id = shown_attempt(await self.job(tenant_id, submission_id))
         if attempt_id is None:
-            return b""
-        pieces = bytearray()
-        while data := await self._logs.read(attempt_id, len(pieces), PIECE_BYTES):
-            pieces += data
-        return bytes(pieces)
+            return
+        # A driver that prints faster than the tenant reads would never let it end.
+        offset, end = 0, self._logs.size_bytes(attempt_id)
+        while data := await self._logs.read(attempt_id, offset, min(PIECE_BYTES, end - offset)):
+            yield data
+            offset += len(data)
 
-    async def follow_log(self, tenant_id: TenantId, submission_id: str) -> AsyncIterator[bytes]:
+    async def follow_log(self, tenant_id: TenantId, submission_id: str) -> AsyncGenerator[bytes, None]:
         """The log from its first byte; ends only when the job has ended and its log is complete."""
         job = await self.job(tenant_id, submission_id)
-        async for _, data in follow(self._loop, self._logs, job.job_id):
-            yield data
+        async with aclosing(follow(self._loop, self._logs, job.job_id)) as pieces:
+            async for _, data in pieces:
+                yield data
 
     async def has_package(self, tenant_id: TenantId, uri: str) -> bool:
         """Whether this tenant uploaded the package."""
@@ -185,4 +200,4 @@ def _job(state: State, tenant_id: TenantId, name: str) -> Job:
     job = state.job_named(tenant_id, name)
     if job is None:
         raise not_found("job", name)
-    return job
+    return state.shown(job)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.core import messages as m
@@ -11,6 +10,8 @@ from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_fou
 from orchestrator.core.ids import AttemptId, WorkerId
 
 if TYPE_CHECKING:
+    import asyncio
+
     from orchestrator.control.loop import Loop
     from orchestrator.core.jobs import Attempt
     from orchestrator.core.state import State
@@ -39,7 +40,7 @@ class Logs:
     def __init__(self, loop: Loop, files: LogFiles) -> None:
         self._loop = loop
         self._files = files
-        self._grown: dict[str, asyncio.Event] = {}
+        self._watchers: dict[str, set[asyncio.Event]] = {}
 
     def sizes(self, attempt_ids: list[str]) -> dict[str, int]:
         """Bytes stored, by attempt."""
@@ -67,9 +68,8 @@ class Logs:
         return size, complete
 
     def _announce(self, attempt_id: str) -> None:
-        grown = self._grown.pop(attempt_id, None)
-        if grown is not None:
-            grown.set()
+        for event in self._watchers.get(attempt_id, ()):
+            event.set()
 
     async def read(self, attempt_id: str, offset: int, size_max: int) -> bytes:
         """Bytes from ``offset`` on; empty where there are none yet."""
@@ -79,9 +79,21 @@ class Logs:
         """Bytes stored of one log."""
         return self._files.size_bytes(attempt_id)
 
-    def growth(self, attempt_id: str) -> asyncio.Event:
-        """Set when the log next grows or ends."""
-        return self._grown.setdefault(attempt_id, asyncio.Event())
+    @property
+    def watched(self) -> frozenset[str]:
+        """Attempts whose logs somebody follows."""
+        return frozenset(self._watchers)
+
+    def watch(self, attempt_id: str, event: asyncio.Event) -> None:
+        """Set ``event`` whenever the log grows or ends; the watcher clears it, and unwatches in the end."""
+        self._watchers.setdefault(attempt_id, set()).add(event)
+
+    def unwatch(self, attempt_id: str, event: asyncio.Event) -> None:
+        """Forget a watcher."""
+        watchers = self._watchers[attempt_id]
+        watchers.remove(event)
+        if not watchers:
+            del self._watchers[attempt_id]
 
 
 def _shippable(state: State, worker_id: WorkerId, attempt_id: AttemptId) -> Attempt:

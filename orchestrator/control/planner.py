@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.core import messages as m
@@ -99,8 +98,8 @@ class Planner:
         made = plan(state, needs(state, at_ms), at_ms, self._budget)
         if not (made.placements or made.reuses or made.fillings):
             self._fruitless, self._fruitless_ms = seen, at_ms
-        news = tuple(one for one in made.deferrals if state.jobs[one.job_id].message != one.reason)
-        return replace(made, deferrals=news)
+        state.waiting.update((one.job_id, one.reason) for one in made.deferrals)
+        return made
 
 
 async def tick_forever(loop: Loop) -> None:

@@ -152,7 +152,12 @@ class Sessions:
                 RefusalCode.UNAUTHENTICATED, f"hello is not signed by {worker_id}'s key"
             ) from None
         inventory = wire.inventory_from(hello.inventory)
-        await self._submit(m.ConnectWorker(worker_id, inventory))
+        await self._submit(m.PassTerm(hello.term))
+        connected = await self._submit(m.ConnectWorker(worker_id, inventory))
+        if connected.result is None:
+            raise RefusedError(
+                RefusalCode.FORBIDDEN, "the operator let this worker go; start it again to offer it anew"
+            )
         token = self._random_bytes(NONCE_BYTES).hex()
         session = Session(worker_id, hashlib.sha256(token.encode()).hexdigest())
         old = self._by_worker.get(worker_id)
@@ -283,6 +288,7 @@ def statement_command(worker_id: WorkerId, key: str, envelope: bytes) -> m.Accep
     return m.AcceptStatement(
         worker_id=worker_id,
         lease_id=LeaseId(statement.lease_id),
+        subject=(statement.network_id, statement.member_id, statement.job_id, statement.attempt_id),
         sequence=statement.sequence,
         start_offset_ms=statement.start_offset_ms,
         end_offset_ms=statement.end_offset_ms,

@@ -19,6 +19,8 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
     match event:
         case m.ControlStarted():
             state.put(Control(event.network_id, event.term, at_ms, event.monotonic_ms, event.boot_id))
+        case m.TermPassed():
+            state.put(replace(state.control, term=event.term))
         case m.RequestRecorded():
             state.put(RequestRecord(event.key, event.request_sha256, event.result_id, at_ms))
         case m.RequestForgotten():
@@ -31,7 +33,13 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
             state.put(event.token)
         case m.TokenRevoked():
             state.put(replace(state.tokens[event.token_id], revoked=True))
-        case m.WorkerJoined() | m.InventoryChanged() | m.LivenessChanged() | m.WorkerDrained():
+        case (
+            m.WorkerJoined()
+            | m.InventoryChanged()
+            | m.LivenessChanged()
+            | m.WorkerDrained()
+            | m.DismissalTold()
+        ):
             _apply_worker(state, event, at_ms)
         case (
             m.ClusterPlanned()
@@ -51,14 +59,7 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
             | m.MemberReleased()
         ):
             _apply_member(state, event)
-        case (
-            m.JobSubmitted()
-            | m.JobDeferred()
-            | m.JobStopRequested()
-            | m.JobRequeued()
-            | m.JobEnded()
-            | m.JobDeleted()
-        ):
+        case m.JobSubmitted() | m.JobStopRequested() | m.JobRequeued() | m.JobEnded() | m.JobDeleted():
             _apply_job(state, event, at_ms)
         case m.AttemptPlaced() | m.AttemptStarted() | m.AttemptEnded() | m.LogCompleted():
             _apply_attempt(state, event, at_ms)
@@ -78,7 +79,7 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
 
 def _apply_worker(
     state: State,
-    event: m.WorkerJoined | m.InventoryChanged | m.LivenessChanged | m.WorkerDrained,
+    event: m.WorkerJoined | m.InventoryChanged | m.LivenessChanged | m.WorkerDrained | m.DismissalTold,
     at_ms: int,
 ) -> None:
     match event:
@@ -95,6 +96,8 @@ def _apply_worker(
         case m.WorkerDrained():
             worker = state.workers[event.worker_id]
             state.put(replace(worker, draining=True, dismissed=event.dismissed))
+        case m.DismissalTold():
+            state.put(replace(state.workers[event.worker_id], dismissed=False))
 
 
 def _apply_cluster(
@@ -193,7 +196,7 @@ def _apply_member(
 
 def _apply_job(
     state: State,
-    event: m.JobSubmitted | m.JobDeferred | m.JobStopRequested | m.JobRequeued | m.JobEnded | m.JobDeleted,
+    event: m.JobSubmitted | m.JobStopRequested | m.JobRequeued | m.JobEnded | m.JobDeleted,
     at_ms: int,
 ) -> None:
     if isinstance(event, m.JobSubmitted):
@@ -204,8 +207,6 @@ def _apply_job(
         return
     job = state.jobs[event.job_id]
     match event:
-        case m.JobDeferred():
-            state.put(replace(job, message=event.message))
         case m.JobStopRequested():
             state.put(replace(job, stop_requested=True))
         case m.JobRequeued():

@@ -132,6 +132,8 @@ class ClusterPolicy:
     head_deadline_ms: int = 90_000
     """A Ray head takes 3–12 s on an idle machine and many times that on a busy one."""
     join_deadline_ms: int = 120_000
+    start_deadline_ms: int = 20 * 60_000
+    """Longer than Ray itself gives a driver: beyond it nobody would end the wait."""
     idle_teardown_ms: int = 120_000
     clean_deadline_ms: int = 30_000
     """A cluster whose last job left actors behind this long is not reused but closed."""

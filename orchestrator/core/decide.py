@@ -122,6 +122,8 @@ def _decide(state: State, command: m.Command, now: Now, at_ms: int) -> m.Decisio
             network_id = control.network_id or command.network_id
             started = m.ControlStarted(network_id, control.term + 1, now.monotonic_ms, now.boot_id)
             return m.Decision((started,), control.term + 1)
+        case m.PassTerm():
+            return fleet.pass_term(state, command)
         case m.CreateTenant():
             return _once(
                 state, command, command.request_id, lambda: operators.create_tenant(state, command, at_ms)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+NAME_CHARACTERS_MAX = 80
+"""Of a name that was sent, as much as an answer repeats: enough to know it again, and one line of text."""
+
 
 class RefusalCode(StrEnum):
     """Why a command was refused; the doors map it to gRPC and HTTP statuses."""
@@ -36,6 +39,7 @@ def invalid(field: str, message: str) -> RefusedError:
 
 def not_found(kind: str, name: str) -> RefusedError:
     """Refusal for a thing that the caller named and that does not exist for them."""
+    shown = name[:NAME_CHARACTERS_MAX]
     return RefusedError(
-        RefusalCode.NOT_FOUND, f"no {kind} named {name!r}; list them to see the right name", kind
+        RefusalCode.NOT_FOUND, f"no {kind} named {shown!r}; list them to see the right name", kind
     )

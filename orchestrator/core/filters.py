@@ -26,6 +26,11 @@ def worker_rejection(worker: Worker, wanted: Requirements) -> str | None:
         return f"isolation weaker than {wanted.isolation}"
     if not inventory.devices:
         return "offers no device"
+    places = max(1, inventory.slots + inventory.head_slots)
+    if max(1, inventory.cpus // places) < wanted.driver_cpus:
+        return f"fewer than {wanted.driver_cpus} CPUs for the driver"
+    if inventory.memory_bytes < wanted.driver_memory_bytes:
+        return f"less than {wanted.driver_memory_bytes} bytes of memory for the driver"
     return None
 
 
@@ -61,7 +66,7 @@ def describe(wanted: Requirements) -> str:
     if wanted.isolation != "none":
         parts.append(f"with isolation {wanted.isolation}")
     if wanted.gpus > 1:
-        parts.append("together")
+        parts.append("on one machine" if wanted.one_machine else "together")
     return " ".join(parts)
 
 

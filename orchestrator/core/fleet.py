@@ -175,7 +175,7 @@ class FleetPolicy:
     """Later than ``lease_ttl_ms``, so that a lost worker's nodes have ended before they are replaced."""
     zone_hold_ratio: float = 0.55
     """When at least this part of a zone is silent, the fault is likelier ours: nobody is evicted."""
-    zone_hold_min_workers: int = 10
+    zone_hold_min_workers: int = 3
     """Below this a zone is too small for the ratio to mean anything."""
 
 

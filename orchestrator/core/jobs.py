@@ -51,6 +51,11 @@ class Requirements:
     hardware_class: HardwareClass | None = None
     min_gpu_memory_gb: int = 0
     isolation: Isolation = Isolation.NONE
+    driver_cpus: int = 0
+    """What the driver itself wants of one member; Ray would wait for ever where no node has it."""
+    driver_memory_bytes: int = 0
+    one_machine: bool = False
+    """The driver wants several GPUs for itself, which only one machine can give."""
 
     @property
     def device_count(self) -> int:
@@ -140,6 +145,8 @@ class JobPolicy:
     """Above this a request is refused at once: nothing in this network could ever form it."""
     max_attempts_max: int = 10
     entrypoint_bytes_max: int = 64 * 1024
+    environment_bytes_max: int = 64 * 1024
+    """Of runtime_env and of metadata: they travel with every desired state to the head."""
     retry_backoff_ms: int = 2_000
     """Doubles with each failed formation, so that a broken machine is not asked in a tight circle."""
     retry_backoff_max_ms: int = 60_000

@@ -32,6 +32,13 @@ EPOCH_MS = 3_600_000
 """An epoch is one UTC hour; no receipt crosses its edge."""
 
 
+STATEMENT_MS_MIN = 1_000
+"""A statement of a running lease covers at least this: an hour then holds no more than a receipt can name."""
+
+HEARTBEATS_MAX = 1_000_000
+"""More between two statements than a worker could send in a week; a larger claim is no mistake."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """One member's devices for one attempt. ``…_offset_ms`` count from ``started_ms``."""

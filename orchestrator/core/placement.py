@@ -135,4 +135,4 @@ class Plan:
     @property
     def empty(self) -> bool:
         """Whether applying it would change nothing."""
-        return not (self.placements or self.reuses or self.fillings or self.deferrals)
+        return not (self.placements or self.reuses or self.fillings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.core.catalogue import CPU_MODEL, MODELS, find_model, nearest
@@ -72,6 +73,30 @@ def parse_requirements(
     if not 1 <= attempts <= policy.max_attempts_max:
         raise invalid("orch.max_attempts", f"orch.max_attempts must be from 1 to {policy.max_attempts_max}")
     return requirements, priority, attempts
+
+
+def for_driver(
+    wanted: Requirements,
+    *,
+    num_cpus: float,
+    num_gpus: float,
+    memory_bytes: int,
+    resources: Mapping[str, float],
+) -> Requirements:
+    """The same requirements with what the driver wants for itself; refuses what no machine here has."""
+    if resources:
+        name = min(resources)
+        raise invalid(
+            "entrypoint_resources", f"no machine here has a resource named {name[:80]!r}; leave it out"
+        )
+    if not 0 <= num_cpus <= 10**DIGITS_MAX:
+        raise invalid("entrypoint_num_cpus", f"entrypoint_num_cpus={num_cpus!r} is not a count of CPUs")
+    return replace(
+        wanted,
+        driver_cpus=int(-(-num_cpus // 1)),
+        driver_memory_bytes=memory_bytes,
+        one_machine=num_gpus > 1,
+    )
 
 
 def _whole_gpus(value: float) -> int:

@@ -251,7 +251,7 @@ def _choose(draft: _Draft, need: JobNeed) -> Placement | None:
                 share = Share(candidate.worker.worker_id, candidate.device_ids[:count])
                 draft.take((share,), None)
                 return Placement(need.job_id, (share,), None, _why(need, [candidate], [share], None))
-    return None if count == 1 else _together(draft, need)
+    return None if count == 1 or need.requirements.one_machine else _together(draft, need)
 
 
 def _bucket_serves(bucket: BucketKey, wanted: Requirements) -> bool:

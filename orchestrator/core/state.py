@@ -7,7 +7,7 @@ those of an applied one. What they touched is what the store writes and what eff
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.core.clusters import (
     WANTED,
@@ -149,6 +149,8 @@ class State:
         self.queue_version = 0
         """Changes whenever a job enters the queue; not stored either."""
         self.heartbeats = HeartbeatTable()
+        self.waiting: dict[JobId, str] = {}
+        """Why each queued job waits, as the last plan saw it: a measurement, never stored."""
         self.control = Control("", 0, 0, 0, "")
         self.requests: dict[str, RequestRecord] = {}
         self.suppliers: dict[str, Supplier] = {}
@@ -341,6 +343,7 @@ class State:
             self.queue_version += 1
         elif was_queued and not _is_queued(job):
             del self.queue[bisect.bisect_left(self.queue, place)]
+            self.waiting.pop(job.job_id, None)
         self.jobs[job.job_id] = job
         if old is None:
             self.jobs_by_submission[job.tenant_id, job.submission_id] = job.job_id
@@ -407,6 +410,22 @@ class State:
         """The lowest slot of a worker that no member holds and that is not in ``taken``."""
         held = {self.members[member_id].slot for member_id in self.members_on.get(worker_id, ())} | taken
         return next(slot for slot in range(len(held) + 1) if slot not in held)
+
+    def shown(self, job: Job) -> Job:
+        """A job as people see it: a queued one with the reason why it waits."""
+        reason = self.waiting.get(job.job_id)
+        return job if reason is None else replace(job, message=reason)
+
+    def free_slots(self, worker_id: WorkerId) -> int:
+        """How many more members with devices a worker can take."""
+        members = (self.members[member_id] for member_id in self.members_on.get(worker_id, ()))
+        busy = sum(member.role is not MemberRole.HEAD for member in members)
+        return self.workers[worker_id].inventory.slots - busy
+
+    def is_idle(self, cluster_id: ClusterId) -> bool:
+        """Whether a cluster is READY and clean, free for its tenant's next job."""
+        cluster = self.clusters[cluster_id]
+        return cluster.phase is ClusterPhase.READY and cluster.idle_since_ms is not None
 
     def job_named(self, tenant_id: TenantId, name: str) -> Job | None:
         """A tenant's job by submission id or job id."""

@@ -12,7 +12,7 @@ import codecs
 import json
 from collections import Counter
 from collections.abc import AsyncGenerator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 from aiohttp import ClientConnectionResetError, WSMsgType, web
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 FRAME_CHARS_MAX = 256 * 1024
 """At most 1 MiB as UTF-8: Ray's client fails on a frame of 4 MiB."""
-
-LOG_PART_BYTES = 256 * 1024
-"""A whole log is encoded in parts, so that a large one does not hold up every other request."""
 
 CLIENT_MESSAGE_BYTES_MAX = 4 * 1024
 """Ray's client says nothing on this socket; what others send is read only to be dropped."""
@@ -80,21 +77,50 @@ TAILS = web.AppKey("TAILS", Tails)
 
 
 async def get_log(request: web.Request) -> web.StreamResponse:
-    """The log so far, in one JSON string."""
-    data = await request.app[JOBS].log(tenant_of(request), submission_id_of(request))
-    response = web.StreamResponse()
-    response.content_type = "application/json"
-    await response.prepare(request)
+    """The log so far, in one JSON string, piece by piece: a log may be larger than memory."""
+    async with _closing(request.app[JOBS].log(tenant_of(request), submission_id_of(request))) as pieces:
+        # Before the first byte of an answer: afterwards it is too late to refuse.
+        piece = await _next_or_none(pieces)
+        response = web.StreamResponse()
+        response.content_type = "application/json"
+        await response.prepare(request)
+        try:
+            await _write_log(response, piece, pieces)
+        except ClientConnectionResetError:
+            raise
+        except Exception as error:
+            # An answer that began is no error any more to its reader, unless it is cut.
+            if request.transport is not None:
+                request.transport.abort()
+            log_failure("log_cut", request, error)
+            raise
+    return response
+
+
+async def _write_log(response: web.StreamResponse, piece: bytes | None, rest: AsyncIterator[bytes]) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     await response.write(b'{"logs": "')
-    for start in range(0, len(data), LOG_PART_BYTES):
-        end = start + LOG_PART_BYTES
-        part = decoder.decode(data[start:end], final=end >= len(data))
-        await response.write(json.dumps(part)[1:-1].encode())
+    while piece is not None:
+        await response.write(_quoted(decoder.decode(piece)))
         # A client that reads quickly never makes the write wait; the others' turn comes here.
         await asyncio.sleep(0)
-    await response.write_eof(b'"}')
-    return response
+        piece = await _next_or_none(rest)
+    await response.write_eof(_quoted(decoder.decode(b"", final=True)) + b'"}')
+
+
+def _quoted(text: str) -> bytes:
+    """The inside of a JSON string."""
+    return json.dumps(text)[1:-1].encode()
+
+
+@asynccontextmanager
+async def _closing(pieces: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Whoever leaves in the middle leaves nothing open behind."""
+    try:
+        yield pieces
+    finally:
+        if isinstance(pieces, AsyncGenerator):
+            await pieces.aclose()
 
 
 async def tail_log(request: web.Request) -> web.StreamResponse:
@@ -131,15 +157,13 @@ async def tail_log(request: web.Request) -> web.StreamResponse:
 async def _follow(request: web.Request, socket: web.WebSocketResponse, ping_interval_s: float) -> bool:
     """Forward the log; True when the job has ended, False when the client left."""
     jobs, tenant_id, submission_id = request.app[JOBS], tenant_of(request), submission_id_of(request)
-    pieces = jobs.follow_log(tenant_id, submission_id)
-    follower = _Follower(socket, ping_interval_s)
-    try:
-        if not await follower.forward(pieces):
-            return False
-    finally:
-        await follower.end()
-        if isinstance(pieces, AsyncGenerator):
-            await pieces.aclose()
+    async with _closing(jobs.follow_log(tenant_id, submission_id)) as pieces:
+        follower = _Follower(socket, ping_interval_s)
+        try:
+            if not await follower.forward(pieces):
+                return False
+        finally:
+            await follower.end()
     if not (await jobs.job(tenant_id, submission_id)).status.terminal:
         raise RuntimeError("a log ended before its job")
     return True

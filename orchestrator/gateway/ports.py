@@ -54,8 +54,8 @@ class JobsPort(Protocol):
     async def delete(self, tenant_id: TenantId, submission_id: str) -> None:
         """CONFLICT while the job has not ended."""
 
-    async def log(self, tenant_id: TenantId, submission_id: str) -> bytes:
-        """The log so far, of the attempt that counts."""
+    def log(self, tenant_id: TenantId, submission_id: str) -> AsyncIterator[bytes]:
+        """The log so far, of the attempt that counts, in pieces of at most 256 KiB."""
 
     def follow_log(self, tenant_id: TenantId, submission_id: str) -> AsyncIterator[bytes]:
         """The log from its first byte; ends only when the job has ended and its log is complete."""

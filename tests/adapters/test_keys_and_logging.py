@@ -10,7 +10,7 @@ from orchestrator.receipts.dsse import public_bytes
 
 
 def test_keys_second_load_has_the_same_secrets(tmp_path: Path) -> None:
-    first, again = Keys(tmp_path), Keys(tmp_path)
+    first, again = Keys(tmp_path, founded=False), Keys(tmp_path, founded=False)
     assert public_bytes(first.receipt_key) == public_bytes(again.receipt_key)
     assert first.admin_token == again.admin_token
     assert first.cluster_token("cl_1") == again.cluster_token("cl_1") != first.cluster_token("cl_2")
@@ -20,10 +20,19 @@ def test_keys_second_load_has_the_same_secrets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "zz", "00" * 31])
 def test_keys_damaged_file_is_refused_without_its_content(tmp_path: Path, content: str) -> None:
-    Keys(tmp_path)
+    Keys(tmp_path, founded=False)
     (tmp_path / "master-secret").write_text(content)
     with pytest.raises(KeyFileError, match="backup"):
-        Keys(tmp_path)
+        Keys(tmp_path, founded=False)
+
+
+@pytest.mark.parametrize("name", ["receipt-key", "master-secret"])
+def test_keys_missing_beside_its_network_is_refused_and_not_made_anew(tmp_path: Path, name: str) -> None:
+    Keys(tmp_path, founded=False)
+    (tmp_path / name).unlink()
+    with pytest.raises(KeyFileError, match=f"{name} is missing"):
+        Keys(tmp_path, founded=True)
+    assert not (tmp_path / name).exists()
 
 
 def test_redact_secrets_by_name_and_by_text() -> None:

@@ -157,6 +157,19 @@ async def test_members_failed_preparation_is_reported_and_not_tried_again(
     assert members.report() == []
 
 
+async def test_members_device_of_one_whose_preparation_failed_is_free_once_it_is_not_wanted(
+    members: Members, nodes: FakeNodes
+) -> None:
+    nodes.prepare_error = RuntimeError("no free port block")
+    members.want([desired_member("m-0", "d0")])
+    await converge(members)
+    nodes.prepare_error = None
+    members.want([desired_member("m-1", "d0")])
+    await converge(members)
+    assert ("start", "m-1") in nodes.calls
+    assert ("stop", "m-0") not in nodes.calls
+
+
 async def test_members_renew_moves_wanted_nodes_only_and_survives_one_that_went(
     members: Members, nodes: FakeNodes
 ) -> None:

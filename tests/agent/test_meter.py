@@ -134,6 +134,9 @@ def test_meter_statements_survive_a_restart_until_they_are_acknowledged(counting
 def test_meter_acknowledgement_of_another_lease_changes_nothing(counting: Counting) -> None:
     counting.meter.follow(WANTED, ["m-0"], {})
     counting.meter.state(interim=True)
+    assert counting.meter.pending() == [], "an instant is not worth a statement"
+    counting.pass_ms(60_000)
+    counting.meter.state(interim=True)
     counting.meter.acknowledged("l-2", 9)
     assert len(counting.meter.pending()) == 1
 

@@ -72,11 +72,13 @@ class House:
 @asynccontextmanager
 async def house(folder: Path) -> AsyncIterator[House]:
     """Start on what the folder holds; stop in the end."""
-    keys, metrics, desk = Keys(folder), Metrics(), Desk()
+    metrics, desk = Metrics(), Desk()
     store = SqlStore(f"sqlite:///{folder / 'control.db'}")
+    state = store.load(Policies())
+    keys = Keys(folder, founded=bool(state.control.network_id))
     logs, packages = LogFiles(folder / "logs"), PackageStore(folder / "packages")
     parts = Parts(
-        state=store.load(Policies()),
+        state=state,
         store=store,
         clock=clock.SystemClock(),
         log_files=logs,

@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
 
 from orchestrator.adapters.database import DatabaseUnavailableError
+from orchestrator.adapters.metrics import Metrics
 from orchestrator.adapters.store import Transaction
 from orchestrator.control.app import ControlPlane
 from orchestrator.control.uptime import worker_uptimes
@@ -14,6 +16,7 @@ from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusedError
 from orchestrator.core.ids import TenantId
 from tests.control.house import DEADLINE_S, Puppet, house
+from tests.polling import wait_until_async
 
 
 class FullDisk:
@@ -49,6 +52,31 @@ async def test_failure_commit_that_fails_later_ends_the_wait(tmp_path: Path) -> 
             with pytest.raises(RefusedError, match="safe to retry"):
                 await submitting
             await broken.stop()
+
+
+class Listening(Metrics):
+    """Notes what a line of the planner's would carry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: dict[str, object] = {}
+
+    def planned(self, seconds: float, placed: int, deferred: int) -> None:
+        super().planned(seconds, placed, deferred)
+        self.ids = structlog.contextvars.get_contextvars()
+
+
+async def test_start_lines_of_its_parts_carry_network_and_term(tmp_path: Path) -> None:
+    async with house(tmp_path) as built:
+        observer = Listening()
+        plane = ControlPlane(replace(built.parts, observer=observer))
+        # In a context of its own: what the test's own plane has bound must not be what is found.
+        with structlog.contextvars.bound_contextvars(network_id="", term=0):
+            term = await plane.start()
+            network_id = await plane.loop.read(lambda state: state.control.network_id)
+        await wait_until_async(lambda: bool(observer.ids), what="a plan", deadline_s=DEADLINE_S)
+        await plane.stop()
+        assert observer.ids == {"network_id": network_id, "term": term}
 
 
 async def test_uptime_each_worker_by_its_standing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,6 +114,22 @@ async def test_follow_log_tried_again_goes_on_with_the_new_attempt(real: Control
         await real.end(tenant, "mine", JobStatus.SUCCEEDED, 0)
         await following
     assert b"".join(pieces) == b"first try\nsecond try\n"
+
+
+async def test_follow_log_nobody_is_watched_for_once_it_ends_or_is_left(real: ControlWorld) -> None:
+    tenant = await real.jobs.authenticate(real.secret)
+    logs = real.house.plane.logs
+    await real.jobs.submit(tenant, Submission("true", "mine"))
+    await real.run(tenant, "mine")
+    await real.write_log(tenant, "mine", b"one\n")
+    async with asyncio.timeout(DEADLINE_S):
+        async with aclosing(real.jobs.follow_log(tenant, "mine")) as left:
+            assert await anext(left) == b"one\n"
+            assert logs.watched == {await real.attempt(tenant, "mine")}
+        assert not logs.watched
+        await real.end(tenant, "mine", JobStatus.SUCCEEDED, 0)
+        assert [piece async for piece in real.jobs.follow_log(tenant, "mine")] == [b"one\n"]
+    assert not logs.watched
 
 
 async def test_restart_everything_acknowledged_is_there(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.api.v1 import operator_pb2
 from orchestrator.cli.errors import CliError
-from orchestrator.cli.serve_settings import listen_address, read_settings
+from orchestrator.cli.serve_settings import listen_address, read_settings, warn_of_password
 from orchestrator.core.fleet import FleetPolicy
 from tests.control.serving import START_S, command, environment, serving
 
@@ -127,6 +127,46 @@ def test_serve_key_that_others_can_read_is_one_line_and_exit_2(tmp_path: Path) -
     assert "chmod 600" in refusal(folder)
 
 
+@pytest.mark.parametrize("name", ["receipt-key", "master-secret"])
+def test_serve_key_missing_beside_its_network_is_one_line_and_exit_2_and_not_made_anew(
+    tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "data"
+    with serving(folder) as serve:
+        serve.kill()
+    (folder / name).unlink()
+    said = refusal(folder)
+    assert f"{name} is missing" in said
+    assert "backup" in said
+    assert not (folder / name).exists()
+
+
+def test_serve_database_that_cannot_be_written_is_named_in_one_line_and_exit_2(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with serving(folder) as serve:
+        serve.kill()
+    said = refusal(folder, "--database-url", f"sqlite:///file:{folder / 'control.db'}?mode=ro&uri=true")
+    assert "control.db" in said
+    assert "cannot be written" in said
+
+
+@pytest.mark.parametrize("url", ["mysql://me:hunter2@db/x", "hunter2", "sqlite+nope:///x"])
+def test_serve_database_of_another_kind_is_one_line_and_exit_2(tmp_path: Path, url: str) -> None:
+    said = refusal(tmp_path / "data", ORCH_DATABASE_URL=url)
+    assert "ORCH_DATABASE_URL" in said
+    assert "hunter2" not in said
+
+
+def test_serve_database_driver_missing_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    absent = tmp_path / "psycopg2.py"
+    absent.write_text("raise ModuleNotFoundError('none here', name='psycopg2')")
+    said = refusal(
+        tmp_path / "data", ORCH_DATABASE_URL="postgresql+psycopg2://db/x", PYTHONPATH=str(tmp_path)
+    )
+    assert "--database-url" in said
+    assert "psycopg2 is not installed" in said
+
+
 def test_serve_address_that_others_reach_is_one_line_and_exit_2_before_anything_is_made(
     tmp_path: Path,
 ) -> None:
@@ -170,6 +210,22 @@ def test_settings_wrong_value_is_named(
 def test_settings_database_password_is_not_shown() -> None:
     settings = read_settings({"database_url": "postgresql://me:hunter2@db/x"}, None)
     assert "hunter2" not in repr(settings)
+
+
+@pytest.mark.parametrize("url", ["postgresql://me:hunter2@db/x", "postgresql://db/x?password=hunter2"])
+def test_warn_of_password_on_the_command_line_says_where_to_put_it(
+    capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    warn_of_password(url)
+    said = capsys.readouterr().err
+    assert "ORCH_DATABASE_URL" in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("url", [None, "sqlite:////data/x.db", "postgresql://me@db/x"])
+def test_warn_of_password_none_is_silent(capsys: pytest.CaptureFixture[str], url: str | None) -> None:
+    warn_of_password(url)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("text", ["7443", "host", "127.0.0.1:70000", "http://127.0.0.1:1"])

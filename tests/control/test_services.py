@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]  # ships no types
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from orchestrator.api.v1 import (
     common_pb2,
@@ -38,6 +38,7 @@ from orchestrator.core.ids import AttemptId
 from orchestrator.core.jobs import JobStatus
 from orchestrator.gateway.ports import Submission
 from tests.control.house import DEADLINE_S, House, Puppet, house, inventory
+from tests.polling import wait_until_async
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -216,6 +217,31 @@ async def test_session_reconnect_ends_the_older_one_and_its_token(agent: Agent) 
         await telemetry.Report(iter(()), metadata=bearer(stale))
 
 
+async def test_session_cancelled_right_after_welcome_is_forgotten_each_time(agent: Agent) -> None:
+    await agent.join()
+    sessions = agent.served.house.plane.sessions
+    for _ in range(12):
+        await agent.hello()
+        assert sessions.connected
+        agent.stream.cancel()
+        await wait_until_async(
+            lambda: not sessions.connected, what="the session to be forgotten", deadline_s=DEADLINE_S
+        )
+        with refused(grpc.StatusCode.UNAUTHENTICATED):
+            telemetry = telemetry_pb2_grpc.TelemetryServiceStub(agent.served.channel)
+            await telemetry.Report(iter(()), metadata=bearer(agent.token))
+
+
+async def test_session_that_begins_with_no_message_is_an_invalid_argument(served: Served) -> None:
+    call: Any = served.channel.stream_stream("/orchestrator.api.v1.WorkerService/Session")
+    stream = call(iter((b"\xff\xff\xff",)))
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "request"):
+        async with asyncio.timeout(DEADLINE_S):
+            while await stream.read() is not grpc.aio.EOF:
+                pass
+            raise AssertionError(await stream.code())
+
+
 async def test_telemetry_newest_sample_is_shown(agent: Agent) -> None:
     await agent.join()
     await agent.hello()
@@ -286,6 +312,18 @@ async def test_package_and_log_of_an_attempt_go_both_ways(agent: Agent) -> None:
     assert [(piece.offset, piece.data) for piece in pieces] == [(2, b"e\ntwo\n")]
 
 
+async def test_read_job_log_follower_that_leaves_is_forgotten(agent: Agent) -> None:
+    attempt_id = await placed(agent, zipped())
+    logs = agent.served.house.plane.logs
+    read = jobs_pb2.ReadJobLogRequest(job="mine", follow=True)
+    following = agent.served.jobs.ReadJobLog(read, metadata=agent.served.admin)
+    await wait_until_async(
+        lambda: logs.watched == {attempt_id}, what="the log to be followed", deadline_s=DEADLINE_S
+    )
+    following.cancel()
+    await wait_until_async(lambda: not logs.watched, what="the follower to go", deadline_s=DEADLINE_S)
+
+
 async def test_attempt_of_others_is_forbidden(agent: Agent) -> None:
     data = zipped()
     attempt_id = await placed(agent, data)
@@ -311,7 +349,7 @@ async def test_operator_calls_need_an_operators_token(served: Served) -> None:
         await served.operator.GetStatus(status)
     with refused(grpc.StatusCode.PERMISSION_DENIED):
         await served.operator.GetStatus(status, metadata=bearer("never-issued"))
-    with refused(grpc.StatusCode.PERMISSION_DENIED, "operator"):
+    with refused(grpc.StatusCode.PERMISSION_DENIED, "the token of an operator; this one is a tenant's"):
         await served.operator.GetStatus(status, metadata=bearer(tenants))
     answer = await served.operator.GetStatus(status, metadata=served.admin)
     assert (answer.gateway_url, answer.term) == ("http://gateway", 1)
@@ -353,6 +391,13 @@ async def test_operator_bad_values_are_refused_by_field(served: Served) -> None:
     for call, request, field in calls:
         with refused(grpc.StatusCode.INVALID_ARGUMENT, field):
             await call(request, metadata=served.admin)
+
+
+async def test_absent_thing_with_a_long_name_is_answered_shortly(served: Served) -> None:
+    request = operator_pb2.GetClusterRequest(cluster_id="c" * 200)
+    with refused(grpc.StatusCode.NOT_FOUND, "c" * 80) as caught:
+        await served.operator.GetCluster(request, metadata=served.admin)
+    assert "c" * 81 not in str(caught.value.details())
 
 
 async def test_bytes_that_are_no_message_are_invalid_arguments(served: Served) -> None:

@@ -9,6 +9,7 @@ from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.fleet import FleetPolicy, Liveness
 from orchestrator.core.ids import WorkerId
 from orchestrator.core.jobs import JobStatus
+from orchestrator.core.state import Policies
 from tests.core.worlds import World
 
 POLICY = FleetPolicy()
@@ -68,7 +69,7 @@ def test_worker_lost_requeues_its_job_and_keeps_the_devices_until_it_shows_they_
     ("size", "silent", "held"), [(20, 11, True), (20, 10, False), (9, 9, False), (10, 6, True)]
 )
 def test_zone_mostly_silent_is_held_only_where_it_is_large_enough(size: int, silent: int, held: bool) -> None:
-    world = World()
+    world = World(Policies(fleet=FleetPolicy(zone_hold_min_workers=10)))
     workers = [world.worker(zone="hall") for _ in range(size)]
     quiet = frozenset(workers[:silent])
     silence(world, quiet, POLICY.lost_after_ms + 20_000)
@@ -78,7 +79,7 @@ def test_zone_mostly_silent_is_held_only_where_it_is_large_enough(size: int, sil
 
 
 def test_zone_held_does_not_protect_a_silent_worker_elsewhere() -> None:
-    world = World()
+    world = World(Policies(fleet=FleetPolicy(zone_hold_min_workers=10)))
     hall = frozenset(world.worker(zone="hall") for _ in range(10))
     lone = world.worker(zone="attic")
     silence(world, hall | {lone}, POLICY.lost_after_ms + 20_000)

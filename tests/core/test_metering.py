@@ -108,7 +108,7 @@ def test_statement_that_leaves_a_gap_is_not_acknowledged() -> None:
 def contradiction(world: World, lease: Lease, **changes: object) -> m.Decision:
     lease = look(world, lease)
     command = m.AcceptStatement(
-        lease.worker_id, lease.lease_id, lease.next_sequence, lease.stated_offset_ms,
+        lease.worker_id, lease.lease_id, world.subject(lease), lease.next_sequence, lease.stated_offset_ms,
         lease.stated_offset_ms + 1_000, False, lease.device_ids, 0, "f" * 64, b"signed evidence",
     )  # fmt: skip
     return world.do(replace(command, **changes))  # type: ignore[arg-type]
@@ -121,6 +121,9 @@ def contradiction(world: World, lease: Lease, **changes: object) -> m.Decision:
         ({"start_offset_ms": 30_001}, "does not continue at 30000"),
         ({"end_offset_ms": 29_000}, "does not continue"),
         ({"device_ids": ("other",)}, "other devices"),
+        ({"subject": ("net_other", "m", "j", "a")}, "something else than its lease"),
+        ({"heartbeats_acknowledged": 2**63 - 1}, "heartbeats"),
+        ({"end_offset_ms": 30_999}, "less than 1000 ms"),
         ({"device_ids": ()}, "other devices"),
     ],
 )

@@ -123,10 +123,14 @@ def test_plan_made_on_an_older_state_is_refused_as_stale() -> None:
     world.worker()
     world.submit()
     made = plan(world.state, needs(world.state, world.at_ms), world.at_ms, Budget())
-    world.worker()
+    world.apply(made)
+    world.submit()
+    stale = replace(
+        made, placements=tuple(replace(one, job_id=world.state.queue[0][2]) for one in made.placements)
+    )
     before = world.state.rows()
     with pytest.raises(RefusedError) as refusal:
-        world.apply(made)
+        world.apply(stale)
     assert refusal.value.code is RefusalCode.STALE
     assert world.state.rows() == before
 
@@ -157,14 +161,14 @@ def test_plan_explains_only_so_many_different_requests_at_once() -> None:
     assert len(made.deferrals) == 2
 
 
-def test_plan_equal_reason_is_not_written_again() -> None:
+def test_plan_reason_is_shown_and_never_stored() -> None:
     world = World()
     job_id = world.submit()
-    world.plan()
-    message = world.job(job_id).message
+    before = world.state.rows()
     made = plan(world.state, needs(world.state, world.at_ms), world.at_ms, Budget())
-    assert made.deferrals[0].reason == message
     assert world.apply(made).events == ()
+    assert world.job(job_id).message == made.deferrals[0].reason
+    assert world.state.rows() == before
 
 
 def test_plan_explains_by_what_the_plan_itself_has_left() -> None:

@@ -244,6 +244,7 @@ class World:
         return made
 
     def apply(self, made: Plan) -> m.Decision:
+        self.state.waiting.update((one.job_id, one.reason) for one in made.deferrals)
         fresh = tuple(ClusterId(self.name("cl")) for _ in made.placements)
         return self.do(m.ApplyPlan(made, fresh))
 
@@ -348,6 +349,7 @@ class World:
             m.AcceptStatement(
                 worker_id=lease.worker_id,
                 lease_id=lease.lease_id,
+                subject=self.subject(lease),
                 sequence=number,
                 start_offset_ms=lease.stated_offset_ms,
                 end_offset_ms=until_ms,
@@ -359,10 +361,14 @@ class World:
             )
         )
 
+    def subject(self, lease: Lease) -> tuple[str, str, str, str]:
+        """What a true statement of a lease speaks of."""
+        return (self.state.control.network_id, lease.member_id, lease.job_id, lease.attempt_id)
+
     # ------------------------------------------------------------ looking
 
     def job(self, job_id: JobId) -> Job:
-        return self.state.jobs[job_id]
+        return self.state.shown(self.state.jobs[job_id])
 
     def attempt(self, job_id: JobId) -> Attempt:
         attempt_id = self.state.jobs[job_id].attempt_id

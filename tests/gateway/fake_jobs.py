@@ -22,6 +22,7 @@ SECRET = "orch_secret-of-one"
 OTHER_SECRET = "orch_secret-of-two"
 QUEUED = "queued: 1 GPU wanted, none free"
 STEP_MS = 1_000
+PIECE_BYTES = 64 * 1024
 
 
 @dataclass
@@ -111,8 +112,12 @@ class FakeJobs:
             raise RefusedError(RefusalCode.CONFLICT, message)
         self.records.pop((tenant_id, submission_id)).touch()
 
-    async def log(self, tenant_id: TenantId, submission_id: str) -> bytes:
-        return bytes(self.record(tenant_id, submission_id).log)
+    async def log(self, tenant_id: TenantId, submission_id: str) -> AsyncIterator[bytes]:
+        record = self.record(tenant_id, submission_id)
+        for start in range(0, len(record.log), PIECE_BYTES):
+            if record.failure is not None and start:
+                raise record.failure
+            yield bytes(record.log[start : start + PIECE_BYTES])
 
     async def follow_log(self, tenant_id: TenantId, submission_id: str) -> AsyncIterator[bytes]:
         record = self.record(tenant_id, submission_id)

@@ -19,6 +19,7 @@ from orchestrator.core.jobs import JobStatus
 from orchestrator.gateway.ports import JobsPort, Submission
 
 DEADLINE_S = 20.0
+PIECE_BYTES_MAX = 256 * 1024
 URI = "gcs://_ray_pkg_0123456789abcdef.zip"
 
 
@@ -180,7 +181,7 @@ class JobsPortContract:
         with refused(RefusalCode.NOT_FOUND):
             await jobs.delete(other, "mine")
         with refused(RefusalCode.NOT_FOUND):
-            await jobs.log(other, "mine")
+            await anext(jobs.log(other, "mine"))
         with refused(RefusalCode.NOT_FOUND):
             await anext(jobs.follow_log(other, "mine"))
         assert await jobs.jobs(other) == []
@@ -204,7 +205,7 @@ class JobsPortContract:
 
     async def test_log_of_a_queued_job_is_empty(self, jobs: JobsPort, tenant: TenantId) -> None:
         await jobs.submit(tenant, Submission("true", "mine"))
-        assert await jobs.log(tenant, "mine") == b""
+        assert [piece async for piece in jobs.log(tenant, "mine")] == []
 
     async def test_follow_log_queued_then_run_gives_every_byte_and_ends_with_the_job(
         self, world: World, tenant: TenantId
@@ -223,7 +224,19 @@ class JobsPortContract:
             assert not following.done()
             await world.end(tenant, "mine", JobStatus.SUCCEEDED, 0)
             assert await following == (b"first\nsecond\n", JobStatus.SUCCEEDED)
-        assert await world.jobs.log(tenant, "mine") == b"first\nsecond\n"
+        assert b"".join([piece async for piece in world.jobs.log(tenant, "mine")]) == b"first\nsecond\n"
+
+    async def test_log_large_comes_in_pieces_and_ends_though_the_job_runs(
+        self, world: World, tenant: TenantId
+    ) -> None:
+        await world.jobs.submit(tenant, Submission("true", "mine"))
+        await world.run(tenant, "mine")
+        data = bytes(range(256)) * 4_000
+        await world.write_log(tenant, "mine", data)
+        async with asyncio.timeout(DEADLINE_S):
+            pieces = [piece async for piece in world.jobs.log(tenant, "mine")]
+        assert b"".join(pieces) == data
+        assert max(len(piece) for piece in pieces) <= PIECE_BYTES_MAX
 
     async def test_follow_log_after_the_end_gives_the_whole_log(self, world: World, tenant: TenantId) -> None:
         await world.jobs.submit(tenant, Submission("false", "mine"))

@@ -15,7 +15,7 @@ from orchestrator.core.jobs import JobStatus
 from orchestrator.gateway.app import Gateway, start_gateway
 from orchestrator.gateway.config import GatewayConfig
 from tests.gateway.conftest import Observed
-from tests.gateway.fake_jobs import SECRET, TENANT, FakeJobs
+from tests.gateway.fake_jobs import PIECE_BYTES, SECRET, TENANT, FakeJobs
 from tests.polling import wait_until_async
 
 TAIL = "/api/jobs/mine/logs/tail"
@@ -49,6 +49,21 @@ async def test_log_any_bytes_arrive_as_text(
     async with client.get("/api/jobs/mine/logs") as response:
         assert response.content_type == "application/json"
         assert json.loads(await response.read()) == {"logs": log.decode(errors="replace")}
+
+
+async def test_log_source_fails_in_the_middle_is_cut(
+    client: aiohttp.ClientSession, submitted: FakeJobs
+) -> None:
+    submitted.write_log(TENANT, "mine", b"x" * (PIECE_BYTES + 1))
+    submitted.break_log(TENANT, "mine", OSError("the disk is gone"))
+    async with client.get("/api/jobs/mine/logs") as response:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
+
+
+async def test_log_absent_job_is_404(client: aiohttp.ClientSession) -> None:
+    async with client.get("/api/jobs/absent/logs") as response:
+        assert response.status == 404
 
 
 async def test_tail_queued_then_run_forwards_each_piece_and_closes_at_the_end(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]  # ships no types
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from examples.demo.network import BIN, LOOPBACK, Addresses, Machine, child_environment, free_ports
 from orchestrator.adapters.node_records import NodeSpec, read_record

@@ -251,8 +251,8 @@ class Story:
         start_ms = lease.stated_offset_ms + (1 if number % 31 == 0 else 0)
         devices = lease.device_ids if number % 37 else ("other",)
         command = m.AcceptStatement(
-            lease.worker_id, lease.lease_id, sequence, start_ms, until_ms, number % 7 == 0, devices,
-            number % 12, sha(f"{lease.lease_id}/{sequence}/{until_ms}"), b"\x00\xffsigned",
+            lease.worker_id, lease.lease_id, self.world.subject(lease), sequence, start_ms, until_ms,
+            number % 7 == 0, devices, number % 12, sha(f"{lease.lease_id}/{sequence}/{until_ms}"), b"\x00\xffsigned",
         )  # fmt: skip
         self.do(command)
 

@@ -46,7 +46,8 @@ def test_statements_in_any_sequence_bill_no_more_than_recorded_and_stated(
         start_ms = lease.stated_offset_ms + (miss_ms if miss_ms % 4 == 0 else 0)
         decision = world.do(
             m.AcceptStatement(
-                worker_id, lease.lease_id, max(0, lease.next_sequence + beside), start_ms, start_ms + length_ms,
+                worker_id, lease.lease_id, world.subject(lease), max(0, lease.next_sequence + beside),
+                start_ms, start_ms + length_ms,
                 final and number % 3 == 0, lease.device_ids, 0, sha(str(number)), b"e",
             )
         )  # fmt: skip

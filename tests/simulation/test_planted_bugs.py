@@ -9,10 +9,11 @@ import pytest
 
 from orchestrator.agent.meter import Meter
 from orchestrator.control import planner
-from orchestrator.core import decide
+from orchestrator.core import decide, scheduling
 from orchestrator.core.decisions import jobs, metering
 from orchestrator.core.jobs import Outcome
 from orchestrator.core.messages import AttemptEnded
+from orchestrator.core.metering import sealable
 from orchestrator.core.placement import JobNeed, Placement
 from orchestrator.sim.memory import MemoryStore
 from orchestrator.sim.ray import Machine
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.simulation, pytest.mark.timeout(300)]
 
-SEEDS_MAX = 25
+SEEDS_MAX = 60
 """A bug that needs more luck than this to show would not be found by 200 seeds reliably either."""
 
 
@@ -40,7 +41,7 @@ def first_finding() -> str:
 
 
 def plant_device_given_twice(patch: pytest.MonkeyPatch) -> None:
-    real = planner.plan
+    real = scheduling.plan
 
     def careless(*arguments: Any) -> Any:
         made = real(*arguments)
@@ -54,7 +55,7 @@ def plant_device_given_twice(patch: pytest.MonkeyPatch) -> None:
 
 
 def plant_partial_gang(patch: pytest.MonkeyPatch) -> None:
-    real = planner.plan
+    real = scheduling.plan
 
     def short(*arguments: Any) -> Any:
         made = real(*arguments)
@@ -104,13 +105,13 @@ def plant_dead_node_counted(patch: pytest.MonkeyPatch) -> None:
 
     def follow(self: Meter, desired: Any, running: Any, ended: Any) -> bool:
         del running
-        return real(self, desired, list(desired), dict.fromkeys(ended, 2 ** 60))
+        return real(self, desired, list(desired), dict.fromkeys(ended, 2**60))
 
     patch.setattr(Meter, "follow", follow)
 
 
 def plant_paid_twice(patch: pytest.MonkeyPatch) -> None:
-    real = metering.sealable
+    real = sealable
 
     def again(lease: Lease) -> list[Interval]:
         return real(lease) * 2

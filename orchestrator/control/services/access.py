@@ -79,7 +79,12 @@ class Access:
 
 def _with_role(token: Token, *roles: TokenRole) -> Token:
     if token.role not in roles:
-        wanted = " or ".join(role.value for role in roles)
-        message = f"this call needs the token of a {wanted}; this one is a {token.role.value}'s"
+        wanted = " or ".join(_a(role) for role in roles)
+        message = f"this call needs the token of {wanted}; this one is {_a(token.role)}'s"
         raise RefusedError(RefusalCode.FORBIDDEN, message)
     return token
+
+
+def _a(role: TokenRole) -> str:
+    """The role with its article."""
+    return f"an {role.value}" if role is TokenRole.OPERATOR else f"a {role.value}"

@@ -5,6 +5,7 @@ A servicer only raises RefusedError; which status that is stands here, once.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import traceback
 from typing import TYPE_CHECKING, Any, NoReturn, assert_never
@@ -29,6 +30,8 @@ RETRY_KEY = "grpc-retry-pushback-ms"
 
 FIELD_KEY = "orch-field"
 """Trailing metadata that names the input at fault, for programs; people read the message."""
+
+MALFORMED = invalid("request", "the request is no message of this call; use a client of this version")
 
 INTERNAL = "internal error; nothing is known to be wrong with the request, try again or tell the operator"
 
@@ -79,6 +82,10 @@ class _Malformed:
     """In place of a request whose bytes are no message."""
 
 
+class _MalformedError(Exception):
+    """Passes through every handler: what is no message is the door's to answer, even in a stream."""
+
+
 class Door(grpc.aio.ServerInterceptor):
     """Stands before every handler. ``guards`` by full service name are asked before each of its calls."""
 
@@ -126,17 +133,25 @@ def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], An
 
 def _checked(request: Any) -> Any:
     if isinstance(request, _Malformed):
-        raise invalid("request", "the request is no message of this call; use a client of this version")
+        raise _MalformedError
     return request
 
 
-async def _each_checked(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _checked(request)
+class _EachChecked:
+    """A stream of requests. No generator, which whoever stops in the middle would have to close."""
+
+    def __init__(self, requests: AsyncIterator[Any]) -> None:
+        self._requests = requests
+
+    def __aiter__(self) -> _EachChecked:
+        return self
+
+    async def __anext__(self) -> Any:
+        return _checked(await anext(self._requests))
 
 
 def _incoming(request: Any) -> Any:
-    return _each_checked(request) if hasattr(request, "__aiter__") else _checked(request)
+    return _EachChecked(aiter(request)) if hasattr(request, "__aiter__") else _checked(request)
 
 
 def _unary(behaviour: Any, method: str, guard: Any) -> Any:
@@ -147,6 +162,8 @@ def _unary(behaviour: Any, method: str, guard: Any) -> Any:
             return await behaviour(_incoming(request), context)
         except RefusedError as refusal:
             await refuse(context, refusal)
+        except _MalformedError:
+            await refuse(context, MALFORMED)
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 -- whatever it is, the caller gets a status and no text of ours
@@ -162,12 +179,16 @@ def _streaming(behaviour: Any, method: str, guard: Any) -> Any:
                 await guard(context)
             answers = behaviour(_incoming(request), context)
             if inspect.isasyncgen(answers):
-                async for one in answers:
-                    await context.write(one)
+                # A caller who leaves ends this in the middle: what the handler began must end with it.
+                async with contextlib.aclosing(answers):
+                    async for one in answers:
+                        await context.write(one)
             else:
                 await answers
         except RefusedError as refusal:
             await refuse(context, refusal)
+        except _MalformedError:
+            await refuse(context, MALFORMED)
         except grpc.aio.AbortError:
             raise
         except Exception as error:  # noqa: BLE001 -- the same

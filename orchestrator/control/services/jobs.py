@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.api.v1 import jobs_pb2, jobs_pb2_grpc
@@ -72,8 +73,9 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         name = word("job", request.job)
         job = await self._loop.read(lambda state: find_job(state, token, name))
         if request.follow:
-            async for offset, data in follow(self._loop, self._logs, job.job_id, request.offset):
-                yield jobs_pb2.ReadJobLogResponse(offset=offset, data=data)
+            async with aclosing(follow(self._loop, self._logs, job.job_id, request.offset)) as pieces:
+                async for offset, data in pieces:
+                    yield jobs_pb2.ReadJobLogResponse(offset=offset, data=data)
             return
         attempt_id, offset = shown_attempt(job), request.offset
         while attempt_id is not None and (data := await self._logs.read(attempt_id, offset, PIECE_BYTES)):

@@ -116,7 +116,7 @@ def job_message(state: State, job: Job) -> jobs_pb2.Job:
         tenant_id=job.tenant_id,
         submission_id=job.submission_id,
         status=STATUS_NUMBERS[job.status],
-        message=job.message,
+        message=state.shown(job).message,
         entrypoint=job.request.entrypoint,
         submitted_at=timestamp(job.submitted_at_ms),
         started_at=timestamp(job.started_at_ms),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
@@ -128,11 +129,15 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         attempt_id = AttemptId(word("attempt_id", request.attempt_id))
         sha256 = word("sha256", request.sha256)
         await self._loop.read(lambda state: _check_package(state, worker_id, attempt_id, sha256))
+        pieces = self._packages.open(sha256)
         try:
-            async for data in self._packages.open(sha256):
+            async for data in pieces:
                 yield worker_pb2.FetchPackageResponse(data=data)
         except FileNotFoundError:
             raise not_found("package", sha256) from None
+        finally:
+            if isinstance(pieces, AsyncGenerator):
+                await pieces.aclose()
 
 
 def _check_package(state: State, worker_id: WorkerId, attempt_id: AttemptId, sha256: str) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from orchestrator.core.ids import ClusterId, JobId, WorkerId
-    from orchestrator.core.placement import Filling, Placement, Reuse, Share
+    from orchestrator.core.placement import Filling, Placement, Plan, Reuse, Share
     from orchestrator.core.state import State
 
 NEXT_PHASE = {
@@ -41,7 +41,7 @@ NEXT_PHASE = {
 def apply_plan(state: State, command: m.ApplyPlan, at_ms: int) -> m.Decision:
     """All of a plan, or STALE: capacity changed since it was made. Jobs that left the queue are passed over."""
     plan = command.plan
-    if plan.capacity_version != state.capacity_version:
+    if plan.capacity_version != state.capacity_version and not _still_true(state, plan):
         raise RefusedError(RefusalCode.STALE, "the plan was made on an older state; make it again")
     events: list[m.Event] = []
     fresh = iter(command.cluster_ids)
@@ -51,12 +51,35 @@ def apply_plan(state: State, command: m.ApplyPlan, at_ms: int) -> m.Decision:
             events.extend(_form(state, placement, next(fresh), slots, at_ms))
     events.extend(_reuse(state, one, at_ms) for one in plan.reuses if _is_waiting(state, one.job_id))
     events.extend(_fill(state, filling, slots) for filling in plan.fillings)
-    events.extend(
-        m.JobDeferred(one.job_id, one.reason)
-        for one in plan.deferrals
-        if _is_waiting(state, one.job_id) and state.jobs[one.job_id].message != one.reason
-    )
     return m.Decision(tuple(events), len(events))
+
+
+def _still_true(state: State, plan: Plan) -> bool:
+    """Whether all the capacity that a plan names is still there: other changes since do not matter."""
+    heads: dict[WorkerId, int] = {}
+    members: dict[WorkerId, int] = {}
+    shares = [share for one in plan.placements for share in one.shares] + [one.share for one in plan.fillings]
+    for share in shares:
+        if not state.workers[share.worker_id].placeable or not state.free_devices[
+            share.worker_id
+        ].keys() >= set(share.device_ids):
+            return False
+        members[share.worker_id] = members.get(share.worker_id, 0) + 1
+    for placement in plan.placements:
+        if placement.head_host is not None:
+            heads[placement.head_host] = heads.get(placement.head_host, 0) + 1
+    return (
+        all(state.head_hosts.get(worker_id, 0) >= count for worker_id, count in heads.items())
+        and all(state.free_slots(worker_id) >= count for worker_id, count in members.items())
+        and all(_reusable(state, one.cluster_id) for one in plan.reuses)
+        and all(state.clusters[one.cluster_id].vacancies for one in plan.fillings)
+    )
+
+
+def _reusable(state: State, cluster_id: ClusterId) -> bool:
+    members = state.cluster_members(state.clusters[cluster_id])
+    idle = cluster_id not in state.attempt_in and state.is_idle(cluster_id)
+    return idle and all(state.workers[member.worker_id].placeable for member in members)
 
 
 class _Slots:
@@ -377,7 +400,12 @@ def tick_clusters(state: State, at_ms: int) -> Iterator[m.Event]:
 
 def _tick_ready(state: State, cluster: Cluster, at_ms: int) -> Iterator[m.Event]:
     policy = state.policies.clusters
-    if cluster.cluster_id in state.attempt_in:
+    attempt_id = state.attempt_in.get(cluster.cluster_id)
+    if attempt_id is not None:
+        attempt = state.attempts[attempt_id]
+        since_ms = max(attempt.placed_at_ms, cluster.phase_since_ms)
+        if attempt.phase is AttemptPhase.PLACED and at_ms - since_ms > policy.start_deadline_ms:
+            yield m.ClusterClosing(cluster.cluster_id, "the driver did not start in time")
         return
     if cluster.idle_since_ms is not None:
         if at_ms - cluster.idle_since_ms > policy.idle_teardown_ms:

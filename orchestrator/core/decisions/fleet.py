@@ -23,6 +23,9 @@ DEVICES_MAX = 64
 
 SLOTS_MAX = 64
 
+TERMS_AHEAD_MAX = 10_000
+"""More starts than any backup is old; an agent that claims more is wrong or lies."""
+
 DEVICE_ID = re.compile(r"[!-~]{1,128}")
 """What a receipt can name: a device that none can name would be held and never paid. Vendors' UUIDs have about
 forty characters."""
@@ -96,8 +99,13 @@ def join_worker(state: State, command: m.JoinWorker, at_ms: int) -> m.Decision:
 
 
 def connect_worker(state: State, command: m.ConnectWorker, now: Now, at_ms: int) -> m.Decision:
-    """A worker is there: it becomes live, with the inventory it brings."""
+    """A worker is there: it becomes live, with the inventory it brings.
+
+    The result is None where the operator let it go meanwhile: that it must be told first.
+    """
     worker = find_worker(state, command.worker_id)
+    if worker.liveness is Liveness.LEFT and worker.dismissed:
+        return m.Decision((m.DismissalTold(worker.worker_id),), None)
     state.heartbeats.heard(worker.worker_id, now.monotonic_ms)
     events: list[m.Event] = []
     if command.inventory is not None and command.inventory != worker.inventory:
@@ -106,6 +114,16 @@ def connect_worker(state: State, command: m.ConnectWorker, now: Now, at_ms: int)
     if worker.liveness is not Liveness.LIVE:
         events.append(m.LivenessChanged(worker.worker_id, Liveness.LIVE, at_ms))
     return m.Decision(tuple(events), worker.worker_id)
+
+
+def pass_term(state: State, command: m.PassTerm) -> m.Decision:
+    """Rise above a term that an agent has obeyed: after a restored backup agents know more than the store."""
+    term = state.control.term
+    if command.term <= term:
+        return m.Decision((), term)
+    if command.term > term + TERMS_AHEAD_MAX:
+        raise invalid("hello.term", f"term {command.term} is too far above {term} to be this network's")
+    return m.Decision((m.TermPassed(command.term + 1),), command.term + 1)
 
 
 def drain_worker(state: State, command: m.DrainWorker) -> m.Decision:
@@ -121,7 +139,7 @@ def leave_worker(state: State, command: m.LeaveWorker, at_ms: int) -> m.Decision
     worker = find_worker(state, command.worker_id)
     if worker.liveness is Liveness.LEFT:
         return m.Decision((), worker.worker_id)
-    if state.members_on.get(worker.worker_id):
+    if state.members_on.get(worker.worker_id) and worker.liveness is not Liveness.LOST:
         raise RefusedError(RefusalCode.CONFLICT, "the worker still holds members; drain it first", "worker")
     return m.Decision((m.LivenessChanged(worker.worker_id, Liveness.LEFT, at_ms),), worker.worker_id)
 

@@ -9,6 +9,8 @@ from orchestrator.core.errors import not_found
 from orchestrator.core.ids import Fence, lease_id_of, receipt_id_of
 from orchestrator.core.metering import (
     EPOCH_MS,
+    HEARTBEATS_MAX,
+    STATEMENT_MS_MIN,
     Interval,
     Lease,
     Receipt,
@@ -92,7 +94,7 @@ def accept_statement(state: State, command: m.AcceptStatement, at_ms: int) -> m.
         return m.Decision((), lease.next_sequence - 1)
     if command.sequence > lease.next_sequence:
         return m.Decision((), lease.next_sequence - 1)
-    fault = _contradiction(lease, command)
+    fault = _contradiction(state, lease, command)
     if fault:
         disputed = m.StatementDisputed(lease.lease_id, command.sequence, fault, command.envelope)
         return m.Decision((disputed,), command.sequence)
@@ -111,13 +113,24 @@ def accept_statement(state: State, command: m.AcceptStatement, at_ms: int) -> m.
     return m.Decision((m.StatementAccepted(statement, billed_ms),), command.sequence)
 
 
-def _contradiction(lease: Lease, command: m.AcceptStatement) -> str:
+def _contradiction(state: State, lease: Lease, command: m.AcceptStatement) -> str:
+    """Why a statement cannot be taken as it is; empty where it can."""
+    length_ms = command.end_offset_ms - command.start_offset_ms
+    if command.subject != (state.control.network_id, lease.member_id, lease.job_id, lease.attempt_id):
+        return "speaks of something else than its lease"
     if lease.settled or lease.final_stated:
         return "stated after the final statement"
     if tuple(command.device_ids) != lease.device_ids:
         return "names other devices than the lease"
     if command.start_offset_ms != lease.stated_offset_ms or command.end_offset_ms < command.start_offset_ms:
         return f"does not continue at {lease.stated_offset_ms} ms"
+    if not 0 <= command.heartbeats_acknowledged <= HEARTBEATS_MAX:
+        return f"claims {command.heartbeats_acknowledged} heartbeats"
+    if not command.final and length_ms < STATEMENT_MS_MIN:
+        return f"covers less than {STATEMENT_MS_MIN} ms"
+    if len(state.statements_of.get(lease.lease_id, ())) != lease.next_sequence and length_ms != 0:
+        # A receipt names statements that follow on one another: after a dispute only the end can be stated.
+        return "claims time after a disputed statement"
     return ""
 
 
@@ -152,6 +165,7 @@ def _receipt(state: State, lease: Lease, interval: Interval, sequence: int, at_m
     )
     length_ms = interval.end_ms - interval.start_ms
     start_ms = lease.started_ms + interval.start_ms
+    expected = length_ms // state.policies.fleet.heartbeat_interval_ms
     return Receipt(
         receipt_id=receipt_id_of(state.control.network_id, lease.lease_id, start_ms // EPOCH_MS, sequence),
         lease_id=lease.lease_id,
@@ -161,8 +175,8 @@ def _receipt(state: State, lease: Lease, interval: Interval, sequence: int, at_m
         end_ms=lease.started_ms + interval.end_ms,
         billed_ms=length_ms * len(lease.device_ids),
         statement_sequences=tuple(statement.sequence for statement in statements),
-        heartbeats_expected=length_ms // state.policies.fleet.heartbeat_interval_ms,
-        heartbeats_received=sum(statement.heartbeats_acknowledged for statement in statements),
+        heartbeats_expected=expected,
+        heartbeats_received=min(expected, sum(statement.heartbeats_acknowledged for statement in statements)),
         issued_at_ms=at_ms,
         envelope=b"",
         payload_sha256="",

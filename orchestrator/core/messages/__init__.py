@@ -1,4 +1,4 @@
-"""Three closed unions that everything passes through: commands ask, events are what was decided, effects are to be done."""
+"""Three closed unions everything passes through: commands ask, events are what was decided, effects are to be done."""
 
 from orchestrator.core.messages.commands import *  # noqa: F403  (one vocabulary, read as ``m.``)
 from orchestrator.core.messages.effects import *  # noqa: F403

@@ -33,6 +33,13 @@ class StartControl:
 
 
 @dataclass(frozen=True, slots=True)
+class PassTerm:
+    """An agent has obeyed ``term``, which this control plane has not reached: its store is an older copy."""
+
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
 class CreateTenant:
     """``request_id`` empty: no replay protection wanted."""
 
@@ -171,6 +178,8 @@ class AcceptStatement:
 
     worker_id: WorkerId
     lease_id: LeaseId
+    subject: tuple[str, str, str, str]
+    """(network, member, job, attempt) as the worker names them."""
     sequence: int
     start_offset_ms: int
     end_offset_ms: int
@@ -216,6 +225,7 @@ class Tick:
 
 Command = (
     StartControl
+    | PassTerm
     | CreateTenant
     | CreateToken
     | RevokeToken

@@ -31,6 +31,20 @@ class ControlStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class TermPassed:
+    """The term rose above what an agent had obeyed already."""
+
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class DismissalTold:
+    """The agent of a dismissed worker knows; if its supplier starts it again, it may come back."""
+
+    worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
 class RequestRecorded:
     """Commits with what the request made, so that its repetition gets the same answer."""
 
@@ -209,14 +223,6 @@ class JobSubmitted:
 
 
 @dataclass(frozen=True, slots=True)
-class JobDeferred:
-    """Why a queued job cannot run now, in words for its tenant."""
-
-    job_id: JobId
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
 class JobStopRequested:
     """The tenant wants the job ended."""
 
@@ -350,6 +356,8 @@ class ReceiptPosted:
 
 Event = (
     ControlStarted
+    | TermPassed
+    | DismissalTold
     | RequestRecorded
     | RequestForgotten
     | TenantCreated
@@ -373,7 +381,6 @@ Event = (
     | MemberStopping
     | MemberReleased
     | JobSubmitted
-    | JobDeferred
     | JobStopRequested
     | JobRequeued
     | JobEnded
