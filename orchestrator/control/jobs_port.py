@@ -67,9 +67,7 @@ class ControlJobs:
             lambda state: authenticate(state, digest, state.time_ms(self._loop.now()))
         )
         if token.role is not TokenRole.TENANT:
-            message = (
-                f"this token is a {token.role.value}'s and submits no jobs; ask the operator for a tenant's"
-            )
+            message = f"this token's role is {token.role.value}, which submits no jobs; ask the operator for a tenant's"
             raise RefusedError(RefusalCode.FORBIDDEN, message)
         return TenantId(token.subject_id)
 

@@ -247,7 +247,7 @@ class Sessions:
         if farewell is None:
             return False
         try:
-            await self._submit(m.LeaveWorker(worker_id))
+            await self._submit(m.LeaveWorker(worker_id, told=True))
         except RefusedError:
             return False
         await send(worker_pb2.SessionResponse(farewell=farewell))

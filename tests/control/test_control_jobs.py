@@ -73,8 +73,9 @@ class TestControlJobs(JobsPortContract):
 
 
 async def test_authenticate_operator_token_is_forbidden(real: ControlWorld) -> None:
-    with refused(RefusalCode.FORBIDDEN):
+    with refused(RefusalCode.FORBIDDEN) as caught:
         await real.jobs.authenticate(await real.house.token(TokenRole.OPERATOR, ""))
+    assert "role is operator" in caught.value.message
 
 
 async def test_authenticate_revoked_token_is_forbidden(real: ControlWorld) -> None:

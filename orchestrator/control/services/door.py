@@ -151,7 +151,7 @@ class _EachChecked:
 
 
 def _incoming(request: Any) -> Any:
-    return _EachChecked(aiter(request)) if hasattr(request, "__aiter__") else _checked(request)
+    return _EachChecked(request) if hasattr(request, "__aiter__") else _checked(request)
 
 
 def _unary(behaviour: Any, method: str, guard: Any) -> Any:

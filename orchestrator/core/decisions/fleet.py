@@ -141,7 +141,10 @@ def leave_worker(state: State, command: m.LeaveWorker, at_ms: int) -> m.Decision
         return m.Decision((), worker.worker_id)
     if state.members_on.get(worker.worker_id) and worker.liveness is not Liveness.LOST:
         raise RefusedError(RefusalCode.CONFLICT, "the worker still holds members; drain it first", "worker")
-    return m.Decision((m.LivenessChanged(worker.worker_id, Liveness.LEFT, at_ms),), worker.worker_id)
+    events: list[m.Event] = [m.LivenessChanged(worker.worker_id, Liveness.LEFT, at_ms)]
+    if worker.dismissed and command.told:
+        events.append(m.DismissalTold(worker.worker_id))
+    return m.Decision(tuple(events), worker.worker_id)
 
 
 def find_worker(state: State, worker_id: WorkerId) -> Worker:

@@ -98,9 +98,10 @@ class DrainWorker:
 
 @dataclass(frozen=True, slots=True)
 class LeaveWorker:
-    """The worker has ended everything and goes."""
+    """The worker has ended everything and goes. ``told``: its agent hears of it on its open session."""
 
     worker_id: WorkerId
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
