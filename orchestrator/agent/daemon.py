@@ -202,7 +202,7 @@ async def _enrol(config: AgentConfig, key: Ed25519PrivateKey, inventory: common_
             f" there? check --control-plane ({error})"
         ) from None
     except JoinRefusedError as error:
-        remedy = "; a new one comes from `orch token create --role supplier`" if error.about_token else ""
+        remedy = " (made by `orch token create --role supplier`)" if error.about_token else ""
         raise StartError(
             f"the control plane at {config.control_plane} refused the join: {error}{remedy}"
         ) from None

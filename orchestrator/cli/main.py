@@ -93,7 +93,8 @@ def described(error: Exception) -> tuple[str, int]:
         case CliError():
             return error.message, error.exit_code
         case typer.TyperException():
-            message = error.format_message().rstrip(".")
+            # The parser's enumerations put the library's own words before theirs.
+            message = error.format_message().rstrip(".").replace("Value error, ", "")
             return message and f"{message}; see `{command_path(error)} --help`", EXIT_USAGE
         case RefusedError(code=RefusalCode.INVALID):
             return error.message, EXIT_USAGE

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from cryptography.exceptions import InvalidSignature
@@ -103,7 +103,7 @@ class Sessions:
     ) -> None:
         """Serve one stream until either side ends it."""
         try:
-            session = await self._admit(requests, send)
+            session, welcome = await self._admit(requests, send)
         except RefusedError as refusal:
             retry = refusal.code in (RefusalCode.UNAVAILABLE, RefusalCode.EXHAUSTED)
             log.info("session_refused", reason=refusal.message)
@@ -111,26 +111,31 @@ class Sessions:
                 worker_pb2.SessionResponse(farewell=worker_pb2.Farewell(reason=refusal.message, retry=retry))
             )
             return
-        telling = asyncio.create_task(self._tell(session, send))
-        hearing = asyncio.create_task(self._hear(session, requests, send))
-        ending = asyncio.create_task(session.ended.wait())
-        tasks = (telling, hearing, ending)
+        tasks: list[asyncio.Task[Any]] = []
         try:
+            await send(worker_pb2.SessionResponse(welcome=welcome))
+            session.dirty.set()
+            telling = asyncio.create_task(self._tell(session, send))
+            hearing = asyncio.create_task(self._hear(session, requests, send))
+            ending = asyncio.create_task(session.ended.wait())
+            tasks += (telling, hearing, ending)
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         finally:
+            # Before any wait, which another cancellation would cut short.
+            self._forget(session)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            self._forget(session)
             log.info("session_closed", worker_id=session.worker_id)
 
     async def _admit(
         self,
         requests: AsyncIterator[worker_pb2.SessionRequest],
         send: Callable[[worker_pb2.SessionResponse], Awaitable[None]],
-    ) -> Session:
+    ) -> tuple[Session, worker_pb2.Welcome]:
+        """The session and what it begins with. Nothing is awaited once it is known to others."""
         nonce = self._random_bytes(NONCE_BYTES)
         await send(worker_pb2.SessionResponse(challenge=worker_pb2.Challenge(nonce=nonce)))
         try:
@@ -159,6 +164,7 @@ class Sessions:
                 RefusalCode.FORBIDDEN, "the operator let this worker go; start it again to offer it anew"
             )
         token = self._random_bytes(NONCE_BYTES).hex()
+        welcome = await self._loop.read(lambda state: _welcome(state, worker_id, token))
         session = Session(worker_id, hashlib.sha256(token.encode()).hexdigest())
         old = self._by_worker.get(worker_id)
         if old is not None:
@@ -167,11 +173,8 @@ class Sessions:
             old.ended.set()
         self._by_worker[worker_id] = session
         self._by_token[session.token] = worker_id
-        welcome = await self._loop.read(lambda state: _welcome(state, worker_id, token))
-        await send(worker_pb2.SessionResponse(welcome=welcome))
-        session.dirty.set()
         log.info("session_opened", worker_id=worker_id, agent_version=hello.agent_version[:40])
-        return session
+        return session, welcome
 
     def _forget(self, session: Session) -> None:
         if self._by_worker.get(session.worker_id) is session:

@@ -152,7 +152,7 @@ async def test_daemon_without_a_token_and_never_joined_says_where_one_comes_from
 async def test_daemon_used_token_is_refused_with_the_reason(lab: Lab) -> None:
     lab.server.refuse = (grpc.StatusCode.PERMISSION_DENIED, "this token is used; ask for a new one")
     said = await lab.refused(token=TOKEN)
-    assert "this token is used" in said
+    assert "ask for a new one (made by `orch token create --role supplier`)" in said
     assert not (lab.data_dir / AGENT_FILE).exists()
 
 

@@ -163,3 +163,9 @@ def test_worker_status_damaged_file_says_what_to_do(orch: Orch, tmp_path: Path, 
     answer = orch("worker", "status", "--data-dir", str(tmp_path))
     assert answer.code == 1
     assert "join again" in answer.err
+
+
+def test_token_create_unknown_role_is_named_in_plain_words(admin: Orch) -> None:
+    answer = admin("token", "create", "--role", "king")
+    assert answer.code == 2
+    assert answer.err.startswith("orch: Invalid value for '--role': 'king' is not one of")

@@ -119,8 +119,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             serving.result()
         finally:
             serving.cancel()
-            # Cancelled once and no more: a second time would cut short the session's own way out.
-            await asyncio.shield(asyncio.gather(serving, return_exceptions=True))
+            await asyncio.gather(serving, return_exceptions=True)
 
     async def FetchPackage(  # noqa: N802 -- the proto's name
         self, request: worker_pb2.FetchPackageRequest, context: Context
