@@ -12,6 +12,7 @@ from orchestrator.adapters.files import OWNER_ONLY, make_folder, sync_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
+from weakref import WeakValueDictionary
 
 ATTEMPT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", re.ASCII)
 """What an attempt may be called: it is a file name here, and must lead nowhere else."""
@@ -28,7 +29,7 @@ class LogFiles:
         make_folder(folder)
         self._folder = folder
         self._sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="logs")
 
     def size_bytes(self, attempt_id: str) -> int:
@@ -42,7 +43,9 @@ class LogFiles:
         that is none, OSError where the disk cannot take them.
         """
         path = self._path(attempt_id)
-        lock = self._locks.setdefault(attempt_id, asyncio.Lock())
+        # Held weakly: whoever waits for it keeps it, and the last one lets it go.
+        lock = self._locks.get(attempt_id) or asyncio.Lock()
+        self._locks[attempt_id] = lock
         async with lock:
             size = self.size_bytes(attempt_id)
             if 0 <= offset <= size < offset + len(data):
@@ -50,8 +53,6 @@ class LogFiles:
                 await self._on_thread(path, size, fresh)
                 size += len(fresh)
                 self._sizes[attempt_id] = size
-        if not lock.locked():
-            self._locks.pop(attempt_id, None)
         return size
 
     async def read(self, attempt_id: str, offset: int, size_max: int) -> bytes:
