@@ -26,6 +26,9 @@ GANG: dict[str, str | int] = {"gpus": 2, "hardware_class": "consumer"}
 
 READD = REPOSITORY / "examples" / "demo" / "readd.py"
 
+LOOK_MS = 100
+"""Between an agent's look at its node and the statement that follows from it, on a busy machine."""
+
 LATE_MS = 3_000
 """How much later than a member's death it may be known: its agent looks at it several times a second."""
 
@@ -189,9 +192,9 @@ def test_member_killed_in_the_middle_of_a_job_then_it_is_tried_again_and_the_los
         # Two statements at least, so that something of it is to be paid.
         started_ms = tenant.job("ground").started_at.ToMilliseconds()
         wait_until(lambda: wall_ms() > started_ms + 5_000, what="statements", deadline_s=30)
-        killed_ms = wall_ms()
         for pid in (node.keeper_pid, *node.processes):
             os.kill(pid, signal.SIGKILL)
+        killed_ms = wall_ms()
         wait_until(lambda: len(tenant.job("ground").attempts) == 2, what="another attempt", deadline_s=60)
         assert lost.worker_name in tenant.job("ground").attempts[0].message
         assert job.code() == 0, job.text
@@ -211,4 +214,4 @@ def test_member_killed_in_the_middle_of_a_job_then_it_is_tried_again_and_the_los
     for receipt in of_first:
         assert receipt.end_ms <= killed_ms + LATE_MS
         if receipt.worker_id == lost.worker_id:
-            assert receipt.start_ms + receipt.billed_ms <= killed_ms
+            assert receipt.start_ms + receipt.billed_ms <= killed_ms + LOOK_MS
