@@ -26,11 +26,6 @@ def boot_id() -> str:
     return BOOT_ID_FILE.read_text().strip() if BOOT_ID_FILE.exists() else f"node-{uuid.getnode():x}"
 
 
-def monotonic_s() -> float:
-    """Seconds of a clock that only runs forward, for measuring durations."""
-    return time.monotonic()
-
-
 def new_id(prefix: str) -> str:
     """A prefixed UUIDv7: unique, and in order of time."""
     milliseconds = time.time_ns() // 1_000_000

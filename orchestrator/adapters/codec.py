@@ -31,8 +31,8 @@ _entity_decoders = {table: msgspec.json.Decoder(kind) for table, kind in TABLES.
 _event_decoders = {name: msgspec.json.Decoder(kind) for name, kind in EVENT_TYPES.items()}
 
 
-def encode(value: Entity | m.Event) -> bytes:
-    """Compact JSON; bytes become base64."""
+def encode(value: object) -> bytes:
+    """Compact JSON of an entity, an event or any other dataclass; bytes become base64."""
     return _encoder.encode(value)
 
 
@@ -59,11 +59,6 @@ def decode_event(event_type: str, version: int, body: bytes) -> m.Event:
     return event
 
 
-def encode_any(value: object) -> bytes:
-    """JSON of any dataclass."""
-    return _encoder.encode(value)
-
-
 def decode_as(body: bytes, kind: type[T]) -> T:
-    """The inverse of ``encode_any``."""
+    """The inverse of ``encode`` for any dataclass."""
     return msgspec.json.decode(body, type=kind)

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from orchestrator.adapters.node_records import write_atomically
+from orchestrator.adapters.files import write_whole
 from orchestrator.api.v1 import common_pb2
 from orchestrator.core.catalogue import CPU_MODEL, GIB, MODELS, Model, find_model, nearest
 from orchestrator.core.fleet import HardwareClass
@@ -92,7 +92,7 @@ class DeviceIds:
             if number == len(of_model):
                 of_model.append(self._new_id(prefix))
             ids.append(of_model[number])
-        write_atomically(self._path, msgspec.json.format(msgspec.json.encode(known), indent=1))
+        write_whole(self._path, msgspec.json.format(msgspec.json.encode(known), indent=1))
         return ids
 
     def _load(self) -> dict[str, list[str]]:

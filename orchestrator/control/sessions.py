@@ -19,7 +19,6 @@ from orchestrator.control import wire
 from orchestrator.core import messages as m
 from orchestrator.core.desired import desired_members, ended_leases
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid
-from orchestrator.core.fleet import Liveness
 from orchestrator.core.ids import LeaseId, WorkerId
 from orchestrator.receipts import dsse, ids
 from orchestrator.receipts.statement import PAYLOAD_TYPE, parse_statement
@@ -334,11 +333,3 @@ def _farewell(state: State, worker_id: WorkerId) -> worker_pb2.Farewell | None:
     if worker.dismissed:
         return worker_pb2.Farewell(reason="the operator let this worker go", retry=False)
     return worker_pb2.Farewell(reason="left; thank you for the hours", retry=True)
-
-
-def liveness_counts(state: State) -> dict[str, int]:
-    """Workers by liveness."""
-    counts = {liveness.value: 0 for liveness in Liveness}
-    for worker in state.workers.values():
-        counts[worker.liveness] += 1
-    return counts

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.control.sessions import liveness_counts
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase
 from orchestrator.core.fleet import Liveness
@@ -118,3 +117,11 @@ def first_starts(transaction: Transaction) -> Iterator[float]:
             and entity.status is JobStatus.RUNNING
         ):
             yield (entity.started_at_ms - entity.submitted_at_ms) / 1000
+
+
+def liveness_counts(state: State) -> dict[str, int]:
+    """Workers by liveness."""
+    counts = {liveness.value: 0 for liveness in Liveness}
+    for worker in state.workers.values():
+        counts[worker.liveness] += 1
+    return counts

@@ -110,7 +110,7 @@ class MemoryJournal:
 
     def save(self, record: Record) -> None:
         """As FileJournal.save."""
-        self._saved = codec.encode_any(record)
+        self._saved = codec.encode(record)
 
 
 class MemoryLedger:
