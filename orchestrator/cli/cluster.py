@@ -68,6 +68,7 @@ def show(
             "generation": str(cluster.generation),
             "created": instant(cluster.created_at),
             "ready": instant(cluster.ready_at),
+            "idle since": instant(cluster.idle_since),
             "jobs": ", ".join(cluster.job_ids),
         }
     )

@@ -42,7 +42,7 @@ MACHINES = (
 
 SETTINGS = {
     # Warm from one test to the next, and gone soon after the last.
-    "ORCH_IDLE_TEARDOWN_MS": "12000",
+    "ORCH_IDLE_TEARDOWN_MS": "20000",
     # So that a member that is lost unseen was stated a moment before.
     "ORCH_STATEMENT_INTERVAL_MS": "2000",
 }

@@ -151,6 +151,17 @@ class Tenant:
             )
         return self.job(submission_id)
 
+    def await_idle(self, submission_id: str) -> None:
+        """Until the cluster of an ended job is free for the next one: its agent looks now and then."""
+        cluster_id = self.job(submission_id).attempts[-1].cluster_id
+        request = operator_pb2.GetClusterRequest(cluster_id=cluster_id)
+
+        def idle() -> bool:
+            with self.network.client() as client:
+                return client.call(client.operator.GetCluster, request).cluster.HasField("idle_since")
+
+        wait_until(idle, what=f"{cluster_id} to be idle", deadline_s=BOOKED_S)
+
     def await_output(self, job: Submitted, text: str, *, deadline_s: float = JOB_S) -> None:
         """Until the attached command has printed something."""
         wait_until(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -121,18 +120,15 @@ def check_invisible(tenant: Tenant, stranger: Tenant, submission_id: str) -> Non
 def test_submit_with_no_orch_key_runs_on_one_machine_and_its_cluster_is_reused(
     network: Network, tenant: Tenant, scripts: Path
 ) -> None:
-    began_s = time.monotonic()
     assert "plain works" in tenant.run("plain-1", "echo", "plain", "works")
-    cold_s = time.monotonic() - began_s
     job = tenant.job("plain-1")
     (member,) = job.attempts[0].members
     assert (member.role, len(member.device_ids), member.simulated) == ("solo", 1, True)
 
-    began_s = time.monotonic()
+    tenant.await_idle("plain-1")
     tenant.run("plain-2", "true")
-    warm_s = time.monotonic() - began_s
     assert cluster_of(tenant, "plain-2") == cluster_of(tenant, "plain-1")
-    assert warm_s < cold_s - 2, f"warm {warm_s:.1f} s, cold {cold_s:.1f} s"
+    tenant.await_idle("plain-2")
 
     failing = tenant.submit(
         "fails", "python", "-c", "import time; time.sleep(2); print(6 * 7); raise SystemExit(3)"
@@ -142,12 +138,12 @@ def test_submit_with_no_orch_key_runs_on_one_machine_and_its_cluster_is_reused(
     assert "failed" in failing.text
     assert tenant.status("fails") == "FAILED"
     assert len(tenant.job("fails").attempts) == 1
-    (bundle,) = verified(network, tenant.receipts("fails", count=1))
-    assert 1000 < bundle.receipt.billed_ms < 10_000
     # It ended between two looks of its agent, and was started all the same.
     assert tenant.job("plain-1").HasField("started_at")
 
+    # Nothing is waited for here but the cluster itself: it is not kept warm for ever.
     (scripts / "leave.py").write_text(LEAVE_ACTOR)
+    tenant.await_idle("fails")
     assert "still here" in tenant.run("leaves", "python", "leave.py", working_dir=scripts)
     assert cluster_of(tenant, "leaves") == cluster_of(tenant, "plain-1")
     after = tenant.submit("after", "true", wait=False)
@@ -155,6 +151,11 @@ def test_submit_with_no_orch_key_runs_on_one_machine_and_its_cluster_is_reused(
     wait_until(lambda: bool(tenant.job("after").attempts), what="another cluster", deadline_s=JOB_S)
     assert cluster_of(tenant, "after") != cluster_of(tenant, "leaves")
     tenant.await_status("after", "SUCCEEDED")
+
+    (bundle,) = verified(network, tenant.receipts("fails", count=1))
+    failed = tenant.job("fails")
+    lasted_ms = failed.ended_at.ToMilliseconds() - failed.submitted_at.ToMilliseconds()
+    assert 1000 < bundle.receipt.billed_ms < lasted_ms
 
 
 def test_stop_of_a_queued_job_ends_it_with_the_reason_it_waited_for(tenant: Tenant) -> None:

@@ -604,6 +604,7 @@ class Cluster(_message.Message):
     READY_AT_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     JOB_IDS_FIELD_NUMBER: _builtins.int
+    IDLE_SINCE_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     tenant_id: _builtins.str
     phase: _builtins.str
@@ -618,6 +619,10 @@ class Cluster(_message.Message):
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClusterMember]: ...
     @_builtins.property
     def job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def idle_since(self) -> _timestamp_pb2.Timestamp:
+        """Set while it is free for its tenant's next job."""
+
     def __init__(
         self,
         *,
@@ -631,10 +636,11 @@ class Cluster(_message.Message):
         ready_at: _timestamp_pb2.Timestamp | None = ...,
         members: _abc.Iterable[Global___ClusterMember] | None = ...,
         job_ids: _abc.Iterable[_builtins.str] | None = ...,
+        idle_since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "ready_at", b"ready_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "idle_since", b"idle_since", "ready_at", b"ready_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "created_at", b"created_at", "generation", b"generation", "hardware_class", b"hardware_class", "job_ids", b"job_ids", "members", b"members", "phase", b"phase", "ready_at", b"ready_at", "reason", b"reason", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "created_at", b"created_at", "generation", b"generation", "hardware_class", b"hardware_class", "idle_since", b"idle_since", "job_ids", b"job_ids", "members", b"members", "phase", b"phase", "ready_at", b"ready_at", "reason", b"reason", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,6 +88,7 @@ def cluster_message(state: State, cluster: Cluster, job_ids: list[str]) -> opera
         reason=cluster.reason,
         created_at=timestamp(cluster.created_at_ms),
         ready_at=timestamp(cluster.ready_at_ms),
+        idle_since=timestamp(cluster.idle_since_ms),
         members=[_cluster_member(state, member) for member in state.cluster_members(cluster)],
         job_ids=job_ids,
     )
