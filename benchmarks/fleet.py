@@ -18,13 +18,14 @@ from orchestrator.core.ids import DeviceId, SupplierId, TenantId, TokenId, Worke
 from orchestrator.core.state import Policies, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from orchestrator.core.ids import Now
 
 COMMANDS_PER_TRANSACTION = 512
 """As many as the loop takes at once."""
 
+NETWORK_ID = "net_bench"
 TENANTS = 100
 SUPPLIERS = 200
 ZONES = 10
@@ -60,19 +61,39 @@ def tenant_ids() -> list[TenantId]:
     return [TenantId(f"ten_{number:04d}") for number in range(TENANTS)]
 
 
-def build(database: Path, workers: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The public half of a worker's keys, as the state keeps it."""
+
+    statement_key: str
+    tls_key_sha256: str
+
+
+def made_up(number: int) -> Identity:
+    """For workers that never speak for themselves."""
+    return Identity(_sha256(f"key {number}"), "")
+
+
+def build(database: Path, workers: int, identity: Callable[[int], Identity] = made_up) -> None:
     """Write a fleet of live, idle workers into a new database."""
     store = SqlStore(f"sqlite:///{database}")
     state = State(Policies())
     now = clock.SystemClock().now()
     batch: list[m.Command] = []
-    for command in _commands(workers):
+    for command in commands(workers, identity):
         batch.append(command)
         if len(batch) == COMMANDS_PER_TRANSACTION:
             _write(store, state, batch, now)
             batch = []
     _write(store, state, batch, now)
     store.close()
+
+
+def remember(state: State, made: Iterable[m.Command], now: Now) -> None:
+    """Decide in memory alone, for a figure that writes nothing."""
+    for command in made:
+        handle(state, command, now)
+        state.take_touched()
 
 
 def _write(store: SqlStore, state: State, batch: list[m.Command], now: Now) -> None:
@@ -82,24 +103,42 @@ def _write(store: SqlStore, state: State, batch: list[m.Command], now: Now) -> N
     store.write(Transaction(base_version, state.time_ms(now), events, rows))
 
 
-def _commands(workers: int) -> Iterator[m.Command]:
-    yield m.StartControl("net_bench")
+def commands(workers: int, identity: Callable[[int], Identity] = made_up) -> Iterator[m.Command]:
+    """All that makes a fleet of live, idle workers out of nothing."""
+    yield m.StartControl(NETWORK_ID)
     for tenant_id in tenant_ids():
         yield m.CreateTenant(tenant_id, tenant_id.replace("_", "-"))
     for number in range(workers):
         token = _sha256(f"token {number}")
-        supplier = f"supplier-{number % SUPPLIERS}"
+        supplier_id = supplier_id_of(number)
         yield m.CreateToken(
             TokenId(f"tok_{number}"),
             TokenRole.SUPPLIER,
-            supplier,
+            f"supplier-{number % SUPPLIERS}",
             token,
             TOKEN_TTL_MS,
-            SupplierId(f"sup_{number % SUPPLIERS}"),
+            supplier_id,
         )
-        worker_id = WorkerId(f"wk_{number:06d}")
-        yield m.JoinWorker(worker_id, token, f"worker-{number}", _sha256(f"key {number}"), inventory(number))
+        worker_id, keys = worker_id_of(number), identity(number)
+        yield m.JoinWorker(
+            worker_id,
+            token,
+            f"worker-{number}",
+            keys.statement_key,
+            inventory(number),
+            keys.tls_key_sha256,
+        )
         yield m.ConnectWorker(worker_id, None)
+
+
+def worker_id_of(number: int) -> WorkerId:
+    """The worker of this number."""
+    return WorkerId(f"wk_{number:06d}")
+
+
+def supplier_id_of(number: int) -> SupplierId:
+    """Whose worker it is."""
+    return SupplierId(f"sup_{number % SUPPLIERS}")
 
 
 def inventory(number: int) -> Inventory:

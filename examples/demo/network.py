@@ -72,6 +72,7 @@ class Addresses:
     """Where the control plane listens, each as HOST:PORT."""
 
     control: str
+    sessions: str
     gateway: str
     metrics: str
 
@@ -85,7 +86,7 @@ class Network:
             become_subreaper()
         # Short: Ray puts sockets below it, whose paths may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="orch-demo-"))
-        self.addresses = Addresses(*(f"{LOOPBACK}:{port}" for port in free_ports(3)))
+        self.addresses = Addresses(*(f"{LOOPBACK}:{port}" for port in free_ports(4)))
         self._serve: Child | None = None
         self._agents: list[Child] = []
 
@@ -99,10 +100,16 @@ class Network:
         """The operator's token, which `orch serve` writes."""
         return self.folder / "control" / "admin-token"
 
+    @property
+    def ca_file(self) -> Path:
+        """Whom to trust at the control plane's address; `orch serve` writes it."""
+        return self.folder / "control" / "ca.pem"
+
     def start_serve(self) -> None:
         """Start the control plane on its embedded defaults."""
         data_dir = self.folder / "control"
-        listen = ["--listen", self.addresses.control, "--gateway", self.addresses.gateway]
+        listen = ["--listen", self.addresses.control, "--session-listen", self.addresses.sessions]
+        listen += ["--gateway", self.addresses.gateway]
         command = ["serve", "--data-dir", str(data_dir), *listen, "--metrics", self.addresses.metrics]
         self._serve = self._start("serve", command, {})
 
@@ -110,10 +117,10 @@ class Network:
         """Start one machine's agent; its token goes by file, never by command line."""
         token_file = self.write_secret(f"{machine.name}.token", join_token)
         command = ["worker", "join", "--control-plane", self.addresses.control, "--name", machine.name]
-        command += ["--token-file", str(token_file), "--hardware-class", machine.hardware_class]
+        command += ["--token-file", str(token_file)]
         command += ["--slots", str(machine.slots), "--head-slots", str(machine.head_slots), "--cpus", "1"]
         command += ["--data-dir", str(self.folder / machine.name)]
-        command += ["--simulate", machine.simulate] if machine.simulate else []
+        command += ["--simulate", machine.simulate] if machine.simulate else ["--no-gpus"]
         self._agents.append(self._start(machine.name, command, {}))
 
     def write_secret(self, name: str, secret: str) -> Path:

@@ -12,7 +12,7 @@ from examples.demo.network import MACHINES, Network
 from examples.demo.report import DemoFailed, Progress
 from examples.demo.submission import RaySubmit
 from orchestrator.api.v1 import jobs_pb2, operator_pb2
-from orchestrator.cli.client import Client, Unreachable
+from orchestrator.cli.client import Client, Unreachable, open_channel
 from orchestrator.cli.settings import Settings, read_token
 from orchestrator.cli.wording import devices_text, hardware_class_name, job_status_name
 
@@ -46,9 +46,7 @@ def wait_serving(network: Network, progress: Progress) -> None:
         if not network.admin_token_file.exists():
             return "starting"
         try:
-            with grpc.insecure_channel(
-                network.addresses.control, options=[("grpc.enable_http_proxy", 0)]
-            ) as channel:
+            with open_channel(network.addresses.control, network.ca_file.read_bytes()) as channel:
                 stub = health_pb2_grpc.HealthStub(channel)
                 answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_TIMEOUT_S)
         except grpc.RpcError as error:
@@ -62,7 +60,7 @@ def wait_serving(network: Network, progress: Progress) -> None:
 def operator_client(network: Network) -> Client:
     """A client with the operator's token."""
     token = read_token(network.admin_token_file, "admin token")
-    return Client(Settings(url=network.addresses.control, token=token))
+    return Client(Settings(network.addresses.control, token, network.ca_file))
 
 
 def start_agents(client: Client, network: Network) -> None:

@@ -52,6 +52,21 @@ class Metrics:
         self._receipts = Counter(
             "orchestrator_receipts", "Receipts that reached a state.", ("state",), registry=registry
         )
+        self._refusals = Counter(
+            "orchestrator_refusals",
+            "Calls and sessions that were refused, by what was called and why.",
+            ("door", "code"),
+            registry=registry,
+        )
+        self._hardware_changes = Counter(
+            "orchestrator_hardware_changes", "Workers that came back with other hardware.", registry=registry
+        )
+        self._zones_held = Gauge(
+            "orchestrator_zones_held",
+            "Zones so silent at once that nobody of them is given up: suspect the control plane itself.",
+            registry=registry,
+        )
+        self._holds = Gauge("orchestrator_worker_holds", "Workers held back.", ("kind",), registry=registry)
         self._commands = Counter("orchestrator_loop_commands", "Commands decided.", registry=registry)
         self._events = Counter("orchestrator_loop_events", "Events committed.", registry=registry)
         self._placed = Counter("orchestrator_plan_placements", "Placements planned.", registry=registry)
@@ -87,6 +102,20 @@ class Metrics:
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
         """The gateway answered."""
         self._requests.labels(method, route, str(status)).observe(seconds)
+
+    def hardware_changed(self) -> None:
+        """A worker came back with other hardware."""
+        self._hardware_changes.inc()
+
+    def refused(self, door: str, code: str) -> None:
+        """A call or a session was refused."""
+        self._refusals.labels(door, code).inc()
+
+    def held(self, zones: int, workers: Mapping[str, int]) -> None:
+        """What is held back now: zones, and workers by the kind of hold."""
+        self._zones_held.set(zones)
+        for kind, count in workers.items():
+            self._holds.labels(kind).set(count)
 
     def job_started(self, queued_s: float) -> None:
         """A job's driver runs for the first time."""

@@ -189,6 +189,16 @@ class RayJobs:
         """Return the head's node list, dead nodes included; totals are 0 where a node offers none."""
         return tuple(_node_info(entry["raylet"]) for entry in (await self._node_view())["summary"])
 
+    async def working_node(self, member_id: str) -> str:
+        """Return Ray's id of a member's node; empty where nothing runs there, or no such node is alive."""
+        view = await self._node_view()
+        usage: dict[str, str] = view["nodeLogicalResources"]
+        for entry in view["summary"]:
+            node = _node_info(entry["raylet"])
+            if node.member_id == member_id and node.alive and _in_use(usage.get(node.node_id, "")):
+                return node.node_id
+        return ""
+
     async def is_clean(self) -> bool:
         """Report whether the cluster may serve its tenant again: no job, no actor, all resources free."""
         if any(job.get("status") not in TERMINAL_STATUSES for job in await self._jobs()):

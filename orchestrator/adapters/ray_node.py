@@ -20,6 +20,12 @@ MEMBER_ID_ENV = "ORCH_MEMBER_ID"
 MEMBER_LABEL = "orch-member"
 """Ray node label that maps a Ray node back to our member id (`ray.io/` is reserved by Ray)."""
 
+NOTICE_FILE_ENV = "ORCH_NOTICE_FILE"
+"""Names, for every process of a node, the file that says who of its cluster is about to go."""
+
+NOTICE_FILE = "notice.json"
+"""Beside the token, where it is for as long as the node."""
+
 SCRATCH_DIR = "tmp"
 """Below the node's temp directory; TMPDIR of everything in the node."""
 
@@ -103,6 +109,7 @@ def node_environment(spec: NodeSpec, token_path: Path, inherited: Mapping[str, s
         | {
             "PATH": path,
             MEMBER_ID_ENV: spec.member_id,
+            NOTICE_FILE_ENV: str(token_path.parent / NOTICE_FILE),
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token_path),
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -117,6 +124,25 @@ def node_environment(spec: NodeSpec, token_path: Path, inherited: Mapping[str, s
     if spec.is_head:
         env["DASHBOARD_METRIC_PORT"] = str(spec.ports["dashboard_metric"])
     return env
+
+
+def drain_command(gcs_address: str, node_id: str, reason: str, remaining_s: int) -> list[str]:
+    """Return the argv that tells Ray that a node will be preempted. The node goes on; nothing new is put there."""
+    flags = {
+        "address": gcs_address,
+        "node-id": node_id,
+        "reason": "DRAIN_NODE_REASON_PREEMPTION",
+        "reason-message": reason,
+        "deadline-remaining-seconds": remaining_s,
+    }
+    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "drain-node"]
+    return command + [f"--{name}={value}" for name, value in flags.items()]
+
+
+def drain_environment(token: str, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of that command; the token is not seen in its arguments."""
+    kept = {name: value for name, value in inherited.items() if name in INHERITED_ENV | {"PATH", "TMPDIR"}}
+    return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 def adjust_ray_start(ray_params: Any, head: bool) -> None:  # noqa: FBT001 - so Ray calls it

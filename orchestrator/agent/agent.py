@@ -16,47 +16,38 @@ import structlog
 from orchestrator.agent.heads import HeadDuty
 from orchestrator.agent.members import ROLES, Members
 from orchestrator.agent.meter import Meter
-from orchestrator.api.v1 import common_pb2, worker_pb2
+from orchestrator.agent.notices import Notices
+from orchestrator.agent.ports import RefusedForeverError
+from orchestrator.agent.session import Greeter, Sessions, bid_farewell
+from orchestrator.api.v1 import agent_pb2, common_pb2, worker_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from orchestrator.agent.ports import (
         AgentClock,
+        Attendant,
         ControlChannel,
         ControlPlane,
         HeadFactory,
         Journal,
         NodeDriver,
     )
+    from orchestrator.agent.wishes import Reclaim
 
 log = structlog.get_logger(__name__)
-
-SESSION_CONTEXT = b"orchestrator-session-v1"
-"""What is signed at hello begins with this, so that the signature is good for nothing else."""
-
-BACKOFF_S = 0.5
-BACKOFF_S_MAX = 30.0
-"""An outage of minutes must not end in everybody calling at once; jitter spreads what is left."""
-
-HANDSHAKE_S = 10.0
-"""A control plane that takes longer is as good as not there."""
-
-DRAIN_BACKOFF_S_MAX = 2.0
-"""Whoever wants to leave should not wait out a long backoff first."""
 
 DRAIN_PATIENCE_MS = 20_000
 """A restart of the control plane takes seconds. Past this a leaving supplier is not kept waiting for it."""
 
+RECLAIM_GRACE_MS = 2_000
+"""After the end that a reclaim set: the network's own word to stop comes about then, and ends what runs in order."""
+
 STATEMENTS_MAX = 500
 """Per message: some 800 bytes each, far below gRPC's 4 MiB even after a day without connection."""
-
-
-class RefusedForeverError(Exception):
-    """The control plane said that coming back is pointless until the supplier acts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +74,24 @@ class Agent:
         heads: HeadFactory,
         journal: Journal,
         clock: AgentClock,
+        attendants: Sequence[Attendant] = (),
     ) -> None:
         self._settings = settings
-        self._key = key
         self._control = control
         self._make_head = heads
         self._journal = journal
         self._clock = clock
         self._record = journal.load()
+        greeter = Greeter(
+            settings.worker_id,
+            settings.agent_version,
+            settings.inventory,
+            key,
+            journal,
+            self._record,
+            clock,
+        )
+        self._sessions = Sessions(control, greeter, clock, self, attendants)
         gpu_ids = frozenset(
             device.device_id
             for device in settings.inventory.devices
@@ -100,19 +101,21 @@ class Agent:
         self._members = Members(driver, max(1, settings.inventory.cpus // places), gpu_ids)
         self._meter = Meter(journal, self._record, clock, key)
         self._meter.identify(settings.network_id, settings.worker_id)
+        self._notices = Notices(driver, clock)
+        self._reclaimed: Callable[[], Reclaim | None] = lambda: None
+        self._shut = False
+        """Taken back by its owner, and the notice he gave is over."""
+        self._told: list[worker_pb2.DesiredMember] = []
+        self._ended_here: frozenset[str] = frozenset()
+        """Members that were ended by the owner's word: not begun again, however long the network still lists them."""
         self._duties: dict[str, HeadDuty] = {}
         self._wake = asyncio.Event()
         self._seen_version = 0
         self._ended_leases: list[worker_pb2.DesiredLease] = []
         self._taken_over = False
         """A desired list has been received by this process: until then nothing is ended."""
-        self._channel: ControlChannel | None = None
         self._welcome: worker_pb2.Welcome | None = None
         self._sent_report = b""
-        self._sent_boottime_ms: dict[int, int] = {}
-        self._failures = 0
-        """Of connecting, in a row."""
-        self._hurry = asyncio.Event()
         self._draining = False
         self._patience = (clock.boottime_ms(), 0)
         """When leaving last got on, and the statements still to be delivered then."""
@@ -137,6 +140,10 @@ class Agent:
             await asyncio.gather(*(duty.close() for duty in self._duties.values()), return_exceptions=True)
             await self._members.settle()
 
+    def obey(self, reclaimed: Callable[[], Reclaim | None]) -> None:
+        """Ask this, at every look, whether the owner has taken his machine back."""
+        self._reclaimed = reclaimed
+
     def drain(self) -> None:
         """Give everything back: members end, last statements go out, then ``run`` returns.
 
@@ -145,7 +152,7 @@ class Agent:
         """
         self._draining = True
         self._patience = (self._clock.boottime_ms(), len(self._record.statements))
-        self._hurry.set()
+        self._sessions.hurry()
         self._wake.set()
 
     @property
@@ -161,124 +168,34 @@ class Agent:
     # ------------------------------------------------------------ session
 
     async def _stay_connected(self) -> None:
-        while True:
-            try:
-                await self._session()
-            except RefusedForeverError as error:
-                if not self._draining:
-                    raise
-                log.warning("refused_while_leaving", reason=str(error))
-                self._abandon()
-                await self._left.wait()
-            except (ConnectionError, TimeoutError) as error:
-                self._failures += 1
-                reason = str(error) or type(error).__name__
-                log.info("session_lost", reason=reason, failures=self._failures)
-            finally:
-                self._channel = None
-            longest_s = DRAIN_BACKOFF_S_MAX if self._draining else BACKOFF_S_MAX
-            pause_s = self._clock.jitter(min(longest_s, BACKOFF_S * 2 ** min(self._failures, 10)))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._hurry.wait()
-            self._hurry.clear()
-
-    async def _session(self) -> None:
-        async with asyncio.timeout(HANDSHAKE_S):
-            channel = await self._control.open()
         try:
-            async with asyncio.timeout(HANDSHAKE_S):
-                welcome = await self._greet(channel)
-            self._control.authorise(welcome.session_token)
-            self._meter.identify(welcome.network_id, self._settings.worker_id)
-            self._members.await_renewal()
-            self._welcome = welcome
-            self._failures = 0
-            self._sent_report = b""
-            self._sent_boottime_ms.clear()
-            self._channel = channel
-            log.info("session_open", worker_id=self._settings.worker_id, term=welcome.term)
-            await self._send_statements(channel)
-            self._wake.set()
-            await self._converse(channel, welcome)
-        finally:
-            self._channel = None
-            await channel.close()
+            await self._sessions.run()
+        except RefusedForeverError as error:
+            if not self._draining:
+                raise
+            log.warning("refused_while_leaving", reason=str(error))
+            self._abandon()
+            await self._left.wait()
 
-    async def _converse(self, channel: ControlChannel, welcome: worker_pb2.Welcome) -> None:
-        """Beat and hear until either ends: half a session keeps no node alive."""
-        tasks = (
-            asyncio.create_task(self._beat(channel, welcome)),
-            asyncio.create_task(self._hear(channel, welcome)),
-        )
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    async def begun(self, channel: ControlChannel, welcome: worker_pb2.Welcome) -> None:
+        """As Listener.begun: tell everything again."""
+        self._meter.identify(welcome.network_id, self._settings.worker_id)
+        self._members.await_renewal()
+        self._welcome = welcome
+        self._sent_report = b""
+        await self._send_statements(channel)
+        self._wake.set()
 
-    async def _hear(self, channel: ControlChannel, welcome: worker_pb2.Welcome) -> None:
-        """Take messages. Silence for half a lease, though heartbeats are answered, is a connection lost."""
-        while True:
-            async with asyncio.timeout(welcome.lease_ttl_ms / 2_000):
-                message = await channel.receive()
-            if message is None:
-                return
-            self._take(message)
+    def acknowledged(self, sent_boottime_ms: int, welcome: worker_pb2.Welcome) -> None:
+        """As Listener.acknowledged: nodes may run on from the sending, not from the answer."""
+        self._meter.heartbeat_acknowledged()
+        self._members.renew(sent_boottime_ms + welcome.lease_ttl_ms)
 
-    async def _greet(self, channel: ControlChannel) -> worker_pb2.Welcome:
-        first = await self._expect(channel, "challenge")
-        nonce = first.challenge.nonce
-        worker_id = self._settings.worker_id
-        hello = worker_pb2.Hello(
-            worker_id=worker_id,
-            signature=self._key.sign(SESSION_CONTEXT + nonce + worker_id.encode()),
-            inventory=self._settings.inventory,
-            agent_version=self._settings.agent_version,
-            term=self._record.term,
-        )
-        await channel.send(worker_pb2.SessionRequest(hello=hello))
-        welcome = (await self._expect(channel, "welcome")).welcome
-        if welcome.term < self._record.term:
-            raise ConnectionError(f"control plane of term {welcome.term} is behind {self._record.term}")
-        return welcome
-
-    async def _expect(self, channel: ControlChannel, kind: str) -> worker_pb2.SessionResponse:
-        message = await channel.receive()
-        if message is None:
-            raise ConnectionError("the control plane ended the session")
-        if message.HasField("farewell"):
-            self._bid_farewell(message.farewell)
-        if message.WhichOneof("message") != kind:
-            raise ConnectionError(f"expected {kind}, got {message.WhichOneof('message')}")
-        return message
-
-    def _bid_farewell(self, farewell: worker_pb2.Farewell) -> None:
-        if not farewell.retry:
-            raise RefusedForeverError(farewell.reason)
-        raise ConnectionError(farewell.reason)
-
-    async def _beat(self, channel: ControlChannel, welcome: worker_pb2.Welcome) -> None:
-        sequence = 0
-        while True:
-            sequence += 1
-            self._sent_boottime_ms[sequence] = self._clock.boottime_ms()
-            heartbeat = worker_pb2.Heartbeat(sequence=sequence)
-            await channel.send(worker_pb2.SessionRequest(heartbeat=heartbeat))
-            await asyncio.sleep(welcome.heartbeat_interval_ms / 1000)
-
-    def _take(self, message: worker_pb2.SessionResponse) -> None:
+    def take(self, message: worker_pb2.SessionResponse) -> None:
+        """As Listener.take."""
         match message.WhichOneof("message"):
             case "desired":
                 self._take_desired(message.desired)
-            case "heartbeat_ack":
-                sent_ms = self._sent_boottime_ms.pop(message.heartbeat_ack.sequence, None)
-                if sent_ms is not None and self._welcome is not None:
-                    self._meter.heartbeat_acknowledged()
-                    self._members.renew(sent_ms + self._welcome.lease_ttl_ms)
             case "statement_ack":
                 self._meter.acknowledged(message.statement_ack.lease_id, message.statement_ack.sequence)
                 self._wake.set()
@@ -288,7 +205,7 @@ class Agent:
                     log.info("let_go", reason=message.farewell.reason)
                     self._left.set()
                 else:
-                    self._bid_farewell(message.farewell)
+                    bid_farewell(message.farewell)
             case _:
                 pass
 
@@ -303,9 +220,61 @@ class Agent:
             self._journal.save(self._record)
         self._seen_version = desired.version
         self._taken_over = True
-        self._members.want(list(desired.members))
+        self._told = list(desired.members)
+        self._notices.take(self._told)
+        self._want()
         self._ended_leases = list(desired.ended_leases)
         self._wake.set()
+
+    def _want(self) -> None:
+        """Want what the network wants, as far as the owner lets it."""
+        self._ended_here &= {member.member_id for member in self._told}
+        allowed = [member for member in self._told if member.member_id not in self._ended_here]
+        self._members.want([] if self._shut else allowed)
+
+    def _obey_owner(self) -> None:
+        """Pass his reclaim on as a notice; once that is over, end what the network has not ended by then."""
+        reclaim = None if self._abandoned else self._reclaimed()
+        self._notices.obey(reclaim)
+        now_ms = self._clock.boottime_ms()
+        shut = reclaim is not None and now_ms >= reclaim.deadline_boottime_ms + RECLAIM_GRACE_MS
+        if shut == self._shut:
+            return
+        self._shut = shut
+        if shut:
+            log.info("taken_back", members=sorted(self._members.statuses))
+            self._ended_here |= frozenset(self._members.statuses) | frozenset(self._members.desired)
+            # The owner's word needs nobody else's: also before the network has said what it wants here.
+            self._taken_over = True
+        self._want()
+
+    # ------------------------------------------------------------ the owner's view
+
+    @property
+    def connected(self) -> bool:
+        """Whether a session is open."""
+        return self._sessions.channel is not None
+
+    @property
+    def last_error(self) -> str:
+        """Why the last session ended, or none could be had."""
+        return self._sessions.last_error
+
+    def shown_members(self) -> list[agent_pb2.AgentMember]:
+        """What is here of the network's, for the owner."""
+        return [
+            agent_pb2.AgentMember(
+                member_id=member_id,
+                phase=status.phase if member_id in self._members.desired else "stopping",
+                device_ids=sorted(self._members.devices_of(member_id)),
+                notice="; ".join(
+                    f"goes in {-(-one.remaining_ms // 1000)} s: {one.reason}"
+                    for one in self._notices.warned(member_id)
+                    if one.member_id == member_id
+                ),
+            )
+            for member_id, status in self._members.statuses.items()
+        ]
 
     # ------------------------------------------------------------ work
 
@@ -313,6 +282,8 @@ class Agent:
         """Observe, converge, count, report: whenever something changed, and regularly."""
         while True:
             self._members.observe()
+            self._obey_owner()
+            self._notices.write({one: status.phase for one, status in self._members.statuses.items()})
             if self._taken_over:
                 # Counted first: a lease must be closed durably before the node it ran on is ended.
                 if self._count():
@@ -336,7 +307,7 @@ class Agent:
 
     async def _try(self, action: Callable[[ControlChannel], Awaitable[None]]) -> None:
         """Run a sending action if there is a session; its loss is the session loop's business."""
-        channel = self._channel
+        channel = self._sessions.channel
         if channel is None:
             return
         with contextlib.suppress(ConnectionError):
@@ -364,6 +335,7 @@ class Agent:
                     self._settings.poll_s,
                 )
             duty.want(list(wanted.attempts))
+            duty.warn(self._notices.warned(member_id))
 
     async def _report(self, channel: ControlChannel) -> None:
         if not self._taken_over:
@@ -414,7 +386,7 @@ class Agent:
         now_ms, undelivered = self._clock.boottime_ms(), len(self._record.statements)
         begun_ms, before = self._patience
         # While members are here and it is connected, how long that takes is the control plane's to say.
-        its_turn = self._channel is not None and not self._members.empty
+        its_turn = self._sessions.channel is not None and not self._members.empty
         if its_turn or undelivered != before:
             self._patience = (now_ms, undelivered)
         elif now_ms - begun_ms > DRAIN_PATIENCE_MS:

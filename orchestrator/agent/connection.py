@@ -1,4 +1,4 @@
-"""The agent's way to the control plane: gRPC, outbound only, every failure of it a ConnectionError.
+"""The agent's way to the control plane: gRPC over mutual TLS, outbound only, every failure a ConnectionError.
 
 One channel carries everything: the session's stream, one stream for drivers' logs, one for measurements. It
 pings, so that a link that died in silence is noticed; else a NAT that forgot us would look like a quiet peer.
@@ -12,34 +12,37 @@ import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NoReturn, Protocol
 
 import grpc
 import grpc.aio
 
+from orchestrator.adapters.peers import SERVER_NAME
 from orchestrator.agent.ports import LogChunk
 from orchestrator.api.v1 import logs_pb2, telemetry_pb2, worker_pb2
 from orchestrator.api.v1.logs_pb2_grpc import LogsServiceStub
 from orchestrator.api.v1.telemetry_pb2_grpc import TelemetryServiceStub
-from orchestrator.api.v1.worker_pb2_grpc import EnrolServiceStub, WorkerServiceStub
+from orchestrator.api.v1.worker_pb2_grpc import WorkerServiceStub
 
 if TYPE_CHECKING:
     from orchestrator.api.v1.logs_pb2_grpc import LogsServiceAsyncStub
     from orchestrator.api.v1.telemetry_pb2_grpc import TelemetryServiceAsyncStub
-    from orchestrator.api.v1.worker_pb2_grpc import EnrolServiceAsyncStub, WorkerServiceAsyncStub
+    from orchestrator.api.v1.worker_pb2_grpc import WorkerServiceAsyncStub
 
     LogCall = grpc.aio.StreamStreamCall[logs_pb2.ShipLogsRequest, logs_pb2.ShipLogsResponse]
+    SessionCall = grpc.aio.StreamStreamCall[worker_pb2.SessionRequest, worker_pb2.SessionResponse]
     ReportCall = grpc.aio.StreamUnaryCall[telemetry_pb2.ReportRequest, telemetry_pb2.ReportResponse]
 
 KEEPALIVE_MS = 10_000
 """A ping after this long a silence, and as long for its answer: a third of a lease to notice a dead link."""
 
+CONNECT_S = 10.0
+"""From nothing to the session's first message: a few round trips, even where a lost packet is sent again."""
+
 RECONNECT_MS_MAX = 5_000
 """gRPC would wait up to two minutes between its attempts; the agent's backoff decides, this only follows."""
-
-JOIN_S = 20.0
-"""A commit takes milliseconds; a control plane that takes longer to answer has a fault to be told of."""
 
 ANSWER_S = 30.0
 """For a chunk of log to be stored, or a package's next part to arrive; longer means that the link is dead."""
@@ -47,18 +50,28 @@ ANSWER_S = 30.0
 MESSAGE_BYTES_MAX = 16 << 20
 """A desired list of 64 members with long commands is far below; gRPC's 4 MiB might not be."""
 
-UNREACHABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where to connect, whom to trust there (PEM), and what to show: nothing where ``chain_pem`` is empty."""
+
+    address: str
+    trust_pem: bytes
+    key_pem: bytes = field(default=b"", repr=False)
+    chain_pem: bytes = b""
 
 
-ABOUT_TOKEN = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
+class Access(Protocol):
+    """Who knows the endpoint of the next session, and is told how connecting went."""
 
+    async def endpoint(self) -> Endpoint:
+        """Raises ConnectionError, or RefusedForeverError where no certificate is to be had any more."""
 
-class JoinRefusedError(Exception):
-    """The control plane answered the join with a no; the message is its reason."""
+    async def failed(self, reason: str) -> NoReturn:
+        """There was no connection, for this reason of gRPC's. Raises ConnectionError with the owner's words."""
 
-    def __init__(self, message: str, *, about_token: bool) -> None:
-        super().__init__(message)
-        self.about_token = about_token
+    def accepted(self) -> None:
+        """The last endpoint was right."""
 
 
 def is_loopback(address: str) -> bool:
@@ -67,8 +80,8 @@ def is_loopback(address: str) -> bool:
     return host in ("localhost", "[::1]") or host.startswith("127.")
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel to HOST:PORT. gRPC connects when it is first used, and again whenever it has to."""
+def open_channel(endpoint: Endpoint) -> grpc.aio.Channel:
+    """Open a channel. gRPC connects when it is first used, and again whenever it has to."""
     options = [
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
@@ -76,40 +89,48 @@ def open_channel(address: str) -> grpc.aio.Channel:
         ("grpc.initial_reconnect_backoff_ms", 500),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
         ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-        ("grpc.enable_http_proxy", 0 if is_loopback(address) else 1),
+        ("grpc.enable_http_proxy", 0 if is_loopback(endpoint.address) else 1),
+        ("grpc.ssl_target_name_override", SERVER_NAME),
+        ("grpc.use_local_subchannel_pool", 1),
     ]
-    return grpc.aio.insecure_channel(address, options=options)
-
-
-async def join(address: str, request: worker_pb2.JoinRequest) -> worker_pb2.JoinResponse:
-    """Enrol. Raises ConnectionError where nobody answers, JoinRefusedError where the answer is no."""
-    async with open_channel(address) as channel:
-        enrol: EnrolServiceAsyncStub = EnrolServiceStub(channel)
-        try:
-            return await enrol.Join(request, timeout=JOIN_S)
-        except grpc.aio.AioRpcError as error:
-            if error.code() in UNREACHABLE:
-                raise ConnectionError(_said(error)) from None
-            raise JoinRefusedError(_said(error), about_token=error.code() in ABOUT_TOKEN) from None
+    credentials = grpc.ssl_channel_credentials(
+        endpoint.trust_pem, endpoint.key_pem or None, endpoint.chain_pem or None
+    )
+    return grpc.aio.secure_channel(endpoint.address, credentials, options=options)
 
 
 class GrpcControlPlane:
-    """The control plane as the agent's parts see it. Make it where the event loop runs."""
+    """The control plane as the agent's parts see it; nothing but ``open`` connects."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = open_channel(address)
-        self._worker: WorkerServiceAsyncStub = WorkerServiceStub(self._channel)
-        self._logs: LogsServiceAsyncStub = LogsServiceStub(self._channel)
-        self._telemetry: TelemetryServiceAsyncStub = TelemetryServiceStub(self._channel)
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._endpoint: Endpoint | None = None
+        self._opened: grpc.aio.Channel | None = None
         self._metadata: tuple[tuple[str, str], ...] = ()
         self._log_call: LogCall | None = None
         self._log_turn = asyncio.Lock()
         self._report_call: ReportCall | None = None
 
     async def open(self) -> GrpcSession:
-        """Begin a session; whether anybody is there shows at its first message."""
-        with _connection_errors():
-            return GrpcSession(self._worker.Session())
+        """Connect, with the newest certificate, and begin a session."""
+        endpoint = await self._access.endpoint()
+        if endpoint != self._endpoint or self._opened is None:
+            await self.close()
+            self._endpoint, self._opened = endpoint, open_channel(endpoint)
+        worker: WorkerServiceAsyncStub = WorkerServiceStub(self._opened)
+        call = worker.Session()
+        try:
+            first = await _first_message(call)
+        except ConnectionError as error:
+            await self._access.failed(str(error))
+        self._access.accepted()
+        return GrpcSession(call, first)
+
+    @property
+    def _channel(self) -> grpc.aio.Channel:
+        if self._opened is None:
+            raise ConnectionError("there has been no session yet")
+        return self._opened
 
     def authorise(self, session_token: str) -> None:
         """Use this session's token from now on; streams opened with an older one end."""
@@ -128,7 +149,8 @@ class GrpcControlPlane:
         async with self._log_turn:
             call = self._log_call
             if call is None or call.done():
-                call = self._log_call = self._logs.ShipLogs(metadata=self._metadata)
+                logs: LogsServiceAsyncStub = LogsServiceStub(self._channel)
+                call = self._log_call = logs.ShipLogs(metadata=self._metadata)
             try:
                 response = await _exchange(call, request)
             except BaseException:
@@ -146,7 +168,7 @@ class GrpcControlPlane:
         with tempfile.NamedTemporaryFile(prefix=".package-", dir=into.parent, delete=False) as file:
             try:
                 digest = hashlib.sha256()
-                with _connection_errors():
+                with connection_errors():
                     async for data in self._parts(request):
                         digest.update(data)
                         file.write(data)
@@ -156,7 +178,8 @@ class GrpcControlPlane:
                 raise
 
     async def _parts(self, request: worker_pb2.FetchPackageRequest) -> AsyncIterator[bytes]:
-        call = self._worker.FetchPackage(request, metadata=self._metadata)
+        worker: WorkerServiceAsyncStub = WorkerServiceStub(self._channel)
+        call = worker.FetchPackage(request, metadata=self._metadata)
         try:
             while True:
                 async with asyncio.timeout(ANSWER_S):
@@ -171,8 +194,9 @@ class GrpcControlPlane:
         """Send a measurement. Raises ConnectionError; a lost one is not worth sending again."""
         call = self._report_call
         if call is None or call.done():
-            call = self._report_call = self._telemetry.Report(metadata=self._metadata)
-        with _connection_errors():
+            telemetry: TelemetryServiceAsyncStub = TelemetryServiceStub(self._channel)
+            call = self._report_call = telemetry.Report(metadata=self._metadata)
+        with connection_errors():
             async with asyncio.timeout(ANSWER_S):
                 await call.write(sample)
 
@@ -185,12 +209,34 @@ class GrpcControlPlane:
     async def close(self) -> None:
         """End every stream and the channel."""
         self._drop_streams()
-        await self._channel.close()
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            await opened.close()
+
+
+async def _first_message(call: SessionCall) -> worker_pb2.SessionResponse | None:
+    """What the control plane begins with: only that shows that it has accepted the connection."""
+    try:
+        with connection_errors():
+            try:
+                async with asyncio.timeout(CONNECT_S):
+                    return _session_message(await call.read())
+            except TimeoutError:
+                raise ConnectionError(f"no connection within {CONNECT_S:g} s") from None
+    except ValueError as error:
+        raise ConnectionError(str(error)) from error
+    except BaseException:
+        call.cancel()
+        raise
+
+
+def _session_message(message: object) -> worker_pb2.SessionResponse | None:
+    return message if isinstance(message, worker_pb2.SessionResponse) else None
 
 
 async def _exchange(call: LogCall, request: logs_pb2.ShipLogsRequest) -> logs_pb2.ShipLogsResponse:
     """One chunk and its answer."""
-    with _connection_errors():
+    with connection_errors():
         async with asyncio.timeout(ANSWER_S):
             await call.write(request)
             response = await call.read()
@@ -213,23 +259,24 @@ def _keep(file: IO[bytes], into: Path, *, right: bool) -> None:
 class GrpcSession:
     """The session's stream; several tasks may send."""
 
-    def __init__(
-        self, call: grpc.aio.StreamStreamCall[worker_pb2.SessionRequest, worker_pb2.SessionResponse]
-    ) -> None:
+    def __init__(self, call: SessionCall, first: worker_pb2.SessionResponse | None) -> None:
         self._call = call
+        self._first = first
         self._turn = asyncio.Lock()
 
     async def send(self, message: worker_pb2.SessionRequest) -> None:
         """Send in the order of the calls: gRPC takes one message at a time."""
         async with self._turn:
-            with _connection_errors():
+            with connection_errors():
                 await self._call.write(message)
 
     async def receive(self) -> worker_pb2.SessionResponse | None:
         """The next message; None once the control plane has ended the session in order."""
-        with _connection_errors():
-            message = await self._call.read()
-        return message if isinstance(message, worker_pb2.SessionResponse) else None
+        if self._first is not None:
+            first, self._first = self._first, None
+            return first
+        with connection_errors():
+            return _session_message(await self._call.read())
 
     async def close(self) -> None:
         """End the stream; whoever waits on it gets a ConnectionError."""
@@ -237,15 +284,15 @@ class GrpcSession:
 
 
 @contextlib.contextmanager
-def _connection_errors() -> Iterator[None]:
+def connection_errors() -> Iterator[None]:
     """Whatever gRPC says of a call that failed becomes a ConnectionError."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
         if error.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.PERMISSION_DENIED):
             # An answer, not a broken link: asking again will not change it.
-            raise ValueError(_said(error)) from error
-        raise ConnectionError(_said(error)) from error
+            raise ValueError(said(error)) from error
+        raise ConnectionError(said(error)) from error
     except TimeoutError as error:
         raise ConnectionError(f"no answer within {ANSWER_S:g} s") from error
     except (grpc.aio.BaseError, asyncio.InvalidStateError) as error:
@@ -258,6 +305,7 @@ def _connection_errors() -> Iterator[None]:
         raise ConnectionError("the call was ended on this side") from None
 
 
-def _said(error: grpc.aio.AioRpcError) -> str:
+def said(error: grpc.aio.AioRpcError) -> str:
+    """What the other side, or gRPC itself, gives as the reason."""
     details = (error.details() or "").strip()
     return details or error.code().name.lower().replace("_", " ")

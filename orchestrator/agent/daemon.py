@@ -1,16 +1,16 @@
 """`orch worker join`: one process that offers this machine until it is told to stop.
 
-The first run makes a key and spends the join token; every later run is the same worker again, also after a
-drain. One interrupt drains. A second one, or a refusal for good, ends this process at once: then the stop
-files of all members are written, so that their keepers end the nodes within seconds, not at the end of the
-lease. Each keeper records when its node ended, so the next run states what was held until then.
+The first run makes keys and spends the join token; every later run is the same worker again, also after a
+drain. One interrupt drains; a hang-up steps aside, so that an upgraded agent can take over running nodes. A
+second interrupt, or a refusal for good, ends this process at once: then the stop files of all members are
+written, so that their keepers end the nodes within seconds, not at the end of the lease. Each keeper records
+when its node ended, so the next run states what was held until then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import signal
 import sys
@@ -20,21 +20,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
 import structlog
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from orchestrator.adapters import clock
+from orchestrator.adapters import clock, peers
 from orchestrator.adapters.clock import SystemClock
+from orchestrator.adapters.devices import read_evidence
 from orchestrator.adapters.log_setup import configure_logging
-from orchestrator.agent.agent import DRAIN_PATIENCE_MS, Agent, AgentSettings, RefusedForeverError
-from orchestrator.agent.connection import GrpcControlPlane, JoinRefusedError, join
+from orchestrator.agent.agent import DRAIN_PATIENCE_MS, Agent, AgentSettings
+from orchestrator.agent.connection import GrpcControlPlane
+from orchestrator.agent.credentials import CERTIFICATE_FILE, Credentials, keep_certificate
+from orchestrator.agent.health import FaultDesk, Health, Nvml
 from orchestrator.agent.identity import (
     Identity,
+    Keys,
+    Received,
     StartError,
     load_identity,
-    load_key,
+    load_keys,
     save_identity,
     take_data_dir,
 )
@@ -43,15 +45,22 @@ from orchestrator.agent.inventory import (
     InventoryError,
     Offer,
     build_inventory,
-    read_devices,
     read_machine,
     unlisted,
 )
+from orchestrator.agent.joining import Applicant, JoinToken, enrol, known_pin, parse_join_token
 from orchestrator.agent.journal import FileJournal
 from orchestrator.agent.keeper import STOP_FILE
 from orchestrator.agent.nodes import RayNodes
+from orchestrator.agent.owner import About, OwnerService, listening
+from orchestrator.agent.ports import RefusedForeverError
 from orchestrator.agent.ray_head import RayHead
-from orchestrator.api.v1 import common_pb2, telemetry_pb2, worker_pb2
+from orchestrator.agent.standing import StandingKeeper
+from orchestrator.agent.terms_wire import terms_from, terms_to
+from orchestrator.agent.wishes import Wishes
+from orchestrator.api.v1 import common_pb2
+from orchestrator.core.ids import Now
+from orchestrator.core.terms import Terms
 
 log = structlog.get_logger(__name__)
 
@@ -63,26 +72,30 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells count it."""
 
-TELEMETRY_S = 15.0
-"""As often as a monitor scrapes; a measurement in between would be seen by nobody."""
-
 PACKAGES_DIR = "packages"
+
+AGENT_VERSION = metadata.version("ray-gpu-orchestrator")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentConfig:
-    """What was asked for. ``cpus`` None means all, an empty ``hardware_class`` that of the devices."""
+    """What was asked for. ``cpus`` None means all; without ``gpus`` the processor is offered.
+
+    ``ca_pin`` is for joining without a token, which brings its own; without either the first answer is trusted.
+    """
 
     control_plane: str
     data_dir: Path
     name: str
     join_token: str | None = field(default=None, repr=False)
-    hardware_class: str = ""
+    ca_pin: str = ""
+    gpus: bool = True
     simulate: tuple[str, ...] = ()
     slots: int = 1
     head_slots: int = 0
     cpus: int | None = None
     zone: str = ""
+    terms: Terms = Terms()
 
 
 class AgentClock:
@@ -90,6 +103,11 @@ class AgentClock:
 
     def __init__(self) -> None:
         self._boot_id = clock.boot_id()
+        self._system = SystemClock()
+
+    def now(self) -> Now:
+        """As AgentClock.now."""
+        return self._system.now()
 
     def boottime_ms(self) -> int:
         """As AgentClock.boottime_ms."""
@@ -105,7 +123,7 @@ class AgentClock:
 
 
 def run_agent(config: AgentConfig) -> int:
-    """Offer this machine until it is drained; the exit code. Blocking; takes over SIGINT and SIGTERM."""
+    """Offer this machine until it is drained; the exit code. Blocking; takes over SIGINT, SIGTERM and SIGHUP."""
     try:
         lock_fd = take_data_dir(config.data_dir)
         try:
@@ -122,12 +140,14 @@ def run_agent(config: AgentConfig) -> int:
 
 
 async def _run(config: AgentConfig) -> int:
-    key = load_key(config.data_dir)
-    inventory = _inventory(config)
+    keys = load_keys(config.data_dir)
     identity = load_identity(config.data_dir)
+    # Before anything is measured or asked: a token that was cut short must cost nothing.
+    token = parse_join_token(config.join_token) if config.join_token and identity is None else JoinToken()
+    inventory = _inventory(config)
+    agent_clock = AgentClock()
     if identity is None:
-        identity = await _enrol(config, key, inventory)
-        save_identity(config.data_dir, identity)
+        identity = await _enrol(config, keys, token, inventory, agent_clock)
         _say(f"joined as worker {identity.worker_id} ({identity.name}) of supplier {identity.supplier_id}")
     elif identity.control_plane != config.control_plane:
         _say(f"joined at {identity.control_plane}; connecting to {config.control_plane} from now on")
@@ -137,82 +157,130 @@ async def _run(config: AgentConfig) -> int:
     try:
         journal = FileJournal(config.data_dir)
         journal.load()
+        wishes = Wishes(config.data_dir, agent_clock)
     except ValueError as error:
         raise StartError(str(error)) from None
+    return await _offer(config, identity, keys, inventory, journal, wishes, agent_clock)
+
+
+async def _offer(
+    config: AgentConfig,
+    identity: Identity,
+    keys: Keys,
+    inventory: common_pb2.Inventory,
+    journal: FileJournal,
+    wishes: Wishes,
+    agent_clock: AgentClock,
+) -> int:
+    """Put the agent together and let it work until it has left; the exit code. Raises RefusedForeverError."""
     settings = AgentSettings(
         worker_id=identity.worker_id,
-        agent_version=metadata.version("ray-gpu-orchestrator"),
+        agent_version=AGENT_VERSION,
         inventory=inventory,
         cache_dir=config.data_dir / PACKAGES_DIR,
         network_id=identity.network_id,
     )
-    control = GrpcControlPlane(config.control_plane)
-    agent = Agent(settings, key, control, RayNodes(config.data_dir), RayHead, journal, AgentClock())
+    credentials = Credentials(config.data_dir, identity, keys, agent_clock, _say)
+    control = GrpcControlPlane(credentials)
+    nodes = RayNodes(config.data_dir)
+    standing, faults = StandingKeeper(config.data_dir, _say), FaultDesk()
+    attendants = (credentials, standing, wishes, faults)
+    agent = Agent(settings, keys.statement, control, nodes, RayHead, journal, agent_clock, attendants)
+    agent.obey(wishes.reclaim)
+
+    def owners_terms() -> Terms:
+        told = standing.newest
+        return terms_from(told.terms) if told.HasField("terms") else config.terms
+
+    about = About(
+        worker_id=identity.worker_id,
+        name=identity.name,
+        agent_version=AGENT_VERSION,
+        standing=lambda: standing.newest if standing.newest.ByteSize() else None,
+        notice_ms=lambda: owners_terms().notice_ms,
+        not_after_ms=lambda: _certificate_end_ms(config.data_dir),
+    )
+    health = Health(inventory.devices, Nvml(), control, faults, wishes, agent_clock, nodes.processes)
     _take_signals(agent, config)
     _say(f"offering {_offered(inventory)} to {config.control_plane}; Ctrl-C gives everything back and leaves")
     try:
-        async with _beside(_measure(control)):
+        async with contextlib.AsyncExitStack() as stack:
+            await _open_socket(stack, config.data_dir, OwnerService(about, agent, wishes, agent_clock))
+            await stack.enter_async_context(_beside(health.run(owners_terms)))
             await agent.run()
     finally:
         await control.close()
     return _farewell(agent, config)
 
 
+async def _open_socket(stack: contextlib.AsyncExitStack, data_dir: Path, service: OwnerService) -> None:
+    """Listen to the owner, if that can be: an agent without a socket is still worth its work."""
+    try:
+        await stack.enter_async_context(listening(data_dir, service))
+    except OSError as error:
+        _say(f"cannot listen for `orch worker` commands on this machine: {error}")
+
+
+def _certificate_end_ms(data_dir: Path) -> int:
+    """When the certificate runs out, as it is on disk; 0 where there is none."""
+    try:
+        return peers.certificate_times((data_dir / CERTIFICATE_FILE).read_bytes())[1]
+    except (OSError, ValueError):
+        return 0
+
+
 def _inventory(config: AgentConfig) -> common_pb2.Inventory:
     offer = Offer(
-        hardware_class=config.hardware_class,
+        gpus=config.gpus,
         simulate=config.simulate,
         slots=config.slots,
         head_slots=config.head_slots,
         cpus=config.cpus,
         zone=config.zone,
     )
-    gpus = [] if config.simulate else read_devices()
-    for remark in unlisted(offer, gpus):
+    reading = None if config.simulate else read_evidence()
+    for remark in unlisted(offer, reading):
         _say(remark)
-    return build_inventory(offer, read_machine(), gpus, DeviceIds(config.data_dir, clock.new_id))
+    return build_inventory(offer, read_machine(), reading, DeviceIds(config.data_dir, clock.new_id))
 
 
-async def _enrol(config: AgentConfig, key: Ed25519PrivateKey, inventory: common_pb2.Inventory) -> Identity:
-    """Spend the join token. Token and key of a join whose answer was lost get the same answer again.
+async def _enrol(
+    config: AgentConfig,
+    keys: Keys,
+    token: JoinToken,
+    inventory: common_pb2.Inventory,
+    agent_clock: AgentClock,
+) -> Identity:
+    """Join, and write down what came of it: the identity last, because a worker that has one has joined.
 
     Raises StartError.
     """
-    if config.join_token is None:
-        raise StartError(
-            f"no agent has joined from {config.data_dir} yet, which takes a join token: the operator makes"
-            " one with `orch token create --role supplier`"
-        )
-    token_hash = hashlib.sha256(config.join_token.encode()).digest()
-    public_key = key.public_key().public_bytes_raw()
-    request = worker_pb2.JoinRequest(
-        request_id=f"join_{hashlib.sha256(token_hash + public_key).hexdigest()[:32]}",
-        join_token=config.join_token,
-        worker_name=config.name,
-        statement_public_key=public_key,
-        proof=key.sign(token_hash),
-        inventory=inventory,
-        agent_version=metadata.version("ray-gpu-orchestrator"),
+    applicant = Applicant(config.control_plane, config.name, inventory, AGENT_VERSION, terms_to(config.terms))
+    pin = known_pin(token, config.ca_pin)
+    answer, pin = await enrol(applicant, keys, token, pin, agent_clock.now().wall_ms, _say)
+    now = agent_clock.now()
+    identity = Identity(
+        worker_id=answer.worker_id,
+        name=config.name,
+        supplier_id=answer.supplier_id,
+        control_plane=config.control_plane,
+        network_id=answer.network_id,
+        session_address=answer.session_address,
+        ca_pin=pin,
+        certificate=Received(
+            answer.certificate.renew_after_unix_ms, now.boot_id, now.monotonic_ms, proved=False
+        ),
     )
     try:
-        answer = await join(config.control_plane, request)
-    except ConnectionError as error:
+        return keep_certificate(config.data_dir, identity, keys, answer.certificate, now, proved=False)
+    except ValueError as error:
         raise StartError(
-            f"cannot reach the control plane at {config.control_plane} to join: is `orch serve` running"
-            f" there? check --control-plane ({error})"
+            f"the control plane at {config.control_plane} answered the join badly: {error}"
         ) from None
-    except JoinRefusedError as error:
-        remedy = " (made by `orch token create --role supplier`)" if error.about_token else ""
-        raise StartError(
-            f"the control plane at {config.control_plane} refused the join: {error}{remedy}"
-        ) from None
-    return Identity(
-        answer.worker_id, config.name, answer.supplier_id, config.control_plane, answer.network_id
-    )
 
 
 def _take_signals(agent: Agent, config: AgentConfig) -> None:
-    """The first interrupt drains, the second ends this process where it stands."""
+    """The first interrupt drains, the second ends this process where it stands; so does a hang-up, gently."""
     begun = False
 
     def interrupted() -> None:
@@ -228,9 +296,17 @@ def _take_signals(agent: Agent, config: AgentConfig) -> None:
         )
         agent.drain()
 
+    def stepped_aside() -> None:
+        # As after a crash, which everything here is made for: what must last is on disk already.
+        _say("stepped aside: nodes run on until their lease ends; the next start takes them over")
+        os._exit(EXIT_LEFT)
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted)
+    # Whoever started this with `nohup` wants it to survive his terminal.
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, stepped_aside)
 
 
 def _write_stop_files(data_dir: Path) -> None:
@@ -260,23 +336,6 @@ async def _beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def _measure(control: GrpcControlPlane) -> None:
-    """Report what the machine is doing, now and then; whoever is not there misses it."""
-    system = SystemClock()
-    psutil.cpu_percent()
-    while True:
-        await asyncio.sleep(TELEMETRY_S)
-        sampled_at = Timestamp()
-        sampled_at.FromMilliseconds(system.now().wall_ms)
-        sample = telemetry_pb2.ReportRequest(
-            sampled_at=sampled_at,
-            cpu_utilization_ratio=psutil.cpu_percent() / 100,
-            memory_used_bytes=psutil.virtual_memory().used,
-        )
-        with contextlib.suppress(ConnectionError):
-            await control.report(sample)
 
 
 def _offered(inventory: common_pb2.Inventory) -> str:

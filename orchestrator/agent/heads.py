@@ -17,9 +17,10 @@ from orchestrator.agent.ports import HeadRefusedError, HeadUnreachableError, Log
 from orchestrator.api.v1 import worker_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from orchestrator.agent.notices import Warned
     from orchestrator.agent.ports import ControlPlane, DriverStatus, HeadClient, NodeListed
 
 log = structlog.get_logger(__name__)
@@ -96,6 +97,29 @@ class HeadDuty:
         self._clean = False
         self._task = asyncio.create_task(self._watch_cluster())
         self._stopping: set[asyncio.Task[None]] = set()
+        self._drained: set[str] = set()
+        self._draining: asyncio.Task[None] | None = None
+
+    def warn(self, going: Sequence[Warned]) -> None:
+        """Have Ray told of members that go, once each. Of the head itself it cannot usefully be told.
+
+        Ray accepts to drain a head, but with nothing on it the head would end there and then, and its cluster with it.
+        """
+        self._drained &= {one.member_id for one in going}
+        left = [one for one in going if one.member_id not in self._drained | {self._member_id}]
+        if left and (self._draining is None or self._draining.done()):
+            self._draining = asyncio.create_task(self._drain(left))
+
+    async def _drain(self, going: Sequence[Warned]) -> None:
+        """One try at each; who is left over is tried again by the next warning."""
+        for one in going:
+            try:
+                if await self._client.drain(one.member_id, one.reason, one.remaining_ms):
+                    self._drained.add(one.member_id)
+                    log.info("node_drained", member_id=one.member_id, remaining_ms=one.remaining_ms)
+            except (HeadUnreachableError, OSError) as error:
+                log.info("node_not_drained", member_id=one.member_id, reason=str(error))
+        await asyncio.sleep(RETRY_S)
 
     def want(self, attempts: list[worker_pb2.DesiredAttempt]) -> None:
         """Take over the desired attempts; what is no longer listed is forgotten once ended, else ended."""
@@ -266,6 +290,7 @@ class HeadDuty:
         tasks = [
             self._task,
             *self._stopping,
+            *([] if self._draining is None else [self._draining]),
             *(task for attempt in self._attempts.values() for task in attempt.tasks),
         ]
         for task in tasks:

@@ -1,21 +1,25 @@
-"""Who this agent is, on disk: its data directory, its statement key, and what the join told it."""
+"""Who this agent is, on disk: its data directory, its two keys, and what the join told it."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from orchestrator.adapters.files import make_folder, write_whole
+from orchestrator.adapters.peers import key_from_pem, key_to_pem, new_tls_key
 
 AGENT_FILE = "agent.json"
 """Present once the agent has joined."""
 
 KEY_FILE = "statement-key"
+TLS_KEY_FILE = "tls-key.pem"
 LOCK_FILE = "agent.lock"
 
 KEY_BYTES = 32
@@ -29,14 +33,48 @@ class StartError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Keys:
+    """What only this worker holds: one key that signs statements, one that TLS is spoken with."""
+
+    statement: Ed25519PrivateKey
+    tls: ec.EllipticCurvePrivateKey
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """When the present certificate came, by clocks that may be compared with later.
+
+    ``renew_boottime_ms`` is half its life after it came, and means something during ``boot_id`` only.
+    ``proved``: a session was opened with it, so that it is known to be accepted.
+    """
+
+    renew_after_unix_ms: int
+    boot_id: str
+    renew_boottime_ms: int
+    proved: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
-    """What the control plane called this worker when it joined."""
+    """What the control plane called this worker when it joined, and where its sessions are held.
+
+    ``session_address`` without a host means that of ``control_plane``; ``ca_pin`` is that of the newest CA known.
+    """
 
     worker_id: str
     name: str
     supplier_id: str
     control_plane: str
     network_id: str
+    session_address: str
+    ca_pin: str
+    certificate: Received
+
+    @property
+    def session_endpoint(self) -> str:
+        """HOST:PORT of the session listener."""
+        host, _, port = self.session_address.rpartition(":")
+        return f"{host or self.control_plane.rpartition(':')[0]}:{port}"
 
 
 def take_data_dir(data_dir: Path) -> int:
@@ -60,25 +98,47 @@ def take_data_dir(data_dir: Path) -> int:
     return lock_fd
 
 
-def load_key(data_dir: Path) -> Ed25519PrivateKey:
-    """The key that signs statements, made at the first start; 0600. Raises StartError."""
+def load_keys(data_dir: Path) -> Keys:
+    """Both keys, made at the first start and durable when this returns; 0600. Raises StartError."""
+    return Keys(_statement_key(data_dir), _tls_key(data_dir))
+
+
+def _statement_key(data_dir: Path) -> Ed25519PrivateKey:
     path = data_dir / KEY_FILE
-    if not path.exists():
-        if (data_dir / AGENT_FILE).exists():
-            raise StartError(
-                f"{path} is gone, and only it speaks for this worker; restore it, or remove {AGENT_FILE}"
-                " beside it and join as a new worker"
-            )
-        write_whole(path, f"{Ed25519PrivateKey.generate().private_bytes_raw().hex()}\n".encode())
-    if path.stat().st_mode & OTHERS:
-        raise StartError(f"{path} can be read by others; run `chmod 600 {path}`")
+    data = _secret(path, _new_statement_key)
     try:
-        raw = bytes.fromhex(path.read_text(encoding="ascii").strip())
+        raw = bytes.fromhex(data.decode("ascii").strip())
     except ValueError:
         raw = b""
     if len(raw) != KEY_BYTES:
         raise StartError(f"{path} holds no key of {KEY_BYTES} bytes; restore it from a backup")
     return Ed25519PrivateKey.from_private_bytes(raw)
+
+
+def _new_statement_key() -> bytes:
+    return f"{Ed25519PrivateKey.generate().private_bytes_raw().hex()}\n".encode()
+
+
+def _tls_key(data_dir: Path) -> ec.EllipticCurvePrivateKey:
+    path = data_dir / TLS_KEY_FILE
+    try:
+        return key_from_pem(_secret(path, lambda: key_to_pem(new_tls_key())))
+    except ValueError as error:
+        raise StartError(f"{path} holds {error}; restore it from a backup") from None
+
+
+def _secret(path: Path, make: Callable[[], bytes]) -> bytes:
+    """A secret file of the owner's only, made unless this worker has joined with another before."""
+    if not path.exists():
+        if (path.parent / AGENT_FILE).exists():
+            raise StartError(
+                f"{path} is gone, and only it speaks for this worker; restore it, or remove {AGENT_FILE}"
+                " beside it and join as a new worker"
+            )
+        write_whole(path, make())
+    if path.stat().st_mode & OTHERS:
+        raise StartError(f"{path} can be read by others; run `chmod 600 {path}`")
+    return path.read_bytes()
 
 
 def load_identity(data_dir: Path) -> Identity | None:

@@ -1,11 +1,11 @@
-"""What this machine offers: read from the machine, from NVML, or declared as simulated.
+"""What this machine offers: its devices with the evidence of them, or devices declared as simulated.
 
-Reading and building are apart: `read_machine` and `read_devices` look, `build_inventory` only puts together.
+Reading and building are apart: `read_machine` here and `read_evidence` of the devices' adapter look, `build_inventory`
+only puts together. Which class the machine is of is not said here: the control plane derives it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import platform
 import re
 from collections.abc import Callable, Sequence
@@ -16,24 +16,25 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from orchestrator.adapters.devices import Reading
+from orchestrator.adapters.evidence_wire import device_evidence_to, machine_evidence_to
 from orchestrator.adapters.files import write_whole
 from orchestrator.api.v1 import common_pb2
-from orchestrator.core.catalogue import CPU_MODEL, GIB, MODELS, Model, find_model, nearest
-from orchestrator.core.fleet import HardwareClass
+from orchestrator.core.catalogue import CPU_MODEL, GIB, MODELS, Model, find_model, model_of, nearest
+from orchestrator.core.evidence import DeviceEvidence, DeviceVendor
+from orchestrator.core.hardware import DEVICES_MAX
 
 DEVICES_FILE = "devices.json"
 """In the data directory: ids once made for devices that have none of their own."""
 
-COUNT_MAX = 64
-"""Devices of one machine, as the control plane bounds them."""
-
 SIMULATED = re.compile(r"(?P<model>.+)x(?P<count>[1-9][0-9]{0,2})")
 """MODELxN, such as RTX4090x2."""
 
-FORM_FACTOR = re.compile(r"[0-9]+GB|HBM[0-9]E?|PCIE|SXM[0-9]?|NVL")
-"""Words of a driver's name that tell how a GPU is built in; any other word makes it another GPU."""
-
-VENDOR_WORDS = frozenset({"NVIDIA", "GEFORCE", "TESLA"})
+MAC_SHARE_PERCENT = 75
+MAC_SMALL_SHARE_PERCENT = 66
+MAC_SMALL_BYTES = 36 * GIB
+"""How much of a Mac's memory Metal lets its GPU hold at once as it comes: three quarters, below 36 GB two thirds. The
+rest is the system's, so a job that was promised all of it would be swapped or ended."""
 
 
 class InventoryError(ValueError):
@@ -52,20 +53,11 @@ class Machine:
     ray_version: str
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A GPU as its driver names it; ``memory_bytes`` is all it has."""
-
-    device_id: str
-    name: str
-    memory_bytes: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """What the supplier wants to offer. An empty ``hardware_class`` means: whatever the devices are."""
+    """What the supplier wants to offer; without ``gpus`` the processor only."""
 
-    hardware_class: str = ""
+    gpus: bool = True
     simulate: tuple[str, ...] = ()
     slots: int = 1
     head_slots: int = 0
@@ -125,63 +117,15 @@ def read_machine() -> Machine:
     )
 
 
-def read_devices() -> list[Gpu]:
-    """The GPUs that NVML lists; none where there is no NVML, no driver or no GPU. Only reads."""
-    try:
-        import pynvml  # noqa: PLC0415 - absent on machines without the agent extra, which have no GPU to offer
-    except ImportError:
-        return []
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    gpus = []
-    try:
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            # A GPU that fell off its bus answers nothing; the others are still there.
-            with contextlib.suppress(pynvml.NVMLError):
-                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                gpus.append(
-                    Gpu(
-                        device_id=str(pynvml.nvmlDeviceGetUUID(handle)),
-                        name=str(pynvml.nvmlDeviceGetName(handle)),
-                        memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-                    )
-                )
-    finally:
-        pynvml.nvmlShutdown()
-    return gpus
-
-
-def model_of(gpu: Gpu) -> Model | None:
-    """The catalogue's model for a driver's name; None for a GPU that it does not list.
-
-    A name may go on with how the GPU is built in (``H100 80GB HBM3``) and with nothing else: a laptop's RTX
-    4090 is not the RTX 4090. Where one name has several sizes (``A100``) the memory decides.
-    """
-    words = [word for word in re.split(r"[\s-]+", gpu.name.upper()) if word and word not in VENDOR_WORDS]
-    for length in range(len(words), 0, -1):
-        if not all(FORM_FACTOR.fullmatch(word) for word in words[length:]):
-            return None
-        name = "".join(words[:length])
-        model = find_model(name)
-        if model is not None:
-            return model
-        sizes = [one for one in MODELS.values() if one.name.rpartition("-")[0] == name]
-        if sizes:
-            return min(sizes, key=lambda one: abs(one.memory_gb * GIB - gpu.memory_bytes))
-    return None
-
-
 def build_inventory(
-    offer: Offer, machine: Machine, gpus: Sequence[Gpu], ids: DeviceIds
+    offer: Offer, machine: Machine, reading: Reading | None, ids: DeviceIds
 ) -> common_pb2.Inventory:
-    """Put the inventory together. Raises InventoryError naming what does not fit."""
-    devices = _devices(offer, machine, gpus, ids)
-    hardware_class = _class_of(offer, devices)
+    """Put the inventory together; ``reading`` None where nobody looked, as for simulated devices.
+
+    Raises InventoryError naming what does not fit.
+    """
     return common_pb2.Inventory(
-        hardware_class=common_pb2.HardwareClass.Value(f"HARDWARE_CLASS_{hardware_class.upper()}"),
-        devices=devices,
+        devices=_devices(offer, machine, reading, ids),
         cpus=machine.cpus if offer.cpus is None else offer.cpus,
         memory_bytes=machine.memory_bytes,
         slots=offer.slots,
@@ -193,36 +137,45 @@ def build_inventory(
         isolation="none",
         overlay="none",
         zone=offer.zone,
+        evidence=None if reading is None else machine_evidence_to(reading.machine),
     )
 
 
-def unlisted(offer: Offer, gpus: Sequence[Gpu]) -> list[str]:
+def unlisted(offer: Offer, reading: Reading | None) -> list[str]:
     """GPUs that are here and not offered, each with the reason; for people to read."""
-    if offer.simulate or offer.slots == 0:
+    if offer.simulate or offer.slots == 0 or reading is None:
         return []
-    if offer.hardware_class == HardwareClass.CPU:
-        return [f"{gpu.name} is not offered: class cpu has no GPUs; see --hardware-class" for gpu in gpus]
-    return [
-        f"{gpu.name} is not offered: the model catalogue does not list it"
-        for gpu in gpus
-        if not model_of(gpu)
-    ]
+    if not offer.gpus:
+        return [f"{gpu.model} is not offered: only the processor is" for gpu in reading.gpus]
+    remarks = [fault.text for fault in reading.faults]
+    for gpu in reading.gpus:
+        reason = _refusal(gpu)
+        if reason is not None:
+            remarks.append(f"{gpu.model or 'a GPU without a name'} is not offered: {reason}")
+    return remarks
 
 
-def _devices(offer: Offer, machine: Machine, gpus: Sequence[Gpu], ids: DeviceIds) -> list[common_pb2.Device]:
+def _refusal(gpu: DeviceEvidence) -> str | None:
+    """Why a GPU cannot be offered; None where it can."""
+    if model_of(gpu.model, gpu.memory_bytes) is None:
+        return "the model catalogue does not list it"
+    if gpu.mig_enabled:
+        return "MIG is on, and slices are not offered; turn it off with `nvidia-smi -mig 0`"
+    return None
+
+
+def _devices(
+    offer: Offer, machine: Machine, reading: Reading | None, ids: DeviceIds
+) -> list[common_pb2.Device]:
     if offer.slots == 0:
         return []
     if offer.simulate:
         return _simulated(offer.simulate, ids)
-    if offer.hardware_class != HardwareClass.CPU:
-        real = [_real(gpu, model) for gpu in gpus if (model := model_of(gpu)) is not None]
-        if real:
-            return real
-        if offer.hardware_class:
-            raise InventoryError(
-                f"hardware_class {offer.hardware_class}: no GPU of the model catalogue was found here;"
-                " declare some with --simulate MODELxN, or offer the processor with --hardware-class cpu"
-            )
+    offered = [gpu for gpu in reading.gpus if _refusal(gpu) is None] if reading is not None else []
+    if offer.gpus and offered:
+        if len(offered) > DEVICES_MAX:
+            raise InventoryError(f"{len(offered)} GPUs on one machine; at most {DEVICES_MAX} can be offered")
+        return _real(offered, ids)
     (device_id,) = ids.take([("cpu", CPU_MODEL)])
     processor = common_pb2.Device(
         device_id=device_id,
@@ -230,24 +183,43 @@ def _devices(offer: Offer, machine: Machine, gpus: Sequence[Gpu], ids: DeviceIds
         model=CPU_MODEL,
         memory_bytes=machine.memory_bytes,
     )
+    if reading is not None:
+        processor.evidence.CopyFrom(device_evidence_to(reading.processor))
     return [processor]
 
 
-def _real(gpu: Gpu, model: Model) -> common_pb2.Device:
-    # A variant with more memory than its model is listed with is offered as what is listed.
-    memory_bytes = min(gpu.memory_bytes, model.memory_gb * GIB)
-    return common_pb2.Device(
-        device_id=gpu.device_id,
-        kind=common_pb2.DEVICE_KIND_GPU,
-        model=model.name,
-        memory_bytes=memory_bytes,
+def _real(gpus: Sequence[DeviceEvidence], ids: DeviceIds) -> list[common_pb2.Device]:
+    # A card without a number of its own is known by its place in this machine, which is as long as it stays there.
+    unnumbered = [gpu for gpu in gpus if not gpu.uuid]
+    made = iter(
+        ids.take([("gpu", f"{gpu.model} at {gpu.pci_bus_id}") for gpu in unnumbered]) if unnumbered else []
     )
+    return [
+        common_pb2.Device(
+            device_id=gpu.uuid or next(made),
+            kind=common_pb2.DEVICE_KIND_GPU,
+            model=model.name,
+            memory_bytes=_offered_bytes(gpu, model),
+            evidence=device_evidence_to(gpu),
+        )
+        for gpu in gpus
+        if (model := model_of(gpu.model, gpu.memory_bytes)) is not None
+    ]
+
+
+def _offered_bytes(gpu: DeviceEvidence, model: Model) -> int:
+    """What a job may count on. A variant with more than its model is listed with is offered as what is listed."""
+    memory_bytes = min(gpu.memory_bytes, model.memory_gb * GIB)
+    if gpu.vendor is not DeviceVendor.APPLE:
+        return memory_bytes
+    share = MAC_SMALL_SHARE_PERCENT if memory_bytes < MAC_SMALL_BYTES else MAC_SHARE_PERCENT
+    return memory_bytes * share // 100
 
 
 def _simulated(texts: Sequence[str], ids: DeviceIds) -> list[common_pb2.Device]:
     models = [model for text in texts for model in parse_simulated(text)]
-    if len(models) > COUNT_MAX:
-        raise InventoryError(f"simulate: {len(models)} devices on one machine; at most {COUNT_MAX}")
+    if len(models) > DEVICES_MAX:
+        raise InventoryError(f"simulate: {len(models)} devices on one machine; at most {DEVICES_MAX}")
     device_ids = ids.take([("sim", model.name) for model in models])
     return [
         common_pb2.Device(
@@ -272,29 +244,3 @@ def parse_simulated(text: str) -> list[Model]:
         hint = f"{nearest(match['model'][:80], known)}x{match['count']}"
         raise InventoryError(f"simulate: unknown model {match['model'][:80]!r}; did you mean {hint}?")
     return [model] * int(match["count"])
-
-
-def _class_of(offer: Offer, devices: Sequence[common_pb2.Device]) -> HardwareClass:
-    """The class asked for, checked against the devices; else the first that offers all of them."""
-    chosen = _chosen(offer.hardware_class) if offer.hardware_class else None
-    models = [MODELS[device.model] for device in devices]
-    for candidate in HardwareClass if chosen is None else (chosen,):
-        if all(candidate in model.classes for model in models):
-            # A head host has no devices and fits every class: it is one of processors.
-            return candidate if models or chosen is not None else HardwareClass.CPU
-    if chosen is None:
-        raise InventoryError("no hardware class offers all devices of this machine; offer those of one class")
-    wrong = next(model for model in models if chosen not in model.classes)
-    offered = ", ".join(sorted(wrong.classes))
-    raise InventoryError(f"hardware_class: a {wrong.name} is offered by class {offered}, not by {chosen}")
-
-
-def _chosen(text: str) -> HardwareClass:
-    try:
-        return HardwareClass(text.lower())
-    except ValueError:
-        known = [one.value for one in HardwareClass]
-        raise InventoryError(
-            f"hardware_class: one of {', '.join(known)} is expected, not {text[:80]!r};"
-            f" did you mean {nearest(text[:80], known)}?"
-        ) from None

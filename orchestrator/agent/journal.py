@@ -1,4 +1,4 @@
-"""What an agent must not forget: the highest term it obeyed, leases it counts, statements to deliver."""
+"""What an agent must not forget: terms and sessions so far, leases it counts, statements to deliver."""
 
 from __future__ import annotations
 
@@ -47,6 +47,8 @@ class Record:
     """The whole journal."""
 
     term: int = 0
+    sessions: int = 0
+    """Begun by this worker, each counted before its hello."""
     leases: dict[str, CountedLease] = field(default_factory=dict)
     statements: list[PendingStatement] = field(default_factory=list)
 
@@ -65,7 +67,8 @@ class FileJournal:
             return Record()
         except msgspec.DecodeError as error:
             raise ValueError(
-                f"{self._path} is damaged ({error}); restore it, or remove it and lose the statements in it"
+                f"{self._path} is damaged ({error}); remove it, which loses the statements in it, and ask the"
+                " operator to readmit this worker: without its count of sessions it looks like a cloned machine"
             ) from None
 
     def save(self, record: Record) -> None:

@@ -98,6 +98,10 @@ class Members:
             if status.phase in ("failed", "stopped")
         }
 
+    def devices_of(self, member_id: str) -> frozenset[str]:
+        """What a member holds here."""
+        return self._devices.get(member_id, frozenset())
+
     @property
     def empty(self) -> bool:
         """Nothing of any member is left here."""

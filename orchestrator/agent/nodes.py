@@ -37,8 +37,8 @@ from orchestrator.adapters.node_records import (
     write_record,
 )
 from orchestrator.adapters.port_blocks import PortBlock, retake_port_block, take_port_block
-from orchestrator.adapters.process_tree import sweep
-from orchestrator.adapters.ray_node import SCRATCH_DIR
+from orchestrator.adapters.process_tree import descendants, marked_processes, sweep
+from orchestrator.adapters.ray_node import NOTICE_FILE, SCRATCH_DIR
 from orchestrator.agent.keeper import (
     DEADLINE_FILE,
     KEEPER_LOCK_FILE,
@@ -120,6 +120,26 @@ class RayNodes:
         """Move a member's deadline; boot time past it ends the node. Raises KeyError when unknown."""
         self._spec_of(member_id)
         write_atomically(self._member_dir(member_id) / DEADLINE_FILE, f"{deadline_boottime_ms}\n".encode())
+
+    def notify(self, member_id: str, notice: bytes) -> None:
+        """Put a notice where the node's processes look for it; an empty one takes it away.
+
+        Raises KeyError when unknown.
+        """
+        self._spec_of(member_id)
+        path = self._member_dir(member_id) / NOTICE_FILE
+        if notice:
+            write_atomically(path, notice)
+        else:
+            path.unlink(missing_ok=True)
+
+    def processes(self) -> set[int]:
+        """Return the processes of all nodes, keepers included."""
+        marked = {pid for member_id in self.discover() for pid in marked_processes(member_id)}
+        roots = marked | {
+            pid for member_id in self.discover() for pid in _keeper_pid(self._member_dir(member_id))
+        }
+        return roots | descendants(roots)
 
     async def stop(self, member_id: str) -> None:
         """End a member and remove every trace of it; returns when nothing is left."""
@@ -292,6 +312,15 @@ def _keeper_lives(member_dir: Path) -> bool:
     return False
 
 
+def _keeper_pid(member_dir: Path) -> set[int]:
+    """Return who keeps the member's node, if anybody does."""
+    if not _keeper_lives(member_dir):
+        return set()
+    with contextlib.suppress(OSError, ValueError):
+        return {int((member_dir / KEEPER_LOCK_FILE).read_text())}
+    return set()
+
+
 def _launch_keeper(member_dir: Path, keeper_fd: int, port_fd: int) -> None:
     """Start a keeper, which detaches itself at once, and hand it both locks."""
     argv = [sys.executable, "-m", "orchestrator.agent.keeper", str(member_dir), str(keeper_fd), str(port_fd)]
@@ -324,8 +353,9 @@ def _bury(member_dir: Path, spec: NodeSpec) -> NodeStatus:
 def _remove(member_dir: Path, member_id: str) -> None:
     """Kill a keeper that did not end, sweep, and remove the member's files."""
     if _keeper_lives(member_dir):
-        with contextlib.suppress(ValueError, ProcessLookupError):
-            os.kill(int((member_dir / KEEPER_LOCK_FILE).read_text()), signal.SIGKILL)
+        for pid in _keeper_pid(member_dir):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     sweep(member_id)
     spec = read_record(member_dir / SPEC_FILE, NodeSpec)
     if spec is not None and spec.owns_temp_dir and spec.temp_dir:

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from orchestrator.adapters.node_records import HeadAddress, NodeStatus, Prepared, Role
     from orchestrator.agent.journal import Record
     from orchestrator.api.v1 import worker_pb2
+    from orchestrator.core.ids import Now
+
+
+class RefusedForeverError(Exception):
+    """The control plane said that coming back is pointless until the supplier acts."""
 
 
 class NodeDriver(Protocol):
@@ -28,6 +33,9 @@ class NodeDriver(Protocol):
     def observe(self, member_id: str) -> NodeStatus: ...
 
     def renew(self, member_id: str, deadline_boottime_ms: int) -> None: ...
+
+    def notify(self, member_id: str, notice: bytes) -> None:
+        """Put a notice where the node's processes look for it; an empty one takes it away."""
 
     async def stop(self, member_id: str) -> None: ...
 
@@ -74,6 +82,9 @@ class HeadClient(Protocol):
 
     async def stop(self, attempt_id: str) -> None: ...
 
+    async def drain(self, member_id: str, reason: str, remaining_ms: int) -> bool:
+        """Tell Ray that a member's node will be preempted; False where it cannot be told yet."""
+
     def read_log(self, attempt_id: str, offset: int, size_max: int) -> bytes:
         """Bytes of the driver's log from ``offset`` on; empty where there are no more yet."""
 
@@ -110,7 +121,8 @@ class LogChunk:
 class ControlPlane(Protocol):
     """Reaching the control plane: outbound calls only. All raise ConnectionError."""
 
-    async def open(self) -> ControlChannel: ...
+    async def open(self) -> ControlChannel:
+        """Begin a session. Raises RefusedForeverError where this worker is not let in any more."""
 
     async def ship_log(self, chunk: LogChunk) -> tuple[int, bool]:
         """(bytes stored without a gap, whether the log is complete)."""
@@ -122,6 +134,16 @@ class ControlPlane(Protocol):
         """Use this token for the other calls from now on."""
 
 
+class Attendant(Protocol):
+    """Takes part in every session beside the agent's own work."""
+
+    async def attend(self, channel: ControlChannel) -> None:
+        """Called as each session opens; may send until cancelled, or return. A ConnectionError ends the session."""
+
+    def take(self, message: worker_pb2.SessionResponse) -> None:
+        """Every message but answered heartbeats, before the agent sees it."""
+
+
 class Journal(Protocol):
     """The agent's durable memory. ``save`` returns when the record would survive a power cut."""
 
@@ -131,7 +153,12 @@ class Journal(Protocol):
 
 
 class AgentClock(Protocol):
-    """The agent's time: boot clock in ms, which counts sleep, and the boot it belongs to."""
+    """The agent's time: boot clock in ms, which counts sleep, and the boot it belongs to.
+
+    ``now`` has the wall clock too, for what is dated by others: an owner may have set it wrong.
+    """
+
+    def now(self) -> Now: ...
 
     def boottime_ms(self) -> int: ...
 

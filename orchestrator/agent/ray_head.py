@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
 from collections.abc import Coroutine, Mapping, Sequence
 from http import HTTPStatus
@@ -11,6 +13,7 @@ from typing import Any, TypeVar
 
 from orchestrator.adapters.node_records import NodeStatus
 from orchestrator.adapters.ray_jobs import RayApiError, RayJobs, driver_log_path
+from orchestrator.adapters.ray_node import drain_command, drain_environment
 from orchestrator.agent.ports import DriverStatus, HeadRefusedError, HeadUnreachableError, NodeListed
 from orchestrator.api.v1 import worker_pb2
 
@@ -30,6 +33,12 @@ NOT_THE_REQUEST = frozenset(
 )
 """4xx that blame the head's state or its token; asking a healthy head again may succeed."""
 
+DRAIN_S = 15.0
+"""Ray's command imports all of Ray, which takes a second; ten more for a busy machine."""
+
+REASON_CHARACTERS = 200
+"""Of the reason that Ray keeps beside a drained node."""
+
 CLIENT_ERRORS = range(400, 500)
 
 
@@ -39,6 +48,8 @@ class RayHead:
     def __init__(self, status: NodeStatus, token: str) -> None:
         self._jobs = RayJobs(status.dashboard_url, token)
         self._session_dir = status.session_dir
+        self._gcs_address = status.gcs_address
+        self._token = token
 
     async def nodes(self) -> Sequence[NodeListed]:
         """Our nodes that the head lists as alive."""
@@ -92,6 +103,37 @@ class RayHead:
     async def stop(self, attempt_id: str) -> None:
         """Ask the driver to end; repeating it changes nothing."""
         await _asked(self._jobs.stop(attempt_id))
+
+    async def drain(self, member_id: str, reason: str, remaining_ms: int) -> bool:
+        """Tell Ray that a node will be preempted; whether it has been told.
+
+        A node on which nothing runs ends itself at once when it is drained: then it is left alone until something
+        does. Ray offers this over its own protocol only, so one of its commands is run, with this cluster's token.
+        """
+        node_id = await _asked(self._jobs.working_node(member_id))
+        if not node_id:
+            return False
+        reason = " ".join(reason.split())[:REASON_CHARACTERS] or "the machine goes"
+        process = await asyncio.create_subprocess_exec(
+            *drain_command(self._gcs_address, node_id, reason, max(1, remaining_ms // 1000)),
+            env=drain_environment(self._token, os.environ),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                output, _ = await process.communicate()
+        except TimeoutError:
+            raise HeadUnreachableError(f"Ray's drain-node did not end in {DRAIN_S:g} s") from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode != 0:
+            said = " ".join(output.decode(errors="replace").split())[-REASON_CHARACTERS:]
+            raise HeadUnreachableError(f"Ray's drain-node exited {process.returncode}: {said}")
+        return True
 
     def read_log(self, attempt_id: str, offset: int, size_max: int) -> bytes:
         """Part of the driver's log; empty where there is none yet, or none any more."""

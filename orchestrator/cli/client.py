@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from types import TracebackType
@@ -9,10 +10,12 @@ from typing import Self, TypeVar
 
 import grpc
 
+from orchestrator.adapters.peers import SERVER_NAME
+from orchestrator.adapters.trust import fetch_authority
 from orchestrator.api.v1.jobs_pb2_grpc import JobsServiceStub
 from orchestrator.api.v1.ledger_pb2_grpc import LedgerServiceStub
 from orchestrator.api.v1.operator_pb2_grpc import OperatorServiceStub
-from orchestrator.cli.errors import CliError
+from orchestrator.cli.errors import CliError, usage_error
 from orchestrator.cli.settings import Settings, is_loopback, settings_from
 
 CALL_TIMEOUT_S = 20.0
@@ -28,6 +31,7 @@ TRANSPORT_WORDS = (
     "connection reset",
     "goaway",
     "endpoint",
+    "handshake",
 )
 """How gRPC's own reasons for UNAVAILABLE read; it marks them in no other way. Other words are a server's."""
 
@@ -43,15 +47,9 @@ class Client:
     """One connection, closed at the end of the `with`. Every method raises CliError."""
 
     def __init__(self, settings: Settings) -> None:
-        options: list[tuple[str, int]] = [
-            ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-            ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
-        ]
-        if is_loopback(settings.url):
-            options.append(("grpc.enable_http_proxy", 0))
         self._url = settings.url
         self._metadata = (("authorization", f"Bearer {settings.token}"),)
-        self._channel = grpc.insecure_channel(settings.url, options=options)
+        self._channel = open_channel(settings.url, trusted(settings))
         self.operator = OperatorServiceStub(self._channel)
         self.jobs = JobsServiceStub(self._channel)
         self.ledger = LedgerServiceStub(self._channel)
@@ -77,6 +75,42 @@ class Client:
             yield from method(request, metadata=self._metadata)
         except grpc.RpcError as error:
             raise explained(error, self._url) from None
+
+
+def open_channel(url: str, authorities: bytes) -> grpc.Channel:
+    """A channel to HOST:PORT that trusts these authorities (PEM) and nobody else."""
+    options: list[tuple[str, int | str]] = [
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_reconnect_backoff_ms", RECONNECT_MS_MAX),
+        ("grpc.ssl_target_name_override", SERVER_NAME),
+    ]
+    if is_loopback(url):
+        options.append(("grpc.enable_http_proxy", 0))
+    return grpc.secure_channel(url, grpc.ssl_channel_credentials(authorities), options=options)
+
+
+def trusted(settings: Settings) -> bytes:
+    """PEM of whom to trust: the file's authorities, else the one that the token pins. Raises CliError."""
+    if settings.ca_file is not None:
+        try:
+            return settings.ca_file.read_bytes()
+        except OSError as error:
+            reason = (error.strerror or "cannot be read").lower()
+            raise usage_error(f"ORCH_CA_FILE: cannot read {settings.ca_file}: {reason}") from None
+    pin = settings.token.partition(".")[2]
+    if not pin:
+        raise usage_error(
+            "whom to trust is not known: this token names no authority; set ORCH_CA_FILE to the ca.pem that"
+            " `orch serve` keeps in its data directory"
+        )
+    try:
+        return asyncio.run(fetch_authority(settings.url, pin))
+    except ConnectionError as error:
+        raise Unreachable(
+            f"cannot reach the control plane at {settings.url}: is `orch serve` running? set ORCH_URL ({error})"
+        ) from None
+    except ValueError as error:
+        raise CliError(f"the control plane at {settings.url} is not the one of this token: {error}") from None
 
 
 def connect() -> Client:

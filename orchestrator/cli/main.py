@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import cluster, job, ledger, receipt, tenant, token, worker
+from orchestrator.cli import cluster, job, ledger, machine, receipt, tenant, token, worker
 from orchestrator.cli.errors import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_USAGE, CliError
 from orchestrator.cli.output import clean
 from orchestrator.cli.serve import serve
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(status)
+machine.register(worker.app)
 app.add_typer(worker.app, name="worker")
 app.add_typer(tenant.app, name="tenant")
 app.add_typer(token.app, name="token")

@@ -12,6 +12,18 @@ import typer
 def serve(
     data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept. [~/.orchestrator]")] = None,
     listen: Annotated[str | None, typer.Option(help="gRPC, for agents and `orch`. [127.0.0.1:7443]")] = None,
+    session_listen: Annotated[
+        str | None, typer.Option(help="gRPC with mutual TLS, for workers' sessions. [127.0.0.1:7444]")
+    ] = None,
+    session_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT by which workers reach --session-listen. [as bound]")
+    ] = None,
+    open_enrolment: Annotated[
+        bool | None, typer.Option("--open-enrolment", help="Let strangers join without a token, on probation.")
+    ] = None,
+    probation_ms: Annotated[
+        int | None, typer.Option(help="How long a stranger is live before it gets paid work.")
+    ] = None,
     gateway: Annotated[str | None, typer.Option(help="HTTP, for tenants. [127.0.0.1:8265]")] = None,
     gateway_name: Annotated[
         list[str] | None, typer.Option(help="A host name by which tenants reach the gateway. Repeatable.")
@@ -44,6 +56,10 @@ def serve(
     flags = {
         "data_dir": data_dir,
         "listen": listen,
+        "session_listen": session_listen,
+        "session_address": session_address,
+        "open_enrolment": open_enrolment,
+        "probation_ms": probation_ms,
         "gateway": gateway,
         "gateway_names": tuple(gateway_name) if gateway_name else None,
         "metrics": metrics,

@@ -37,6 +37,9 @@ Milliseconds = Annotated[int, Field(ge=10, le=DAY_MS)]
 """From what a simulation uses to a day; beyond either a policy means nothing."""
 
 
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 -- recognised, not bound
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where to listen; port 0 lets the system choose."""
@@ -52,6 +55,10 @@ class Address:
         except ValueError:
             return self.host == "localhost"
 
+    def reachable_at(self, bound: str) -> str:
+        """What to tell others of where it is bound: of every address, the one they came by."""
+        return f":{bound.rpartition(':')[2]}" if self.host in EVERYWHERE else bound
+
     def with_port(self, port: int) -> str:
         """HOST:PORT with the port that was bound."""
         return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
@@ -64,11 +71,15 @@ class ServeSettings(BaseSettings):
 
     data_dir: Path = DATA_DIR
     listen: str = "127.0.0.1:7443"
+    session_listen: str = "127.0.0.1:7444"
+    session_address: str = ""
     gateway: str = "127.0.0.1:8265"
     gateway_names: tuple[str, ...] = ()
     metrics: str = "127.0.0.1:9464"
     database_url: SecretStr | None = None
     insecure_lab: bool = False
+    open_enrolment: bool = False
+    probation_ms: Milliseconds = FleetPolicy().probation_ms
     debug: bool = False
     heartbeat_interval_ms: Milliseconds = FleetPolicy().heartbeat_interval_ms
     suspect_after_ms: Milliseconds = FleetPolicy().suspect_after_ms
@@ -115,6 +126,8 @@ class ServeSettings(BaseSettings):
                 suspect_after_ms=self.suspect_after_ms,
                 lease_ttl_ms=self.lease_ttl_ms,
                 lost_after_ms=self.lost_after_ms,
+                open_enrolment=self.open_enrolment,
+                probation_ms=self.probation_ms,
             ),
             clusters=ClusterPolicy(
                 prepare_deadline_ms=self.prepare_deadline_ms,

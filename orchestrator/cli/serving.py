@@ -16,10 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+import grpc
 import grpc.aio
 import structlog
 
 from orchestrator.adapters import clock
+from orchestrator.adapters.authority import BUNDLE_FILE, Authority
 from orchestrator.adapters.database import DatabaseError
 from orchestrator.adapters.files import OWNER_ONLY, make_folder, write_whole
 from orchestrator.adapters.garbage import spare_loaded_state
@@ -28,10 +30,12 @@ from orchestrator.adapters.log_files import LogFiles
 from orchestrator.adapters.metrics import Metrics, MetricsServer
 from orchestrator.adapters.packages import PackageStore
 from orchestrator.adapters.store import SqlStore
+from orchestrator.adapters.webhooks import Webhooks
 from orchestrator.api.v1 import ledger_pb2, ledger_pb2_grpc
 from orchestrator.cli.errors import EXIT_INTERRUPTED, CliError, usage_error
 from orchestrator.cli.serve_settings import Address, ServeSettings, listen_address
 from orchestrator.control.app import ControlPlane, Parts
+from orchestrator.control.services.enrolment import EnrolLimits
 from orchestrator.control.services.operator import Addresses
 from orchestrator.gateway.app import Gateway, start_gateway
 from orchestrator.gateway.config import GatewayConfig
@@ -62,6 +66,7 @@ class Doors:
     """Where to listen."""
 
     listen: Address
+    session_listen: Address
     gateway: Address
     metrics: Address
 
@@ -74,6 +79,8 @@ class House:
     folder: Path
     doors: Doors
     keys: Keys
+    authority: Authority
+    webhooks: Webhooks
     metrics: Metrics
     ledger: Ledger
     parts: Parts
@@ -98,7 +105,7 @@ def run_control_plane(settings: ServeSettings) -> None:
     doors = Doors(
         *(
             listen_address(name, getattr(settings, name), insecure_lab=settings.insecure_lab)
-            for name in ("listen", "gateway", "metrics")
+            for name in ("listen", "session_listen", "gateway", "metrics")
         )
     )
     # Databases and logs are made by others' code; whatever is kept here is its owner's only.
@@ -138,6 +145,9 @@ def _open(settings: ServeSettings, doors: Doors, folder: Path, closing: contextl
     state = store.load(settings.policies)
     spare_loaded_state()
     keys = Keys(folder, founded=bool(state.control.network_id))
+    certified = any(worker.tls_key_sha256 for worker in state.workers.values())
+    authority = Authority(folder, now_ms=clock.SystemClock().now().wall_ms, founded=certified)
+    webhooks = Webhooks(private=settings.insecure_lab)
     books = open_store(f"sqlite:///{folder / 'ledger.db'}")
     closing.callback(books.close)
     public_key = dsse.public_bytes(keys.receipt_key)
@@ -155,13 +165,15 @@ def _open(settings: ServeSettings, doors: Doors, folder: Path, closing: contextl
         log_files=log_files,
         packages=packages,
         secrets=keys,
+        authority=authority,
         ledger=EmbeddedDesk(ledger),
+        webhooks=webhooks,
         observer=metrics,
         new_id=clock.new_id,
         new_secret=clock.new_secret,
         random_bytes=clock.random_bytes,
     )
-    return House(settings, folder, doors, keys, metrics, ledger, parts)
+    return House(settings, folder, doors, keys, authority, webhooks, metrics, ledger, parts)
 
 
 @contextlib.contextmanager
@@ -188,6 +200,7 @@ async def serve_house(house: House) -> None:
     stopping = _stop_on_signals()
     plane = ControlPlane(house.parts)
     async with contextlib.AsyncExitStack() as closing:
+        closing.push_async_callback(_in_time, house.webhooks.close, "webhooks")
         closing.push_async_callback(_in_time, plane.stop, "control")
         try:
             await plane.start()
@@ -228,7 +241,7 @@ async def _until_stopped(plane: ControlPlane, stopping: asyncio.Event) -> None:
 
 
 async def _open_doors(house: House, plane: ControlPlane, closing: contextlib.AsyncExitStack) -> None:
-    """Listen at all three doors and say where they are."""
+    """Listen at every door and say where they are."""
     gateway = await _taken("gateway", house.doors.gateway, _start_gateway(house, plane))
     closing.push_async_callback(_in_time, gateway.close, "gateway")
     gateway_url = f"http://{house.doors.gateway.with_port(gateway.port)}"
@@ -240,16 +253,20 @@ async def _open_doors(house: House, plane: ControlPlane, closing: contextlib.Asy
     addresses = Addresses(
         version(DISTRIBUTION), gateway_url, metrics_url, dsse.public_bytes(house.keys.receipt_key)
     )
-    server = await plane.server(addresses, operators_only=(LEDGER_SERVICE,))
+    sessions = await plane.session_server()
+    sessions_at = await _open_grpc(house, "session_listen", sessions, closing)
+    public = house.settings.session_address or house.doors.session_listen.reachable_at(sessions_at)
+    plane.session_address = public
+    server = await plane.enrol_server(addresses, (LEDGER_SERVICE,), EnrolLimits())
     ledger_pb2_grpc.add_LedgerServiceServicer_to_server(LedgerServicer(house.ledger), server)
-    port = _bind(server, house.doors.listen)
-    await server.start()
-    closing.push_async_callback(_in_time, partial(server.stop, GRACE_S), "grpc")
+    listening_at = await _open_grpc(house, "listen", server, closing)
     endpoints = {
-        "grpc": house.doors.listen.with_port(port),
+        "grpc": listening_at,
+        "session": sessions_at,
         "gateway": gateway_url,
         "metrics": metrics_url,
         "admin_token_file": str(house.folder / ADMIN_FILE),
+        "ca_file": str(house.folder / BUNDLE_FILE),
         "pid": os.getpid(),
     }
     write_whole(house.folder / ENDPOINTS_FILE, (json.dumps(endpoints, indent=2) + "\n").encode())
@@ -272,15 +289,44 @@ async def _start_gateway(house: House, plane: ControlPlane) -> Gateway:
     return await start_gateway(plane.jobs, config, host=at.host, port=at.port)
 
 
-def _bind(server: grpc.aio.Server, at: Address) -> int:
+async def _open_grpc(
+    house: House, name: str, server: grpc.aio.Server, closing: contextlib.AsyncExitStack
+) -> str:
+    """Listen with TLS; workers' sessions show their certificates. HOST:PORT."""
+    at: Address = getattr(house.doors, name)
+    mutual = name == "session_listen"
+    port = _bind(server, name, at, ServerIdentity(house.authority, mutual=mutual).credentials())
+    await server.start()
+    closing.push_async_callback(_in_time, partial(server.stop, GRACE_S), name)
+    return at.with_port(port)
+
+
+class ServerIdentity:
+    """What a listener shows and whom it trusts, asked at each handshake: a rotation needs no restart."""
+
+    def __init__(self, authority: Authority, *, mutual: bool) -> None:
+        self._authority = authority
+        self._mutual = mutual
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """For ``add_secure_port``."""
+        return grpc.dynamic_ssl_server_credentials(self._now(), self._now, self._mutual)
+
+    def _now(self) -> grpc.ServerCertificateConfiguration:
+        key, chain = self._authority.server_credentials_pem(clock.SystemClock().now().wall_ms)
+        roots = self._authority.trust_bundle() if self._mutual else None
+        return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=roots)
+
+
+def _bind(server: grpc.aio.Server, name: str, at: Address, credentials: grpc.ServerCredentials) -> int:
     """Tried with a plain socket first: gRPC would say in its own words, on standard error, what is wrong."""
     try:
         family = socket.AF_INET6 if ":" in at.host else socket.AF_INET
         with socket.create_server((at.host, at.port), family=family):
             pass
-        return server.add_insecure_port(at.with_port(at.port))
+        return server.add_secure_port(at.with_port(at.port), credentials)
     except (OSError, RuntimeError):
-        _refuse("listen", at)
+        _refuse(name.replace("_", "-"), at)
 
 
 async def _taken(name: str, at: Address, starting: Awaitable[T]) -> T:

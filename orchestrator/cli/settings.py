@@ -12,6 +12,7 @@ from orchestrator.cli.errors import usage_error
 DEFAULT_URL = "127.0.0.1:7443"
 DATA_DIR = Path("~/.orchestrator")
 ADMIN_FILE = "admin-token"
+CA_FILE = "ca.pem"
 AGENT_FILE = "agent.json"
 """What an agent knows of itself, in its data directory; present once it has joined."""
 # A token of ours has under 100 characters; what is longer is some other file.
@@ -24,10 +25,14 @@ _PORT_MAX = 65535
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """An address as HOST:PORT and a bearer token, which no representation shows."""
+    """An address as HOST:PORT, a bearer token, which no representation shows, and whom to trust there.
+
+    ``ca_file`` None: whom the token's pin names.
+    """
 
     url: str
     token: str = field(repr=False)
+    ca_file: Path | None = None
 
 
 def settings_from(environ: Mapping[str, str]) -> Settings:
@@ -39,7 +44,7 @@ def settings_from(environ: Mapping[str, str]) -> Settings:
             "no token: set ORCH_TOKEN or ORCH_TOKEN_FILE (`orch serve` writes the operator's to"
             f" admin-token in its data directory; looked in {default_token_path(environ)})"
         )
-    return Settings(url=url, token=token)
+    return Settings(url=url, token=token, ca_file=ca_file_from(environ))
 
 
 def url_from(environ: Mapping[str, str]) -> str:
@@ -57,6 +62,19 @@ def token_from(environ: Mapping[str, str]) -> str | None:
         return read_token(Path(path).expanduser(), "ORCH_TOKEN_FILE")
     default = default_token_path(environ)
     return read_token(default, str(default)) if default.is_file() else None
+
+
+def ca_file_from(environ: Mapping[str, str]) -> Path | None:
+    """ORCH_CA_FILE, else the trust bundle that `orch serve` keeps beside its admin token; None for neither."""
+    path = environ.get("ORCH_CA_FILE", "")
+    if path.strip():
+        return Path(path).expanduser()
+    if environ.get("ORCH_TOKEN", "").strip():
+        return None
+    token_file = environ.get("ORCH_TOKEN_FILE", "").strip()
+    token_path = Path(token_file).expanduser() if token_file else default_token_path(environ)
+    beside = token_path.parent / CA_FILE
+    return beside if beside.is_file() else None
 
 
 def default_token_path(environ: Mapping[str, str]) -> Path:

@@ -16,79 +16,17 @@ from orchestrator.cli.output import (
     Output,
     OutputFormat,
     note,
-    print_fields,
     print_json,
     print_lines,
     print_table,
 )
-from orchestrator.cli.settings import AGENT_FILE, DATA_DIR, DEFAULT_URL, checked_address, token_from
+from orchestrator.cli.settings import AGENT_FILE, DATA_DIR, token_from
 from orchestrator.cli.wording import devices_text, hardware_class_name, instant, yes_no
 
 app = typer.Typer(no_args_is_help=True, help="Workers: machines that suppliers offer.")
 
 AGENT_DATA_DIR = DATA_DIR / "agent"
 AGENT_FIELDS = ("worker_id", "name", "supplier_id", "control_plane")
-SLOTS_MAX = 64
-"""More members than any one machine has devices."""
-
-DataDir = Annotated[Path, typer.Option(help="Where the agent keeps its keys and state.")]
-
-
-@app.command()
-def join(
-    control_plane: Annotated[
-        str, typer.Option(envvar="ORCH_URL", help="The control plane's HOST:PORT.")
-    ] = DEFAULT_URL,
-    token_file: Annotated[Path | None, typer.Option(help="File that holds the join token.")] = None,
-    token: Annotated[
-        str | None, typer.Option(help="The join token itself; visible to others, ORCH_JOIN_TOKEN is not.")
-    ] = None,
-    name: Annotated[str, typer.Option(help="How to call this machine; default: its host name.")] = "",
-    hardware_class: Annotated[
-        str,
-        typer.Option(help="consumer, miner, datacenter, apple or cpu; default: that of its devices."),
-    ] = "",
-    simulate: Annotated[
-        list[str] | None,
-        typer.Option(metavar="MODELxN", help="Pretend to have N such GPUs, shown as simulated. Repeatable."),
-    ] = None,
-    slots: Annotated[int, typer.Option(min=0, max=SLOTS_MAX, help="Members that may run here at once.")] = 1,
-    head_slots: Annotated[
-        int, typer.Option(min=0, max=SLOTS_MAX, help="Ray heads to carry for clusters of several machines.")
-    ] = 0,
-    data_dir: DataDir = AGENT_DATA_DIR,
-    cpus: Annotated[int | None, typer.Option(min=1, help="Processors to offer; default: all.")] = None,
-    zone: Annotated[
-        str, typer.Option(help="Machines with the same zone share a fate, such as an uplink.")
-    ] = "",
-) -> None:
-    """Offer this machine to the network until Ctrl-C, which drains it first; a second Ctrl-C is immediate."""
-    from orchestrator.cli.join import class_of, join_token, machine_name, simulated_models
-
-    directory = data_dir.expanduser()
-    models = simulated_models(simulate or [])
-    if slots == 0 and head_slots == 0:
-        raise usage_error("--slots and --head-slots: both are 0, so this machine would offer nothing")
-    chosen = class_of(hardware_class, models)
-    address = checked_address(control_plane, "--control-plane")
-    called = machine_name(name)
-    secret = join_token(token, token_file, os.environ, directory)
-
-    from orchestrator.agent.daemon import AgentConfig, run_agent
-
-    config = AgentConfig(
-        control_plane=address,
-        join_token=secret,
-        name=called,
-        hardware_class=chosen.value if chosen is not None else "",
-        simulate=tuple(f"{model.name}x{count}" for model, count in models),
-        head_slots=head_slots,
-        slots=slots,
-        data_dir=directory,
-        cpus=cpus,
-        zone=zone,
-    )
-    raise typer.Exit(run_agent(config))
 
 
 @app.command("list")
@@ -114,22 +52,6 @@ def list_(output: Output = OutputFormat.TABLE) -> None:
     ]
     columns = ("NAME", "SUPPLIER", "CLASS", "DEVICES", "HELD", "STATE", "ISOLATION", "WORKER")
     print_table(columns, rows, "no workers yet: offer a machine with `orch worker join`")
-
-
-@app.command()
-def status(data_dir: DataDir = AGENT_DATA_DIR, output: Output = OutputFormat.TABLE) -> None:
-    """Show this machine's agent: as it knows itself, and as the network sees it where a token is at hand."""
-    known = read_agent(data_dir.expanduser())
-    seen = seen_worker(known["worker_id"])
-    if output is OutputFormat.JSON:
-        if seen is None:
-            print_lines([json.dumps(known)])
-        else:
-            print_json(seen)
-        return
-    print_fields({name.replace("_", " "): known[name] for name in AGENT_FIELDS})
-    if seen is not None:
-        print_fields(worker_fields(seen))
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -26,23 +25,26 @@ from orchestrator.api.v1 import (
     worker_pb2,
     worker_pb2_grpc,
 )
+from orchestrator.control.alerts import Alerts, WebhookDesk
+from orchestrator.control.authority import Authority
 from orchestrator.control.effects import Effects, LedgerDesk
 from orchestrator.control.jobs_port import ControlJobs
 from orchestrator.control.logs import LogFiles, Logs
 from orchestrator.control.loop import Clock, Loop, LoopObserver, Store
 from orchestrator.control.planner import Planner, PlanObserver, tick_forever
+from orchestrator.control.secrets import digest_of
 from orchestrator.control.services.access import Access
-from orchestrator.control.services.door import Door
+from orchestrator.control.services.door import Door, Guard
+from orchestrator.control.services.enrolment import EnrolLimits, EnrolServicer
 from orchestrator.control.services.jobs import JobsServicer
 from orchestrator.control.services.operator import Addresses, OperatorServicer
 from orchestrator.control.services.workers import (
-    EnrolServicer,
     LogsServicer,
     TelemetryServicer,
     WorkerServicer,
 )
-from orchestrator.control.sessions import Sessions
-from orchestrator.control.uptime import ObservedStore, StateObserver, counts, measure_uptime
+from orchestrator.control.sessions import SessionObserver, Sessions
+from orchestrator.control.uptime import ObservedStore, StateObserver, counts, held_counts, measure_uptime
 from orchestrator.core import messages as m
 from orchestrator.core.decisions.operators import TOKEN_TTL_MS_MAX
 from orchestrator.core.fleet import TokenRole
@@ -92,7 +94,7 @@ class Secrets(Protocol):
     def renew_admin_token(self) -> None: ...
 
 
-class Observer(LoopObserver, PlanObserver, StateObserver, Protocol):
+class Observer(LoopObserver, PlanObserver, StateObserver, SessionObserver, Protocol):
     """Everything that is measured."""
 
 
@@ -106,7 +108,9 @@ class Parts:
     log_files: LogFiles
     packages: PackageStore
     secrets: Secrets
+    authority: Authority
     ledger: LedgerDesk
+    webhooks: WebhookDesk
     observer: Observer
     new_id: Callable[[str], str]
     new_secret: Callable[[str], str]
@@ -122,11 +126,27 @@ class ControlPlane:
         store = ObservedStore(parts.store, parts.observer)
         self.loop = Loop(parts.state, store, parts.clock, self._perform, parts.observer, parts.checkpoint)
         self.logs = Logs(self.loop, parts.log_files)
-        self.sessions = Sessions(self.loop, parts.random_bytes, parts.secrets.cluster_token, self.logs.sizes)
-        self.effects = Effects(self.sessions, self.loop, parts.ledger, parts.secrets.receipt_key)
+        self.sessions = Sessions(
+            self.loop,
+            parts.random_bytes,
+            parts.secrets.cluster_token,
+            self.logs.sizes,
+            parts.authority,
+            parts.observer,
+        )
+        self.effects = Effects(
+            self.sessions,
+            self.loop,
+            parts.ledger,
+            Alerts(self.loop, parts.webhooks),
+            parts.secrets.receipt_key,
+        )
         self.planner = Planner(self.loop, parts.new_id, Budget(), parts.observer)
         self.jobs = ControlJobs(self.loop, self.logs, parts.packages, parts.new_id)
         self.access = Access(self.loop, self.sessions)
+        self.telemetry = TelemetryServicer(self.access)
+        self.session_address = ""
+        """Where workers find the session listener; known once it is bound."""
         self._tasks: list[asyncio.Task[None]] = []
 
     def _perform(self, effects: Sequence[m.Effect]) -> None:
@@ -171,6 +191,7 @@ class ControlPlane:
         """Bring the gauges up to date."""
         workers, clusters, jobs = await self.loop.read(counts)
         self._parts.observer.counted(workers, clusters, jobs)
+        self._parts.observer.held(*await self.loop.read(held_counts))
 
     def _run(self, work: Coroutine[object, object, None], name: str) -> None:
         self._tasks.append(asyncio.create_task(work, name=name))
@@ -188,7 +209,7 @@ class ControlPlane:
     async def _ensure_admin(self) -> None:
         """Make the token in the admin file known, and replace one that does not count any more."""
         secrets = self._parts.secrets
-        digest = _digest(secrets.admin_token)
+        digest = digest_of(secrets.admin_token)
         known, good = await self.loop.read(lambda state: self._admin_standing(state, digest))
         if good:
             return
@@ -198,7 +219,7 @@ class ControlPlane:
             token_id=TokenId(self._parts.new_id("tok")),
             role=TokenRole.OPERATOR,
             subject="",
-            secret_sha256=_digest(secrets.admin_token),
+            secret_sha256=digest_of(secrets.admin_token),
             ttl_ms=TOKEN_TTL_MS_MAX,
             supplier_id=SupplierId(""),
         )
@@ -213,40 +234,64 @@ class ControlPlane:
 
     # ------------------------------------------------------------ services
 
-    async def server(self, addresses: Addresses, operators_only: Iterable[str]) -> grpc.aio.Server:
-        """A gRPC server with every service of ours; the caller binds and starts it.
+    async def enrol_server(
+        self, addresses: Addresses, operators_only: Iterable[str], limits: EnrolLimits
+    ) -> grpc.aio.Server:
+        """The server for whoever shows no certificate: newcomers, operators, tenants. The caller binds and starts it.
 
         ``operators_only`` are full names of services that the caller adds, for operators alone.
         """
         parts = self._parts
-        telemetry = TelemetryServicer(self.access)
         operator = OperatorServicer(
-            self.loop, self.sessions, telemetry.newest, addresses, parts.new_id, self._new_secret
+            self.loop,
+            self.sessions,
+            self.telemetry.newest,
+            addresses,
+            parts.new_id,
+            self._new_secret,
+            parts.authority,
+        )
+        enrol = EnrolServicer(
+            self.loop,
+            parts.authority,
+            parts.new_id,
+            parts.random_bytes,
+            lambda: self.session_address,
+            limits,
         )
         added = tuple(operators_only)
         guarded = (_name(operator_pb2, "OperatorService"), *added)
-        server = grpc.aio.server(
-            interceptors=(Door(dict.fromkeys(guarded, self.access.operator)),), options=SERVER_OPTIONS
-        )
-        worker = WorkerServicer(self.loop, self.sessions, self.access, parts.packages)
-        worker_pb2_grpc.add_EnrolServiceServicer_to_server(EnrolServicer(self.loop, parts.new_id), server)
-        worker_pb2_grpc.add_WorkerServiceServicer_to_server(worker, server)
-        logs_pb2_grpc.add_LogsServiceServicer_to_server(LogsServicer(self.logs, self.access), server)
-        telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server(telemetry, server)
+        server = self._server(dict.fromkeys(guarded, self.access.operator))
+        worker_pb2_grpc.add_EnrolServiceServicer_to_server(enrol, server)
         operator_pb2_grpc.add_OperatorServiceServicer_to_server(operator, server)
         jobs = JobsServicer(self.loop, self.logs, self.access)
         jobs_pb2_grpc.add_JobsServiceServicer_to_server(jobs, server)
         names = [
             _name(worker_pb2, "EnrolService"),
-            _name(worker_pb2, "WorkerService"),
-            _name(logs_pb2, "LogsService"),
-            _name(telemetry_pb2, "TelemetryService"),
             _name(operator_pb2, "OperatorService"),
             _name(jobs_pb2, "JobsService"),
             *added,
         ]
         await _add_health_and_reflection(server, names)
         return server
+
+    async def session_server(self) -> grpc.aio.Server:
+        """The server for workers, whose connections show their certificates."""
+        server = self._server({})
+        worker = WorkerServicer(self.loop, self.sessions, self.access, self._parts.packages)
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(worker, server)
+        logs_pb2_grpc.add_LogsServiceServicer_to_server(LogsServicer(self.logs, self.access), server)
+        telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server(self.telemetry, server)
+        names = [
+            _name(worker_pb2, "WorkerService"),
+            _name(logs_pb2, "LogsService"),
+            _name(telemetry_pb2, "TelemetryService"),
+        ]
+        await _add_health_and_reflection(server, names)
+        return server
+
+    def _server(self, guards: dict[str, Guard]) -> grpc.aio.Server:
+        return grpc.aio.server(interceptors=(Door(guards, self._parts.observer),), options=SERVER_OPTIONS)
 
     def _new_secret(self, prefix: str, request_id: str) -> str:
         if request_id:
@@ -272,7 +317,3 @@ async def _add_health_and_reflection(server: grpc.aio.Server, names: list[str]) 
     for name in ("", *names):
         await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-
-
-def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()

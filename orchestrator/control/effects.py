@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from orchestrator.control.alerts import Alerts
     from orchestrator.control.loop import Loop
     from orchestrator.control.sessions import Sessions
     from orchestrator.core.ids import ReceiptId
@@ -28,10 +29,6 @@ log = structlog.get_logger(__name__)
 
 REVISIT_S = 15.0
 """How soon an effect whose outcome was lost is found again among the pending ones."""
-
-EVIDENCE_CLASS = "T0"
-"""Devices are as their worker reports them; no challenge has been made."""
-
 
 NO_PRICE_POLICY = ids.sha256_hex(b"")
 """No price policy exists yet; the digest of no bytes says so."""
@@ -46,10 +43,18 @@ class LedgerDesk(Protocol):
 class Effects:
     """Takes effects from the loop and performs them beside it."""
 
-    def __init__(self, sessions: Sessions, loop: Loop, ledger: LedgerDesk, key: Ed25519PrivateKey) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        loop: Loop,
+        ledger: LedgerDesk,
+        alerts: Alerts,
+        key: Ed25519PrivateKey,
+    ) -> None:
         self._sessions = sessions
         self._loop = loop
         self._ledger = ledger
+        self._alerts = alerts
         self._key = key
         self._queue: dict[m.Effect, None] = {}
         self._filled = asyncio.Event()
@@ -60,6 +65,10 @@ class Effects:
             match effect:
                 case m.SyncWorker():
                     self._sessions.sync(effect.worker_id)
+                case m.ShutOut():
+                    self._sessions.shut_out(effect.worker_id)
+                case m.DeliverAlert():
+                    self._alerts.deliver(effect)
                 case m.SignReceipt() | m.PostReceipt():
                     self._queue[effect] = None
                     self._filled.set()
@@ -68,7 +77,10 @@ class Effects:
 
     async def run(self) -> None:
         """Work through receipts until cancelled."""
-        await asyncio.gather(self._work(), self._revisit())
+        try:
+            await asyncio.gather(self._work(), self._revisit())
+        finally:
+            await self._alerts.close()
 
     async def _work(self) -> None:
         while True:
@@ -151,7 +163,7 @@ def build_receipt(state: State, receipt_id: ReceiptId) -> Receipt | None:
         idle_ms=0,
         heartbeats_expected=sealed.heartbeats_expected,
         heartbeats_received=sealed.heartbeats_received,
-        evidence_class=EVIDENCE_CLASS,
+        evidence_class=lease.evidence_class,
         challenge_digests=(),
         statement_digests=tuple(digests),
         price_policy_hash=NO_PRICE_POLICY,

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.control.follow import PIECE_BYTES, follow, shown_attempt
+from orchestrator.control.secrets import digest_of
 from orchestrator.core import messages as m
 from orchestrator.core.decisions.operators import authenticate
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
@@ -62,7 +63,7 @@ class ControlJobs:
 
     async def authenticate(self, secret: str) -> TenantId:
         """The tenant of a bearer token; FORBIDDEN where it is none."""
-        digest = hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
+        digest = digest_of(secret)
         token = await self._loop.read(
             lambda state: authenticate(state, digest, state.time_ms(self._loop.now()))
         )

@@ -141,6 +141,11 @@ class Loop:
         worker = self._state.workers.get(worker_id)
         return worker is not None and worker.liveness == "live"
 
+    @property
+    def network_id(self) -> str:
+        """Of the network that this control plane serves; it never changes."""
+        return self._state.control.network_id
+
     def now(self) -> Now:
         """The loop's clock."""
         return self._clock.now()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
 from cryptography.exceptions import InvalidSignature
@@ -16,16 +16,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from orchestrator.api.v1 import worker_pb2
 from orchestrator.control import wire
+from orchestrator.control.authority import certificate_for, generation_of
+from orchestrator.control.inventory_wire import inventory_from
+from orchestrator.control.statements import statement_command
+from orchestrator.control.terms_wire import standing_to
+from orchestrator.control.wishes import clock_notice, faults_reported, wished
 from orchestrator.core import messages as m
+from orchestrator.core.decisions.fleet import check_admitted
 from orchestrator.core.desired import desired_members, ended_leases
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid
-from orchestrator.core.ids import LeaseId, WorkerId
-from orchestrator.receipts import dsse, ids
-from orchestrator.receipts.statement import PAYLOAD_TYPE, parse_statement
+from orchestrator.core.ids import WorkerId
+from orchestrator.core.versions import check_version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from orchestrator.control.authority import Authority, Peer
     from orchestrator.control.loop import Committed, Loop
     from orchestrator.core.state import State
 
@@ -39,11 +45,19 @@ NONCE_BYTES = 32
 HELLO_S = 10.0
 """A stranger who opens a stream and says nothing is not kept longer."""
 
+VERSION_CHARACTERS_MAX = 40
+
 STATEMENTS_MAX = 10_000
 """More in one message than a worker could gather in a week of holding all its slots."""
 
 PATIENCE_S = 0.2
 """Pause before a report is offered again to a full inbox."""
+
+
+class SessionObserver(Protocol):
+    """Where refusals are counted."""
+
+    def refused(self, door: str, code: str) -> None: ...
 
 
 @dataclass(slots=True)
@@ -52,6 +66,14 @@ class Session:
 
     worker_id: WorkerId
     token: str
+    key_sha256: str
+    not_after_ms: int
+    """Wall clock: when the newest certificate that was given to it runs out."""
+    generation: int
+    """Of the authority that issued that certificate; 0: not known."""
+    clock_notice: str = ""
+    standing: bytes = b""
+    """As it was told last."""
     dirty: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -65,8 +87,13 @@ class Sessions:
         random_bytes: Callable[[int], bytes],
         cluster_token: Callable[[str], str],
         log_sizes: Callable[[list[str]], dict[str, int]],
+        authority: Authority | None = None,
+        observer: SessionObserver | None = None,
     ) -> None:
+        """Without an ``authority`` no certificate is renewed: where the network is simulated."""
         self._loop = loop
+        self._authority = authority
+        self._observer = observer
         self._random_bytes = random_bytes
         self._cluster_token = cluster_token
         self._log_sizes = log_sizes
@@ -93,19 +120,38 @@ class Sessions:
         if session is not None:
             session.dirty.set()
 
+    def shut_out(self, worker_id: WorkerId) -> None:
+        """The effect ShutOut: end the worker's session, if it has one."""
+        session = self._by_worker.get(worker_id)
+        if session is not None:
+            self._forget(session)
+            session.ended.set()
+
+    def behind(self, generation: int) -> int:
+        """Connected workers whose certificate an older authority issued."""
+        return sum(session.generation < generation for session in self._by_worker.values())
+
+    def renew_all(self) -> None:
+        """Have every connected worker take a certificate of the newest authority."""
+        for session in self._by_worker.values():
+            session.dirty.set()
+
     # ------------------------------------------------------------ one session
 
     async def serve(
         self,
         requests: AsyncIterator[worker_pb2.SessionRequest],
         send: Callable[[worker_pb2.SessionResponse], Awaitable[None]],
+        peer: Peer,
     ) -> None:
-        """Serve one stream until either side ends it."""
+        """Serve one stream until either side ends it. ``peer`` is who the connection itself shows."""
         try:
-            session, welcome = await self._admit(requests, send)
+            session, welcome = await self._admit(requests, send, peer)
         except RefusedError as refusal:
             retry = refusal.code in (RefusalCode.UNAVAILABLE, RefusalCode.EXHAUSTED)
-            log.info("session_refused", reason=refusal.message)
+            log.info("session_refused", worker_id=peer.worker_id, reason=refusal.message)
+            if self._observer is not None:
+                self._observer.refused("session", refusal.code.value)
             await send(
                 worker_pb2.SessionResponse(farewell=worker_pb2.Farewell(reason=refusal.message, retry=retry))
             )
@@ -121,6 +167,8 @@ class Sessions:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
+            if ending in done:
+                await self._explain_end(session, send)
         finally:
             # Before any wait, which another cancellation would cut short.
             self._forget(session)
@@ -133,6 +181,7 @@ class Sessions:
         self,
         requests: AsyncIterator[worker_pb2.SessionRequest],
         send: Callable[[worker_pb2.SessionResponse], Awaitable[None]],
+        peer: Peer,
     ) -> tuple[Session, worker_pb2.Welcome]:
         """The session and what it begins with. Nothing is awaited once it is known to others."""
         nonce = self._random_bytes(NONCE_BYTES)
@@ -145,26 +194,29 @@ class Sessions:
         if first is None or first.WhichOneof("message") != "hello":
             raise RefusedError(RefusalCode.UNAUTHENTICATED, "a session begins with hello")
         hello = first.hello
-        worker_id = WorkerId(hello.worker_id)
-        key = await self._loop.read(lambda state: _statement_key(state, worker_id))
-        try:
-            Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(
-                hello.signature, SESSION_CONTEXT + nonce + worker_id.encode()
-            )
-        except (InvalidSignature, ValueError):
-            raise RefusedError(
-                RefusalCode.UNAUTHENTICATED, f"hello is not signed by {worker_id}'s key"
-            ) from None
-        inventory = wire.inventory_from(hello.inventory)
+        worker_id = await self._loop.read(lambda state: _identify(state, hello, nonce, peer))
+        inventory = inventory_from(hello.inventory)
         await self._submit(m.PassTerm(hello.term))
-        connected = await self._submit(m.ConnectWorker(worker_id, inventory))
+        connecting = m.ConnectWorker(
+            worker_id, inventory, hello.session_number, hello.agent_version[:VERSION_CHARACTERS_MAX]
+        )
+        connected = await self._submit(connecting)
         if connected.result is None:
             raise RefusedError(
                 RefusalCode.FORBIDDEN, "the operator let this worker go; start it again to offer it anew"
             )
+        if connected.result is False:
+            await self._loop.read(lambda state: check_admitted(state.workers[worker_id]))
         token = self._random_bytes(NONCE_BYTES).hex()
         welcome = await self._loop.read(lambda state: _welcome(state, worker_id, token))
-        session = Session(worker_id, hashlib.sha256(token.encode()).hexdigest())
+        session = Session(
+            worker_id,
+            hashlib.sha256(token.encode()).hexdigest(),
+            peer.key_sha256,
+            peer.not_after_ms,
+            self._generation_of(peer),
+            clock_notice(hello.wall_ms, self._loop.now().wall_ms),
+        )
         old = self._by_worker.get(worker_id)
         if old is not None:
             # The newer connection is the agent's own idea of itself; the older one is a dead link it left behind.
@@ -189,12 +241,22 @@ class Sessions:
             session.dirty.clear()
             desired = await self._loop.read(lambda state: self._desired(state, session.worker_id))
             await send(worker_pb2.SessionResponse(desired=desired))
+            standing = await self._loop.read(lambda state: self._standing(state, session))
+            told = standing.SerializeToString(deterministic=True)
+            if told != session.standing:
+                session.standing = told
+                await send(worker_pb2.SessionResponse(standing=standing))
+            if self._authority is not None and session.generation < self._authority.generation:
+                # No chain: the new authorities to trust, and the wish that it ask for a certificate now.
+                bundle = worker_pb2.Certificate(trust_bundle=self._authority.trust_bundle())
+                await send(worker_pb2.SessionResponse(certificate=bundle))
 
     def _desired(self, state: State, worker_id: WorkerId) -> worker_pb2.Desired:
         wanted = desired_members(state, worker_id)
         sizes = self._log_sizes([one.attempt.attempt_id for member in wanted for one in member.attempts])
+        at_ms = state.time_ms(self._loop.now())
         members = [
-            wire.desired_member_to(member, self._cluster_token(member.member.cluster_id), sizes)
+            wire.desired_member_to(member, self._cluster_token(member.member.cluster_id), sizes, at_ms)
             for member in wanted
         ]
         ended = [wire.lease_to(lease) for lease in ended_leases(state, worker_id)]
@@ -211,6 +273,12 @@ class Sessions:
         async for request in requests:
             if not self._loop.heard(session.worker_id):
                 await self._submit(m.ConnectWorker(session.worker_id, None))
+            if self._expired(session):
+                farewell = worker_pb2.Farewell(
+                    reason="the certificate of this session has run out", retry=True
+                )
+                await send(worker_pb2.SessionResponse(farewell=farewell))
+                return
             match request.WhichOneof("message"):
                 case "heartbeat":
                     ack = worker_pb2.HeartbeatAck(sequence=request.heartbeat.sequence)
@@ -228,6 +296,12 @@ class Sessions:
                     await self._submit(m.DrainWorker(session.worker_id))
                     if await self._drained(session.worker_id, send):
                         return
+                case "renew_certificate":
+                    await self._renew(session, request.renew_certificate.tls_csr, send)
+                case "owner_wish":
+                    await self._grant(session, request.owner_wish)
+                case "fault_report":
+                    await self._hold_devices(session.worker_id, request.fault_report)
                 case other:
                     log.warning("unexpected_request", worker_id=session.worker_id, kind=other)
 
@@ -255,6 +329,75 @@ class Sessions:
         await send(worker_pb2.SessionResponse(farewell=farewell))
         return True
 
+    # ------------------------------------------------------------ certificates
+
+    def _generation_of(self, peer: Peer) -> int:
+        return generation_of(self._authority, peer.certificate) if self._authority is not None else 0
+
+    def _expired(self, session: Session) -> bool:
+        return self._authority is not None and self._loop.now().wall_ms > session.not_after_ms
+
+    async def _renew(
+        self,
+        session: Session,
+        csr: bytes,
+        send: Callable[[worker_pb2.SessionResponse], Awaitable[None]],
+    ) -> None:
+        """The next certificate, for the same key under the same name."""
+        authority = self._authority
+        if authority is None:
+            return
+        now_ms = self._loop.now().wall_ms
+
+        def issue(state: State) -> worker_pb2.Certificate:
+            worker = state.workers[session.worker_id]
+            life_ms = state.policies.fleet.certificate_life_ms
+            return certificate_for(authority, worker, state.control.network_id, csr, now_ms, life_ms)
+
+        try:
+            certificate = await self._loop.read(issue)
+        except RefusedError as refusal:
+            log.warning("renewal_refused", worker_id=session.worker_id, reason=refusal.message)
+            return
+        session.not_after_ms = certificate.not_after_unix_ms
+        session.generation = authority.generation
+        await send(worker_pb2.SessionResponse(certificate=certificate))
+        log.info("certificate_renewed", worker_id=session.worker_id)
+
+    # ------------------------------------------------------------ what the owner wants
+
+    async def _grant(self, session: Session, wish: worker_pb2.OwnerWish) -> None:
+        """Do what the owner asks of his own worker; a wish that cannot be is told by the unchanged standing."""
+        try:
+            for command in wished(session.worker_id, wish):
+                await self._submit(command)
+        except RefusedError as refusal:
+            log.warning("wish_refused", worker_id=session.worker_id, reason=refusal.message)
+            session.standing = b""
+        session.dirty.set()
+
+    async def _hold_devices(self, worker_id: WorkerId, report: worker_pb2.FaultReport) -> None:
+        for command in faults_reported(worker_id, report):
+            try:
+                await self._submit(command)
+            except RefusedError as refusal:
+                log.warning("fault_refused", worker_id=worker_id, reason=refusal.message)
+
+    def _standing(self, state: State, session: Session) -> worker_pb2.Standing:
+        now = self._loop.now()
+        standing = standing_to(state, state.workers[session.worker_id], state.time_ms(now))
+        standing.clock_notice = session.clock_notice
+        return standing
+
+    async def _explain_end(
+        self, session: Session, send: Callable[[worker_pb2.SessionResponse], Awaitable[None]]
+    ) -> None:
+        """Whoever is shut out is told why; a session that a newer one replaced has nobody left to tell."""
+        hold = await self._loop.read(lambda state: state.workers[session.worker_id].shut_out)
+        if hold is not None:
+            farewell = worker_pb2.Farewell(reason=hold.reason, retry=False)
+            await send(worker_pb2.SessionResponse(farewell=farewell))
+
     # ------------------------------------------------------------ statements
 
     async def _accept(
@@ -277,29 +420,28 @@ class Sessions:
                 await send(worker_pb2.SessionResponse(statement_ack=ack))
 
 
-def statement_command(worker_id: WorkerId, key: str, envelope: bytes) -> m.AcceptStatement:
-    """Verify a statement's signature and read it. Raises RefusedError."""
-    public_key = bytes.fromhex(key)
+def _identify(state: State, hello: worker_pb2.Hello, nonce: bytes, peer: Peer) -> WorkerId:
+    """The worker that both keys speak for. Raises RefusedError."""
+    worker_id = WorkerId(hello.worker_id)
+    if worker_id != peer.worker_id:
+        reason = f"this certificate is {peer.worker_id}'s, and a worker speaks only for itself"
+        raise RefusedError(RefusalCode.FORBIDDEN, reason)
+    key = _statement_key(state, worker_id)
+    worker = state.workers[worker_id]
+    if peer.key_sha256 != worker.tls_key_sha256:
+        reason = f"this certificate is for another key than the one {worker_id} joined with"
+        raise RefusedError(RefusalCode.FORBIDDEN, reason)
     try:
-        payload = dsse.open_envelope(envelope, PAYLOAD_TYPE, {ids.key_id(public_key): public_key})
-        statement = parse_statement(payload)
-    except ValueError as error:
-        raise invalid("statements", f"not a statement of this worker: {error}") from None
-    if statement.worker_id != worker_id:
-        raise invalid("statements.worker_id", "a worker states only about itself")
-    return m.AcceptStatement(
-        worker_id=worker_id,
-        lease_id=LeaseId(statement.lease_id),
-        subject=(statement.network_id, statement.member_id, statement.job_id, statement.attempt_id),
-        sequence=statement.sequence,
-        start_offset_ms=statement.start_offset_ms,
-        end_offset_ms=statement.end_offset_ms,
-        final=statement.final,
-        device_ids=statement.device_ids,
-        heartbeats_acknowledged=statement.heartbeats_acknowledged,
-        payload_sha256=ids.sha256_hex(payload),
-        envelope=envelope,
-    )
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(
+            hello.signature, SESSION_CONTEXT + nonce + worker_id.encode()
+        )
+    except (InvalidSignature, ValueError):
+        raise RefusedError(RefusalCode.UNAUTHENTICATED, f"hello is not signed by {worker_id}'s key") from None
+    check_admitted(worker)
+    check_version(hello.agent_version)
+    if not hello.session_number:
+        raise invalid("hello.session_number", "the agent does not count its sessions; install a newer one")
+    return worker_id
 
 
 def _statement_key(state: State, worker_id: WorkerId) -> str:
@@ -316,7 +458,7 @@ def _welcome(state: State, worker_id: WorkerId, token: str) -> worker_pb2.Welcom
     return worker_pb2.Welcome(
         term=state.control.term,
         heartbeat_interval_ms=policies.fleet.heartbeat_interval_ms,
-        lease_ttl_ms=policies.fleet.lease_ttl_ms,
+        lease_ttl_ms=state.workers[worker_id].lease_ttl_ms(policies.fleet),
         statement_interval_ms=policies.metering.statement_interval_ms,
         session_token=token,
         supplier_id=state.workers[worker_id].supplier_id,

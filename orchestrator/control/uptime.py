@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+import structlog
+
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase
 from orchestrator.core.fleet import Liveness
+from orchestrator.core.holds import HoldKind
 from orchestrator.core.jobs import Job, JobStatus
 from orchestrator.core.state import State
 
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
     from orchestrator.adapters.store import Transaction
     from orchestrator.control.loop import Loop, Store
+
+log = structlog.get_logger(__name__)
 
 UPTIME_TICK_S = 5.0
 """A heartbeat's interval: uptime is not known any finer."""
@@ -38,6 +43,10 @@ class StateObserver(Protocol):
     def job_started(self, queued_s: float) -> None: ...
 
     def receipt(self, state: str) -> None: ...
+
+    def hardware_changed(self) -> None: ...
+
+    def held(self, zones: int, workers: dict[str, int]) -> None: ...
 
     def counted(self, workers: dict[str, int], clusters: dict[str, int], jobs: dict[str, int]) -> None: ...
 
@@ -99,6 +108,9 @@ class ObservedStore:
         """As the store does it."""
         await self._store.commit(transaction)
         for event in transaction.events:
+            if isinstance(event, m.InventoryChanged) and event.changes:
+                self._observer.hardware_changed()
+                log.info("hardware_changed", worker_id=event.worker_id, changes=event.changes)
             state = RECEIPT_STATES.get(type(event))
             if state is not None:
                 self._observer.receipt(state)
@@ -125,3 +137,12 @@ def liveness_counts(state: State) -> dict[str, int]:
     for worker in state.workers.values():
         counts[worker.liveness] += 1
     return counts
+
+
+def held_counts(state: State) -> tuple[int, dict[str, int]]:
+    """Zones that are held, and workers by the kind of hold."""
+    workers = {kind.value: 0 for kind in HoldKind}
+    for worker in state.workers.values():
+        for hold in worker.holds:
+            workers[hold.kind] += 1
+    return len(state.zones_held), workers

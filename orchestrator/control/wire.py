@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orchestrator.api.v1 import common_pb2, worker_pb2
+from orchestrator.control.inventory_wire import WORD_MAX
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import MemberRole, NodeAddress, NodeSeen
 from orchestrator.core.errors import invalid
-from orchestrator.core.fleet import Device, DeviceKind, HardwareClass, Inventory, Isolation
-from orchestrator.core.ids import AttemptId, DeviceId, MemberId, WorkerId
+from orchestrator.core.ids import AttemptId, MemberId, WorkerId
 from orchestrator.core.jobs import Outcome
 
 if TYPE_CHECKING:
@@ -20,20 +20,6 @@ if TYPE_CHECKING:
 
 TEXT_MAX = 2_000
 """Longest reason or message kept from an agent: it is shown to people, and stored."""
-
-WORD_MAX = 200
-
-CLASSES = {
-    common_pb2.HARDWARE_CLASS_CONSUMER: HardwareClass.CONSUMER,
-    common_pb2.HARDWARE_CLASS_MINER: HardwareClass.MINER,
-    common_pb2.HARDWARE_CLASS_DATACENTER: HardwareClass.DATACENTER,
-    common_pb2.HARDWARE_CLASS_APPLE: HardwareClass.APPLE,
-    common_pb2.HARDWARE_CLASS_CPU: HardwareClass.CPU,
-}
-CLASS_NUMBERS = {value: number for number, value in CLASSES.items()}
-
-KINDS = {common_pb2.DEVICE_KIND_GPU: DeviceKind.GPU, common_pb2.DEVICE_KIND_CPU: DeviceKind.CPU}
-KIND_NUMBERS = {value: number for number, value in KINDS.items()}
 
 ROLE_NUMBERS = {
     MemberRole.HEAD: worker_pb2.MEMBER_ROLE_HEAD,
@@ -46,74 +32,6 @@ OUTCOMES = {
     worker_pb2.ATTEMPT_STATUS_FAILED: Outcome.FAILED,
     worker_pb2.ATTEMPT_STATUS_STOPPED: Outcome.STOPPED,
 }
-
-
-def inventory_from(wire: common_pb2.Inventory) -> Inventory:
-    """Raises RefusedError naming the field."""
-    hardware_class = CLASSES.get(wire.hardware_class)
-    if hardware_class is None:
-        raise invalid("inventory.hardware_class", "say which hardware class the machine is")
-    devices = []
-    for device in wire.devices:
-        kind = KINDS.get(device.kind)
-        if kind is None:
-            raise invalid("inventory.devices.kind", f"device {device.device_id[:80]!r} has no kind")
-        devices.append(
-            Device(DeviceId(device.device_id), kind, device.model, device.memory_bytes, device.simulated)
-        )
-    try:
-        isolation = Isolation(wire.isolation)
-    except ValueError:
-        raise invalid("inventory.isolation", f"unknown isolation {wire.isolation[:40]!r}") from None
-    words = {
-        "operating_system": wire.operating_system,
-        "architecture": wire.architecture,
-        "python_version": wire.python_version,
-        "ray_version": wire.ray_version,
-        "overlay": wire.overlay,
-        "zone": wire.zone,
-    }
-    for name, word in words.items():
-        if len(word) > WORD_MAX:
-            raise invalid(f"inventory.{name}", f"longer than {WORD_MAX} characters")
-    return Inventory(
-        hardware_class=hardware_class,
-        devices=tuple(devices),
-        cpus=wire.cpus,
-        memory_bytes=wire.memory_bytes,
-        slots=wire.slots,
-        head_slots=wire.head_slots,
-        isolation=isolation,
-        **words,
-    )
-
-
-def inventory_to(inventory: Inventory) -> common_pb2.Inventory:
-    """The inverse of ``inventory_from``."""
-    return common_pb2.Inventory(
-        hardware_class=CLASS_NUMBERS[inventory.hardware_class],
-        devices=[
-            common_pb2.Device(
-                device_id=device.device_id,
-                kind=KIND_NUMBERS[device.kind],
-                model=device.model,
-                memory_bytes=device.memory_bytes,
-                simulated=device.simulated,
-            )
-            for device in inventory.devices
-        ],
-        cpus=inventory.cpus,
-        memory_bytes=inventory.memory_bytes,
-        slots=inventory.slots,
-        head_slots=inventory.head_slots,
-        operating_system=inventory.operating_system,
-        architecture=inventory.architecture,
-        python_version=inventory.python_version,
-        ray_version=inventory.ray_version,
-        isolation=inventory.isolation,
-        overlay=inventory.overlay,
-        zone=inventory.zone,
-    )
 
 
 def observed_from(worker_id: WorkerId, wire: worker_pb2.Observed) -> m.ObserveWorker:
@@ -167,7 +85,7 @@ def _attempt_from(wire: worker_pb2.AttemptObserved) -> m.ObservedAttempt:
 
 
 def desired_member_to(
-    desired: m.DesiredMember, cluster_token: str, log_offsets: dict[str, int]
+    desired: m.DesiredMember, cluster_token: str, log_offsets: dict[str, int], at_ms: int
 ) -> worker_pb2.DesiredMember:
     """What a worker is told about one member. ``cluster_token`` is a secret: never log the message."""
     member = desired.member
@@ -182,6 +100,15 @@ def desired_member_to(
         cluster_token=cluster_token,
         attempts=[_desired_attempt_to(attempt, log_offsets) for attempt in desired.attempts],
         leases=[lease_to(lease) for lease in desired.leases],
+        notices=[
+            worker_pb2.MemberNotice(
+                member_id=one.member_id,
+                remaining_ms=max(0, one.notice.deadline_ms - at_ms),
+                reason=one.notice.reason,
+            )
+            for one in desired.notices
+            if one.notice is not None
+        ],
     )
     if desired.head is not None:
         wire.head.node_ip = desired.head.node_ip

@@ -9,6 +9,7 @@ from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase, MemberPhase
 from orchestrator.core.fleet import Liveness
 from orchestrator.core.jobs import AttemptPhase, JobStatus, Outcome
+from orchestrator.core.standing import standing_after
 from orchestrator.core.state import Control, RequestRecord, State
 
 
@@ -16,6 +17,12 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
     """Change the state in place; ``at_ms`` is the control time at which the event was decided."""
     state.version += 1
     state.latest_ms = at_ms
+    if isinstance(event, m.StandingEvent):
+        state.put(standing_after(state.workers[event.worker_id], event))
+        return
+    if isinstance(event, m.WorkerEvent):
+        _apply_worker(state, event, at_ms)
+        return
     match event:
         case m.ControlStarted():
             state.put(Control(event.network_id, event.term, at_ms, event.monotonic_ms, event.boot_id))
@@ -33,14 +40,8 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
             state.put(event.token)
         case m.TokenRevoked():
             state.put(replace(state.tokens[event.token_id], revoked=True))
-        case (
-            m.WorkerJoined()
-            | m.InventoryChanged()
-            | m.LivenessChanged()
-            | m.WorkerDrained()
-            | m.DismissalTold()
-        ):
-            _apply_worker(state, event, at_ms)
+        case m.SpareReleased():
+            state.put(replace(state.clusters[event.cluster_id], spare_for=None))
         case (
             m.ClusterPlanned()
             | m.ClusterAdvanced()
@@ -56,6 +57,7 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
             | m.MemberFailed()
             | m.MemberReplaced()
             | m.MemberStopping()
+            | m.MemberNoticed()
             | m.MemberReleased()
         ):
             _apply_member(state, event)
@@ -77,15 +79,14 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
             assert_never(event)
 
 
-def _apply_worker(
-    state: State,
-    event: m.WorkerJoined | m.InventoryChanged | m.LivenessChanged | m.WorkerDrained | m.DismissalTold,
-    at_ms: int,
-) -> None:
+def _apply_worker(state: State, event: m.WorkerEvent, at_ms: int) -> None:
     match event:
         case m.WorkerJoined():
             state.put(event.worker)
             state.put(replace(state.tokens[event.token_id], used=True))
+        case m.StrangerJoined():
+            state.put(event.supplier)
+            state.put(event.worker)
         case m.InventoryChanged():
             state.put(replace(state.workers[event.worker_id], inventory=event.inventory))
         case m.LivenessChanged():
@@ -98,6 +99,20 @@ def _apply_worker(
             state.put(replace(worker, draining=True, dismissed=event.dismissed))
         case m.DismissalTold():
             state.put(replace(state.workers[event.worker_id], dismissed=False))
+        case m.WorkerRecovered():
+            worker = state.workers[event.worker_id]
+            state.put(replace(worker, recoveries=worker.recoveries + 1))
+        case m.SessionOpened():
+            worker = state.workers[event.worker_id]
+            since_ms = worker.outdated_since_ms if worker.outdated_since_ms is not None else at_ms
+            state.put(
+                replace(
+                    worker,
+                    sessions=event.number,
+                    agent_version=event.agent_version,
+                    outdated_since_ms=since_ms if event.outdated else None,
+                )
+            )
 
 
 def _apply_cluster(
@@ -153,6 +168,7 @@ def _apply_member(
     | m.MemberFailed
     | m.MemberReplaced
     | m.MemberStopping
+    | m.MemberNoticed
     | m.MemberReleased,
 ) -> None:
     if isinstance(event, m.MemberReplaced):
@@ -190,6 +206,8 @@ def _apply_member(
                 )
         case m.MemberStopping():
             state.put(replace(member, phase=MemberPhase.STOPPING, stopping_version=state.version))
+        case m.MemberNoticed():
+            state.put(replace(member, notice=event.notice))
         case m.MemberReleased():
             state.put(replace(member, phase=MemberPhase.RELEASED))
 
@@ -219,6 +237,7 @@ def _apply_job(
                     not_before_ms=event.not_before_ms,
                     avoid=event.avoid,
                     formation_failures=event.formation_failures,
+                    preemptions=job.preemptions + event.preempted,
                 )
             )
         case m.JobEnded():

@@ -11,7 +11,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from orchestrator.core.fleet import HardwareClass
-from orchestrator.core.ids import ClusterId, DeviceId, MemberId, SupplierId, TenantId, WorkerId
+from orchestrator.core.ids import ClusterId, DeviceId, JobId, MemberId, SupplierId, TenantId, WorkerId
+from orchestrator.core.terms import Terms
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -73,6 +74,14 @@ class NodeSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberNotice:
+    """The word that a member goes: ``deadline_ms`` in control time, ``reason`` in words for the tenant."""
+
+    deadline_ms: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """(worker, devices, slot) in one cluster. ``ordinal`` never repeats within the cluster."""
 
@@ -91,6 +100,9 @@ class Member:
     """State version at which STOPPING was decided; a report older than it says nothing about the end."""
     address: NodeAddress | None
     reason: str
+    terms: Terms = Terms()
+    """Its worker's when it was placed: a change since then moves nobody."""
+    notice: MemberNotice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +125,8 @@ class Cluster:
     reason: str
     certificate: tuple[NodeSeen, ...]
     """What the head listed at READY."""
+    spare_for: JobId | None = None
+    """Formed ahead for a job whose present machines are about to go."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,26 @@ them to a fixed point. A refusal happens before anything is applied, so a refuse
 from __future__ import annotations
 
 from collections import deque
+from heapq import merge
 from typing import TYPE_CHECKING, assert_never
 
 from orchestrator.core import messages as m
 from orchestrator.core.apply import apply
-from orchestrator.core.clusters import head_of
-from orchestrator.core.decisions import clusters, fleet, jobs, metering, operators
+from orchestrator.core.clusters import WANTED, head_of
+from orchestrator.core.decisions import (
+    alerts,
+    clusters,
+    fleet,
+    holds,
+    jobs,
+    leaving,
+    liveness,
+    metering,
+    operators,
+    plans,
+    reliability,
+    spares,
+)
 from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.fleet import Liveness
 from orchestrator.core.ids import AttemptId, ClusterId, JobId, LeaseId, MemberId, ReceiptId, WorkerId
@@ -41,7 +55,11 @@ def handle(state: State, command: m.Command, now: Now) -> m.Decision:
         return m.Decision(tuple(applied), len(applied))
     if isinstance(command, m.Tick):
         for due in (
-            fleet.tick_liveness(state, now, at_ms),
+            liveness.tick_liveness(state, now, at_ms),
+            holds.tick_holds(state, at_ms),
+            fleet.tick_outdated(state, at_ms),
+            leaving.tick_notices(state, at_ms),
+            spares.tick_spares(state, at_ms),
             clusters.tick_clusters(state, at_ms),
             metering.tick_leases(state, at_ms),
             _forget_requests(state, at_ms),
@@ -74,6 +92,8 @@ def _overtaken(state: State, event: m.Event) -> bool:
     match event:
         case m.MemberFailed() | m.MemberStopping():
             return state.members[event.member_id].phase in ("stopping", "released")
+        case m.MemberNoticed():
+            return state.members[event.member_id].phase not in WANTED
         case m.MemberReleased():
             return state.members[event.member_id].phase == "released"
         case m.ClusterClosing():
@@ -117,7 +137,7 @@ def _observe(state: State, command: m.ObserveWorker, at_ms: int, applied: list[m
 def _decide(state: State, command: m.Command, now: Now, at_ms: int) -> m.Decision:
     match command:
         case m.StartControl():
-            fleet.start_heartbeats(state, now)
+            liveness.start_heartbeats(state, now)
             control = state.control
             network_id = control.network_id or command.network_id
             started = m.ControlStarted(network_id, control.term + 1, now.monotonic_ms, now.boot_id)
@@ -134,14 +154,23 @@ def _decide(state: State, command: m.Command, now: Now, at_ms: int) -> m.Decisio
             )
         case m.RevokeToken():
             return operators.revoke_token(state, command)
-        case m.JoinWorker():
-            return fleet.join_worker(state, command, at_ms)
-        case m.ConnectWorker():
-            return fleet.connect_worker(state, command, now, at_ms)
-        case m.DrainWorker():
-            return fleet.drain_worker(state, command)
-        case m.LeaveWorker():
-            return fleet.leave_worker(state, command, at_ms)
+        case (
+            m.JoinWorker()
+            | m.RecoverWorker()
+            | m.ConnectWorker()
+            | m.SetTerms()
+            | m.PlaceHold()
+            | m.LiftHold()
+            | m.ReclaimWorker()
+            | m.HoldDevice()
+            | m.ReleaseDevice()
+            | m.OverrideClass()
+            | m.SetLeasePolicy()
+            | m.SettleAlert()
+            | m.DrainWorker()
+            | m.LeaveWorker()
+        ):
+            return _decide_worker(state, command, now, at_ms)
         case m.SubmitJob():
             return jobs.submit_job(state, command, at_ms)
         case m.StopJob():
@@ -164,9 +193,43 @@ def _decide(state: State, command: m.Command, now: Now, at_ms: int) -> m.Decisio
                 return m.Decision()
             return m.Decision((m.ReceiptPosted(command.receipt_id, command.transfer_id),))
         case m.ApplyPlan():
-            return clusters.apply_plan(state, command, at_ms)
+            return plans.apply_plan(state, command, at_ms)
         case m.ObserveWorker() | m.Tick():
             raise AssertionError("handled above")
+        case _:
+            assert_never(command)
+
+
+def _decide_worker(state: State, command: m.WorkerCommand, now: Now, at_ms: int) -> m.Decision:
+    match command:
+        case m.JoinWorker():
+            return fleet.join_worker(state, command, at_ms)
+        case m.RecoverWorker():
+            return fleet.recover_worker(state, command)
+        case m.ConnectWorker():
+            return fleet.connect_worker(state, command, now, at_ms)
+        case m.SetTerms():
+            return fleet.set_terms(state, command)
+        case m.PlaceHold():
+            return holds.place_hold(state, command, at_ms)
+        case m.LiftHold():
+            return holds.lift_hold(state, command)
+        case m.ReclaimWorker():
+            return leaving.reclaim_worker(state, command, at_ms)
+        case m.HoldDevice():
+            return holds.hold_device(state, command, at_ms)
+        case m.ReleaseDevice():
+            return holds.release_device(state, command)
+        case m.OverrideClass():
+            return holds.override_class(state, command)
+        case m.SetLeasePolicy():
+            return liveness.set_lease_policy(state, command)
+        case m.SettleAlert():
+            return alerts.settle_alert(state, command)
+        case m.DrainWorker():
+            return fleet.drain_worker(state, command)
+        case m.LeaveWorker():
+            return fleet.leave_worker(state, command, at_ms)
         case _:
             assert_never(command)
 
@@ -208,17 +271,12 @@ def _forget_requests(state: State, at_ms: int) -> Iterator[m.Event]:
 
 def consequences(state: State, event: m.Event, at_ms: int) -> Iterator[m.Event]:
     """What an applied event makes necessary."""
+    yield from alerts.after(state, event, at_ms)
+    yield from reliability.after(state, event, at_ms)
+    yield from _after_worker_change(state, event, at_ms)
     match event:
-        case m.LivenessChanged():
-            if event.liveness is Liveness.LOST:
-                yield from metering.end_leases_of_lost(state, event)
-                yield from clusters.after_worker_gone(state, event.worker_id, "the worker was lost")
-            elif event.liveness is Liveness.LEFT:
-                yield from clusters.after_worker_gone(state, event.worker_id, "the worker left")
-        case m.WorkerDrained():
-            yield from clusters.after_worker_gone(state, event.worker_id, "the supplier took the worker back")
-        case m.InventoryChanged():
-            yield from clusters.after_inventory_changed(state, event.worker_id)
+        case m.MemberNoticed():
+            yield from leaving.after_noticed(state, event.member_id)
         case m.MemberPrepared() | m.MemberUp() | m.MemberReplaced():
             cluster_id = (
                 event.cluster_id if isinstance(event, m.MemberReplaced) else _cluster_of(state, event)
@@ -234,11 +292,17 @@ def consequences(state: State, event: m.Event, at_ms: int) -> Iterator[m.Event]:
             yield from clusters.complete_logs(state, event.cluster_id)
         case m.JobStopRequested():
             yield from jobs.after_stop_requested(state, event.job_id)
+            yield from spares.after_job_over(state, event.job_id)
+        case m.JobEnded():
+            yield from spares.after_job_over(state, event.job_id)
+        case m.AttemptPlaced():
+            yield from spares.after_placed(state, event.attempt)
         case m.AttemptStarted():
             yield from metering.after_attempt_started(state, event.attempt_id, at_ms)
         case m.AttemptEnded():
             yield from metering.after_attempt_ended(state, event.attempt_id, at_ms)
             yield from jobs.after_attempt_ended(state, event, at_ms)
+            yield from leaving.after_attempt_ended(state, event.attempt_id)
             yield from clusters.after_log(state, state.attempts[event.attempt_id].cluster_id)
         case m.LogCompleted():
             yield from clusters.after_log(state, state.attempts[event.attempt_id].cluster_id)
@@ -248,6 +312,31 @@ def consequences(state: State, event: m.Event, at_ms: int) -> Iterator[m.Event]:
             yield from metering.after_lease_change(state, event.lease_id, at_ms)
         case m.LeaseSettled():
             yield from metering.after_settled(state, event.lease_id, at_ms)
+        case _:
+            pass
+
+
+def _after_worker_change(state: State, event: m.Event, at_ms: int) -> Iterator[m.Event]:
+    """What a change of a worker itself makes necessary."""
+    match event:
+        case m.LivenessChanged():
+            if event.liveness is Liveness.LOST:
+                yield from metering.end_leases_of_lost(state, event)
+                yield from clusters.after_worker_gone(state, event.worker_id, "the worker was lost")
+            elif event.liveness is Liveness.LEFT:
+                yield from clusters.after_worker_gone(state, event.worker_id, "the worker left")
+            elif event.liveness is Liveness.SUSPECT:
+                yield from liveness.after_suspect(state, event, at_ms)
+            else:
+                yield from liveness.after_return(state, event.worker_id)
+        case m.WorkerDrained():
+            yield from clusters.after_worker_gone(state, event.worker_id, "the supplier took the worker back")
+        case m.InventoryChanged():
+            yield from clusters.after_inventory_changed(state, event.worker_id)
+        case m.HoldPlaced():
+            yield from holds.after_hold_placed(state, event)
+        case m.DeviceHeld():
+            yield from holds.after_device_held(state, event)
         case _:
             pass
 
@@ -262,7 +351,12 @@ def _cluster_of(state: State, event: m.MemberPrepared | m.MemberUp | m.MemberRel
 def pending_effects(state: State) -> list[m.Effect]:
     """Every effect that has no recorded outcome: what a process does first after its start, and again periodically."""
     workers = (worker_id for worker_id, members in state.members_on.items() if members)
-    return [*(m.SyncWorker(worker_id) for worker_id in workers), *receipt_effects(state)]
+    return [
+        *(m.SyncWorker(worker_id) for worker_id in workers),
+        *(m.ShutOut(worker_id) for worker_id in state.watched.shut_out),
+        *alerts.alert_effects(state, state.alerting),
+        *receipt_effects(state),
+    ]
 
 
 def receipt_effects(state: State) -> list[m.Effect]:
@@ -283,43 +377,61 @@ def receipt_effects(state: State) -> list[m.Effect]:
 def effects_of(state: State, touched: Iterable[tuple[str, str]]) -> list[m.Effect]:
     """The effects that a batch of changes made due."""
     workers: dict[WorkerId, None] = {}
+    effects: list[m.Effect] = []
     receipts = False
     for table, key in touched:
-        if table == "members":
-            workers[state.members[MemberId(key)].worker_id] = None
+        if table == "workers":
+            effects.extend(worker_effects(state, WorkerId(key)))
+        elif table == "members":
+            member = state.members[MemberId(key)]
+            workers[member.worker_id] = None
+            if member.notice is not None:
+                _add_workers_of(state, member.cluster_id, workers)
         elif table == "clusters":
-            cluster = state.clusters[ClusterId(key)]
-            workers.update(dict.fromkeys(member.worker_id for member in state.cluster_members(cluster)))
+            _add_workers_of(state, ClusterId(key), workers)
         elif table == "attempts":
-            cluster = state.clusters[state.attempts[AttemptId(key)].cluster_id]
-            workers.update(dict.fromkeys(member.worker_id for member in state.cluster_members(cluster)))
+            _add_workers_of(state, state.attempts[AttemptId(key)].cluster_id, workers)
         elif table == "leases":
             workers[state.leases[LeaseId(key)].worker_id] = None
         elif table == "jobs":
             job: Job | None = state.jobs.get(JobId(key))
             if job is not None and job.attempt_id is not None and job.stop_requested:
-                cluster = state.clusters[state.attempts[job.attempt_id].cluster_id]
-                workers.update(dict.fromkeys(member.worker_id for member in state.cluster_members(cluster)))
+                _add_workers_of(state, state.attempts[job.attempt_id].cluster_id, workers)
         elif table == "receipts":
             receipts = True
-    effects: list[m.Effect] = [m.SyncWorker(worker_id) for worker_id in workers]
+    effects.extend(m.SyncWorker(worker_id) for worker_id in workers)
     return effects + receipt_effects(state) if receipts else effects
 
 
+def _add_workers_of(state: State, cluster_id: ClusterId, workers: dict[WorkerId, None]) -> None:
+    members = state.cluster_members(state.clusters[cluster_id])
+    workers.update((member.worker_id, None) for member in members)
+
+
+def worker_effects(state: State, worker_id: WorkerId) -> list[m.Effect]:
+    """What a change of a worker itself made due."""
+    shut_out: list[m.Effect] = [m.ShutOut(worker_id)] if worker_id in state.watched.shut_out else []
+    return shut_out + alerts.alert_effects(state, (worker_id,))
+
+
 def needs(state: State, at_ms: int) -> Iterator[Need]:
-    """What a plan should serve: vacancies of forming clusters first, then the queue in order.
+    """What a plan should serve: vacancies of forming clusters first, then queue and spares in the queue's order.
 
     A cluster whose job was stopped gets nobody new: it is closed when its time to form is over.
     """
     for cluster_id in state.open_clusters:
         cluster = state.clusters[cluster_id]
-        attempt_id = state.attempt_in.get(cluster_id)
-        if cluster.vacancies and attempt_id is not None:
+        forming_for = spares.job_of(state, cluster) if cluster.vacancies else None
+        if forming_for is not None:
             avoid = tuple(vacancy.failed_worker_id for vacancy in cluster.vacancies)
-            wanted = state.jobs[state.attempts[attempt_id].job_id].request.requirements
+            wanted = forming_for.request.requirements
             yield VacancyNeed(cluster_id, cluster.vacancies[0].device_count, avoid, wanted)
-    for _, _, job_id in state.queue:
+    ahead = {need.job_id: need for need in spares.spare_needs(state, at_ms)}
+    places = sorted(state.jobs[job_id].queue_place for job_id in ahead)
+    for _, _, job_id in merge(state.queue, places):
         job = state.jobs[job_id]
-        if job.not_before_ms <= at_ms:
+        if job_id in ahead:
+            yield ahead[job_id]
+        elif job.not_before_ms <= at_ms:
             avoid = job.avoid if at_ms < job.not_before_ms + state.policies.jobs.avoid_ms else ()
             yield JobNeed(job_id, job.tenant_id, job.request.requirements, avoid)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.core.clusters import ClusterPhase, Member, MemberPhase, MemberRole, head_of
+from orchestrator.core.clusters import WANTED, ClusterPhase, Member, MemberPhase, MemberRole, head_of
 from orchestrator.core.ids import Fence
 from orchestrator.core.messages import DesiredAttempt, DesiredMember
 
@@ -33,7 +33,8 @@ def ended_leases(state: State, worker_id: WorkerId) -> tuple[Lease, ...]:
 
 def _desired(state: State, member: Member) -> DesiredMember:
     cluster = state.clusters[member.cluster_id]
-    head = head_of(state.cluster_members(cluster))
+    members = state.cluster_members(cluster)
+    head = head_of(members)
     carries_head = member.role is not MemberRole.MEMBER
     head_up = head is not None and head.phase is MemberPhase.UP
     run = cluster.phase in RUNS_HEAD if carries_head else cluster.phase in RUNS_MEMBERS and head_up
@@ -43,6 +44,7 @@ def _desired(state: State, member: Member) -> DesiredMember:
         run=run,
         head=head.address if head is not None and head_up and not carries_head else None,
         attempts=_attempts(state, cluster) if carries_head else (),
+        notices=tuple(one for one in members if one.notice is not None and one.phase in WANTED),
         leases=tuple(state.leases[lease_id] for lease_id in state.leases_on.get(member.member_id, ())),
     )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core.catalogue import GIB
 from orchestrator.core.fleet import Device, DeviceKind, HardwareClass, Liveness, Worker
+from orchestrator.core.holds import HoldKind
 from orchestrator.core.jobs import Requirements
 
 if TYPE_CHECKING:
@@ -14,6 +15,26 @@ if TYPE_CHECKING:
 
     from orchestrator.core.ids import DeviceId, WorkerId
     from orchestrator.core.placement import JobNeed, PlacementView
+
+
+OPEN_MS_MIN = 600_000
+"""A cluster takes minutes to form and to pay for itself: a window that ends sooner is left alone."""
+
+CORDONED = "with each fitting device cordoned"
+
+HOLD_PHRASES = {
+    HoldKind.OWNER: "cordoned by its owner",
+    HoldKind.OPERATOR: "cordoned by an operator",
+    HoldKind.RECLAIMED: "taken back by its owner",
+    HoldKind.BUSY: "in use by its owner",
+    HoldKind.SCHEDULE: "outside its owner's hours",
+    HoldKind.PROBATION: "on probation",
+    HoldKind.QUARANTINED: "in quarantine",
+    HoldKind.CLONED: "shut out as a copy",
+    HoldKind.REVOKED: "shut out by an operator",
+    HoldKind.FLAPPING: "backing off after coming and going",
+    HoldKind.OUTDATED: "with an outdated agent",
+}
 
 
 def worker_rejection(worker: Worker, wanted: Requirements) -> str | None:
@@ -46,12 +67,22 @@ def device_rejection(device: Device, wanted: Requirements) -> str | None:
     return None
 
 
+def hours_rejection(worker: Worker, now_ms: int) -> str | None:
+    """Whether the worker's hours end too soon for anything new, as a phrase; twice its notice at least is left."""
+    open_ms = worker.terms.open_for_ms(now_ms)
+    if open_ms is None or open_ms >= max(OPEN_MS_MIN, 2 * worker.terms.notice_ms):
+        return None
+    return HOLD_PHRASES[HoldKind.SCHEDULE] if open_ms == 0 else "closing soon by its owner's schedule"
+
+
 def _state_rejection(worker: Worker) -> str | None:
     if worker.liveness is Liveness.LEFT:
         return "left the network"
     if worker.liveness is not Liveness.LIVE:
         return worker.liveness.value
-    return "draining" if worker.draining else None
+    if worker.draining:
+        return "draining"
+    return HOLD_PHRASES[worker.holds[0].kind] if worker.holds else None
 
 
 def describe(wanted: Requirements) -> str:
@@ -70,7 +101,9 @@ def describe(wanted: Requirements) -> str:
     return " ".join(parts)
 
 
-def explain(view: PlacementView, need: JobNeed, free_on: Callable[[WorkerId], Iterable[DeviceId]]) -> str:
+def explain(
+    view: PlacementView, need: JobNeed, free_on: Callable[[WorkerId], Iterable[DeviceId]], now_ms: int
+) -> str:
     """Why a job waits: how many workers each filter removed, and what is missing among the rest.
 
     ``free_on`` says what a worker has left, after what the plan under way has given to others.
@@ -80,12 +113,17 @@ def explain(view: PlacementView, need: JobNeed, free_on: Callable[[WorkerId], It
     fitting = free = 0
     grounds: Counter[tuple[str, str, str]] = Counter()
     for worker in view.workers.values():
-        reason = _rejection(worker, need)
+        reason = _rejection(worker, need, now_ms)
         if reason is not None:
             removed[reason] += 1
             continue
         inventory = worker.inventory
-        serving = [device for device in inventory.devices if device_rejection(device, wanted) is None]
+        cordoned = {hold.device_id for hold in worker.device_holds}
+        serving = [
+            device
+            for device in inventory.devices
+            if device.device_id not in cordoned and device_rejection(device, wanted) is None
+        ]
         fitting += len(serving)
         left = set(free_on(worker.worker_id))
         models = Counter(device.model for device in serving if device.device_id in left)
@@ -109,13 +147,17 @@ def explain(view: PlacementView, need: JobNeed, free_on: Callable[[WorkerId], It
     return "; ".join(parts)
 
 
-def _rejection(worker: Worker, need: JobNeed) -> str | None:
+def _rejection(worker: Worker, need: JobNeed, now_ms: int) -> str | None:
     wanted = need.requirements
-    reason = _state_rejection(worker) or worker_rejection(worker, wanted)
+    reason = _state_rejection(worker) or worker_rejection(worker, wanted) or hours_rejection(worker, now_ms)
     if reason is None and worker.worker_id in need.avoid:
         reason = "failed this job before it started"
     if reason is None:
-        reasons = [device_rejection(device, wanted) for device in worker.inventory.devices]
+        cordoned = {hold.device_id for hold in worker.device_holds}
+        reasons = [
+            device_rejection(device, wanted) or (CORDONED if device.device_id in cordoned else None)
+            for device in worker.inventory.devices
+        ]
         if all(reasons):
-            reason = reasons[0]
+            reason = CORDONED if CORDONED in reasons else reasons[0]
     return reason

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
-import numpy as np
-
+from orchestrator.core.alerts import Alert
+from orchestrator.core.evidence import DeviceEvidence, MachineEvidence
+from orchestrator.core.holds import SHUT_OUT, DeviceHold, Hold, HoldKind
 from orchestrator.core.ids import DeviceId, SupplierId, TenantId, TokenId, WorkerId
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+from orchestrator.core.reliability import Flaps, Reliability
+from orchestrator.core.terms import Terms
 
 
 class HardwareClass(StrEnum):
@@ -71,12 +70,15 @@ class Device:
     kind: DeviceKind
     model: str
     memory_bytes: int
+    """What it offers; its evidence tells what it has."""
     simulated: bool
+    evidence: DeviceEvidence | None = None
+    """None where it is simulated, or where the agent is too old to show any."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What a worker says it has."""
+    """What a worker says it has. Its class is not among it: that is derived from the devices."""
 
     hardware_class: HardwareClass
     devices: tuple[Device, ...]
@@ -91,6 +93,9 @@ class Inventory:
     isolation: Isolation
     overlay: str
     zone: str
+    evidence: MachineEvidence | None = None
+    class_reason: str = ""
+    """Why the class is what it is, naming the evidence."""
 
     @property
     def runtime(self) -> str:
@@ -106,6 +111,8 @@ class Supplier:
     supplier_id: SupplierId
     name: str
     created_at_ms: int
+    vouched: bool = True
+    """Whether an operator gave him a token; a stranger makes himself a supplier by joining."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +146,38 @@ class Token:
         return "expired" if at_ms >= self.expires_at_ms else "live"
 
 
+class Reconcile(StrEnum):
+    """What wins when a silent worker comes back and its replacement is there already."""
+
+    ORIGINAL = "original"
+    REPLACEMENT = "replacement"
+
+
+@dataclass(frozen=True, slots=True)
+class LeasePolicy:
+    """How patient the network is with one worker. Milliseconds."""
+
+    lost_after_ms: int
+    replace: bool = False
+    """Form a replacement while the worker is only suspect."""
+    reconcile: Reconcile = Reconcile.ORIGINAL
+
+
+@dataclass(frozen=True, slots=True)
+class ClassOverride:
+    """An operator's word against the rule, with his reason."""
+
+    hardware_class: HardwareClass
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One machine of a supplier. ``statement_key`` is its raw Ed25519 public key in hex."""
+    """One machine of a supplier.
+
+    Its keys are bound by one enrolment: ``statement_key`` is the raw Ed25519 public key in hex, ``tls_key_sha256``
+    the hex SHA-256 of its TLS key's SubjectPublicKeyInfo.
+    """
 
     worker_id: WorkerId
     supplier_id: SupplierId
@@ -155,11 +191,46 @@ class Worker:
     dismissed: bool
     """The operator let it go: its agent is told not to come back by itself."""
     joined_at_ms: int
+    tls_key_sha256: str = ""
+    agent_version: str = ""
+    outdated_since_ms: int | None = None
+    """When its agent was first found older than the supported window."""
+    sessions: int = 0
+    """The number of its newest session: the agent counts them durably, so a copy of it falls behind."""
+    recoveries: int = 0
+    """Certificates given to its key after the last one had run out."""
+    holds: tuple[Hold, ...] = ()
+    device_holds: tuple[DeviceHold, ...] = ()
+    terms: Terms = Terms()
+    class_override: ClassOverride | None = None
+    lease_policy: LeasePolicy | None = None
+    reliability: Reliability = Reliability()
+    flaps: Flaps = Flaps()
+    alerts: tuple[Alert, ...] = ()
+    """The newest last."""
+    alert_count: int = 0
 
     @property
     def placeable(self) -> bool:
         """Whether new members may be placed here."""
-        return self.liveness is Liveness.LIVE and not self.draining
+        return self.liveness is Liveness.LIVE and not self.draining and not self.holds
+
+    @property
+    def shut_out(self) -> Hold | None:
+        """The hold for which it gets no session; None where it may come."""
+        return next((hold for hold in self.holds if hold.kind in SHUT_OUT), None)
+
+    def hold(self, kind: HoldKind) -> Hold | None:
+        """Its hold of one kind."""
+        return next((hold for hold in self.holds if hold.kind is kind), None)
+
+    def lost_after_ms(self, policy: FleetPolicy) -> int:
+        """Silence that makes it lost."""
+        return policy.lost_after_ms if self.lease_policy is None else self.lease_policy.lost_after_ms
+
+    def lease_ttl_ms(self, policy: FleetPolicy) -> int:
+        """Silence after which its nodes end themselves: before it is lost, by the same margin for everybody."""
+        return self.lost_after_ms(policy) - (policy.lost_after_ms - policy.lease_ttl_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +238,9 @@ class FleetPolicy:
     """When silence counts. All in milliseconds of the control plane's monotonic clock."""
 
     heartbeat_interval_ms: int = 5_000
-    suspect_after_ms: int = 15_000
-    """Three missed heartbeats: one lost packet or a pause of the machine is no reason to act."""
+    suspect_after_ms: int = 26_000
+    """Five missed heartbeats: where 2 % are lost, that happens by chance once in 50 years of a worker, and a dead one is
+    still seen within 30 s."""
     lease_ttl_ms: int = 60_000
     """Nodes end themselves this long after the sending of their last acknowledged heartbeat."""
     lost_after_ms: int = 75_000
@@ -177,53 +249,26 @@ class FleetPolicy:
     """When at least this part of a zone is silent, the fault is likelier ours: nobody is evicted."""
     zone_hold_min_workers: int = 3
     """Below this a zone is too small for the ratio to mean anything."""
-
-
-class HeartbeatTable:
-    """When each worker was last heard: a measurement, never stored, so a restart grants everybody a full term."""
-
-    def __init__(self) -> None:
-        self._row: dict[WorkerId, int] = {}
-        self._ids: list[WorkerId] = []
-        self._heard_ms = np.zeros(64, dtype=np.int64)
-
-    def heard(self, worker_id: WorkerId, monotonic_ms: int) -> None:
-        """Record a sign of life."""
-        row = self._row.get(worker_id)
-        if row is None:
-            row = len(self._ids)
-            self._row[worker_id] = row
-            self._ids.append(worker_id)
-            if row >= len(self._heard_ms):
-                self._heard_ms = np.concatenate([self._heard_ms, np.zeros_like(self._heard_ms)])
-        self._heard_ms[row] = monotonic_ms
-
-    def heard_ms(self, worker_id: WorkerId, default_ms: int) -> int:
-        """Monotonic ms of the last sign of life; ``default_ms`` where there was none yet."""
-        row = self._row.get(worker_id)
-        return default_ms if row is None else int(self._heard_ms[row])
-
-    def silent_since(self, monotonic_ms: int) -> list[WorkerId]:
-        """Workers not heard after ``monotonic_ms``, in order of first contact."""
-        count = len(self._ids)
-        return [self._ids[row] for row in np.flatnonzero(self._heard_ms[:count] < monotonic_ms)]
-
-
-def held_zones(
-    workers: Iterable[Worker], silent: Mapping[WorkerId, int], policy: FleetPolicy
-) -> frozenset[str]:
-    """Zones of which so many workers are silent at once that the control plane suspects itself instead."""
-    size: dict[str, int] = {}
-    quiet: dict[str, int] = {}
-    for worker in workers:
-        if worker.liveness in (Liveness.LOST, Liveness.LEFT):
-            continue
-        zone = worker.inventory.zone
-        size[zone] = size.get(zone, 0) + 1
-        if worker.worker_id in silent:
-            quiet[zone] = quiet.get(zone, 0) + 1
-    return frozenset(
-        zone
-        for zone, count in quiet.items()
-        if size[zone] >= policy.zone_hold_min_workers and count >= policy.zone_hold_ratio * size[zone]
-    )
+    zone_window_ms: int = 900_000
+    """Silences that began within this long count as one; a zone dark for longer is dark, and its work is moved."""
+    notice_ms_min: int = 1_000
+    """A reclaim gives a job at least this long, whoever asks."""
+    certificate_life_ms: int = 24 * 3_600_000
+    recoveries_max: int = 5
+    """Each shows a machine that was away for longer than a certificate lives; more of them is no outage any more."""
+    open_enrolment: bool = False
+    """Whether strangers may join without a token."""
+    probation_ms: int = 3_600_000
+    """A stranger's machine must be live for this long without a break before it is given paid work."""
+    probation_max: int = 20_000
+    """Strangers that may be on probation at once; the next waits for one of them."""
+    flaps_max: int = 3
+    """Silences within ``flaps_half_life_ms`` that are taken for bad luck."""
+    flaps_half_life_ms: int = 600_000
+    flap_hold_ms: int = 60_000
+    """The first back-off of a flapping worker; it doubles with each further silence."""
+    flap_hold_max_ms: int = 3_600_000
+    reliability_half_life_ms: int = 7 * 24 * 3_600_000
+    """What a worker did a week ago counts half."""
+    outdated_grace_ms: int = 14 * 24 * 3_600_000
+    """An agent that fell out of the supported window goes on working this long."""

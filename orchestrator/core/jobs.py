@@ -115,6 +115,13 @@ class Job:
     avoid: tuple[WorkerId, ...]
     """Workers that failed this job before it started; not asked again for it."""
     formation_failures: int
+    preemptions: int = 0
+    """Starts whose ground was taken back; they do not count against ``max_attempts``."""
+
+    @property
+    def queue_place(self) -> tuple[int, int, JobId]:
+        """What the queue is ordered by."""
+        return (-self.request.priority, self.submitted_at_ms, self.job_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,8 @@ class Lease:
     settled: bool
     disputed_ms: int
     """Recorded here but never stated by the worker; listed, not paid."""
+    evidence_class: str = "T0"
+    """Of its weakest device when it began."""
 
     @property
     def recorded_ms(self) -> int | None:

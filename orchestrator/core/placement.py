@@ -43,6 +43,8 @@ class PlacementView(Protocol):
     def open_clusters(self) -> Mapping[ClusterId, None]: ...
     @property
     def attempt_in(self) -> Mapping[ClusterId, AttemptId]: ...
+    @property
+    def spares(self) -> Mapping[JobId, ClusterId]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,17 @@ class VacancyNeed:
     """Of the job that the cluster forms for."""
 
 
-Need = JobNeed | VacancyNeed
+@dataclass(frozen=True, slots=True)
+class SpareNeed:
+    """A running job whose machines are about to go wants a cluster ready for its next attempt."""
+
+    job_id: JobId
+    tenant_id: TenantId
+    requirements: Requirements
+    avoid: tuple[WorkerId, ...]
+
+
+Need = JobNeed | VacancyNeed | SpareNeed
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +107,8 @@ class Placement:
     shares: tuple[Share, ...]
     head_host: WorkerId | None
     explanation: tuple[str, ...]
+    spare: bool = False
+    """Formed ahead: the job still runs elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)

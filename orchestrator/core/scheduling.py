@@ -8,12 +8,18 @@ capacity it was made on is still there.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.core.catalogue import MODELS
 from orchestrator.core.clusters import ClusterPhase
-from orchestrator.core.filters import describe, device_rejection, explain, worker_rejection
+from orchestrator.core.filters import (
+    describe,
+    device_rejection,
+    explain,
+    hours_rejection,
+    worker_rejection,
+)
 from orchestrator.core.fleet import HardwareClass
 from orchestrator.core.ids import ClusterId, DeviceId, TenantId, WorkerId
 from orchestrator.core.jobs import Requirements
@@ -22,10 +28,12 @@ from orchestrator.core.placement import (
     Budget,
     Deferral,
     Filling,
+    JobNeed,
     Placement,
     Plan,
     Reuse,
     Share,
+    SpareNeed,
     VacancyNeed,
 )
 
@@ -34,7 +42,7 @@ if TYPE_CHECKING:
 
     from orchestrator.core.clusters import Member
     from orchestrator.core.fleet import Worker
-    from orchestrator.core.placement import JobNeed, Need, PlacementView
+    from orchestrator.core.placement import Need, PlacementView
 
 
 _Ground = tuple[str, str, str]
@@ -46,12 +54,16 @@ class _Draft:
     """What this call has given away already, beside the view."""
 
     view: PlacementView
+    now_ms: int
     taken: dict[WorkerId, set[DeviceId]] = field(default_factory=dict)
     heads: Counter[WorkerId] = field(default_factory=Counter)
     members: Counter[WorkerId] = field(default_factory=Counter)
     spent: set[WorkerId] = field(default_factory=set)
     """Workers that this call left without a free device: skipped at a glance."""
     reused: set[ClusterId] = field(default_factory=set)
+    counted_on: set[ClusterId] = field(default_factory=set)
+    """Warm clusters that make a spare needless, each for one job; who comes first may have them all the same."""
+    spares_unplaced: int = 0
     unfit: dict[tuple[Requirements, tuple[WorkerId, ...]], str] = field(default_factory=dict)
     idle: dict[TenantId, list[ClusterId]] | None = None
     best_fit: list[BucketKey] = field(default_factory=list)
@@ -75,6 +87,10 @@ class _Draft:
         busy = sum(1 for member_id in on if self.view.members[member_id].device_ids)
         return worker.inventory.slots - busy - self.members[worker.worker_id]
 
+    def open(self, worker: Worker) -> bool:
+        """Whether a worker may get something new, and its owner's hours go on for long enough."""
+        return worker.placeable and hours_rejection(worker, self.now_ms) is None
+
     def take(self, shares: Iterable[Share], head_host: WorkerId | None) -> None:
         """Give the shares away within this call."""
         for share in shares:
@@ -86,12 +102,13 @@ class _Draft:
             self.heads[head_host] += 1
 
     def idle_clusters(self, tenant_id: TenantId) -> list[ClusterId]:
-        """READY and clean clusters of a tenant, oldest first."""
+        """READY and clean clusters of a tenant, oldest first; spares are their job's alone."""
         if self.idle is None:
             self.idle = {}
             for cluster_id in self.view.open_clusters:
                 cluster = self.view.clusters[cluster_id]
-                if cluster.phase is ClusterPhase.READY and cluster.idle_since_ms is not None:
+                idle = cluster.phase is ClusterPhase.READY and cluster.idle_since_ms is not None
+                if idle and cluster.spare_for is None:
                     self.idle.setdefault(cluster.tenant_id, []).append(cluster_id)
         return self.idle.get(tenant_id, [])
 
@@ -99,10 +116,9 @@ class _Draft:
 def plan(view: PlacementView, needs: Iterable[Need], now_ms: int, budget: Budget) -> Plan:
     """Serve the needs in the order given. Pure: the same view and needs give the same plan.
 
-    ``now_ms`` is control time; the first version has no rule that depends on it, later ones (reservations, ageing) do.
+    ``now_ms`` is control time: owners' hours end.
     """
-    del now_ms
-    draft = _Draft(view)
+    draft = _Draft(view, now_ms)
     placements: list[Placement] = []
     reuses: list[Reuse] = []
     fillings: list[Filling] = []
@@ -110,17 +126,21 @@ def plan(view: PlacementView, needs: Iterable[Need], now_ms: int, budget: Budget
     for need in needs:
         if len(placements) + len(reuses) + len(fillings) >= budget.placements_max:
             break
-        if isinstance(need, VacancyNeed):
-            filling = _fill(draft, need)
-            if filling is not None:
-                fillings.append(filling)
-            continue
-        outcome = _place(draft, need, budget)
+        outcome: Placement | Reuse | Filling | Deferral | None
+        match need:
+            case VacancyNeed():
+                outcome = _fill(draft, need)
+            case SpareNeed():
+                outcome = _spare(draft, need, budget)
+            case JobNeed():
+                outcome = _place(draft, need, budget)
         match outcome:
             case Placement():
                 placements.append(outcome)
             case Reuse():
                 reuses.append(outcome)
+            case Filling():
+                fillings.append(outcome)
             case Deferral():
                 deferrals.append(outcome)
             case None:
@@ -129,9 +149,13 @@ def plan(view: PlacementView, needs: Iterable[Need], now_ms: int, budget: Budget
 
 
 def _place(draft: _Draft, need: JobNeed, budget: Budget) -> Placement | Reuse | Deferral | None:
-    reuse = _reuse(draft, need)
-    if reuse is not None:
-        return reuse
+    own = _own_spare(draft, need)
+    if own is not None:
+        return own
+    warm = _warm(draft, need, draft.reused)
+    if warm is not None:
+        cluster_id, names = warm
+        return Reuse(need.job_id, cluster_id, (f"warm cluster {cluster_id} of this tenant fits: {names}",))
     signature = (need.requirements, need.avoid)
     known = draft.unfit.get(signature)
     if known is not None:
@@ -141,15 +165,43 @@ def _place(draft: _Draft, need: JobNeed, budget: Budget) -> Placement | Reuse | 
         return placed
     if len(draft.unfit) >= budget.explained_max:
         return None
-    reason = explain(draft.view, need, draft.free)
+    reason = explain(draft.view, need, draft.free, draft.now_ms)
     draft.unfit[signature] = reason
     return Deferral(need.job_id, reason)
 
 
-def _reuse(draft: _Draft, need: JobNeed) -> Reuse | None:
+def _own_spare(draft: _Draft, need: JobNeed) -> Reuse | Deferral | None:
+    """The cluster that was formed ahead for this job; None where there is none, or none that may be used."""
+    cluster_id = draft.view.spares.get(need.job_id)
+    if cluster_id is None:
+        return None
+    cluster = draft.view.clusters[cluster_id]
+    if cluster.phase is ClusterPhase.READY:
+        if cluster.idle_since_ms is None:
+            return Deferral(need.job_id, "its spare cluster is about to be ready")
+        members = (draft.view.members[member_id] for member_id in cluster.member_ids)
+        if not all(draft.view.workers[member.worker_id].placeable for member in members):
+            return None
+    return Reuse(need.job_id, cluster_id, (f"cluster {cluster_id} was formed ahead for this job",))
+
+
+def _spare(draft: _Draft, need: SpareNeed, budget: Budget) -> Placement | None:
+    """A cluster formed ahead, unless a warm one of the tenant would do."""
+    warm = _warm(draft, need, draft.reused | draft.counted_on)
+    if warm is not None or draft.spares_unplaced >= budget.explained_max:
+        return None
+    placed = _choose(draft, need)
+    if placed is None:
+        draft.spares_unplaced += 1
+        return None
+    return replace(placed, spare=True)
+
+
+def _warm(draft: _Draft, need: JobNeed | SpareNeed, given: set[ClusterId]) -> tuple[ClusterId, str] | None:
+    """An idle cluster of the tenant that fits and is not ``given`` yet, and the names of its workers."""
     wanted = need.requirements
     for cluster_id in draft.idle_clusters(need.tenant_id):
-        if cluster_id in draft.reused or cluster_id in draft.view.attempt_in:
+        if cluster_id in given or cluster_id in draft.view.attempt_in:
             continue
         cluster = draft.view.clusters[cluster_id]
         members = [draft.view.members[member_id] for member_id in cluster.member_ids]
@@ -157,7 +209,7 @@ def _reuse(draft: _Draft, need: JobNeed) -> Reuse | None:
         workers = [draft.view.workers[member.worker_id] for member in bearing]
         if sum(len(member.device_ids) for member in bearing) != wanted.device_count:
             continue
-        if any(not draft.view.workers[member.worker_id].placeable for member in members):
+        if not all(draft.open(draft.view.workers[member.worker_id]) for member in members):
             continue
         if any(worker.worker_id in need.avoid for worker in workers):
             continue
@@ -168,11 +220,8 @@ def _reuse(draft: _Draft, need: JobNeed) -> Reuse | None:
         if all(worker_rejection(worker, wanted) is None for worker in workers) and all(
             device_rejection(device, wanted) is None for device in devices
         ):
-            draft.reused.add(cluster_id)
-            names = ", ".join(worker.name for worker in workers)
-            return Reuse(
-                need.job_id, cluster_id, (f"warm cluster {cluster_id} of this tenant fits: {names}",)
-            )
+            (draft.reused if isinstance(need, JobNeed) else draft.counted_on).add(cluster_id)
+            return cluster_id, ", ".join(worker.name for worker in workers)
     return None
 
 
@@ -223,6 +272,8 @@ def _candidate(draft: _Draft, wanted: Requirements, worker_id: WorkerId, model: 
     worker = draft.view.workers[worker_id]
     if worker_rejection(worker, wanted) is not None or draft.slots_left(worker) <= 0:
         return None
+    if hours_rejection(worker, draft.now_ms) is not None:
+        return None
     fitting = {
         device.device_id
         for device in worker.inventory.devices
@@ -232,7 +283,7 @@ def _candidate(draft: _Draft, wanted: Requirements, worker_id: WorkerId, model: 
     return _Candidate(worker, free) if free else None
 
 
-def _candidates(draft: _Draft, need: JobNeed, bucket: BucketKey) -> Iterator[_Candidate]:
+def _candidates(draft: _Draft, need: JobNeed | SpareNeed, bucket: BucketKey) -> Iterator[_Candidate]:
     """Workers of one bucket that serve the request, as they are asked for: the first is often enough."""
     for worker_id in draft.view.buckets[bucket]:
         candidate = _candidate(draft, need.requirements, worker_id, bucket[1])
@@ -240,7 +291,7 @@ def _candidates(draft: _Draft, need: JobNeed, bucket: BucketKey) -> Iterator[_Ca
             yield candidate
 
 
-def _choose(draft: _Draft, need: JobNeed) -> Placement | None:
+def _choose(draft: _Draft, need: JobNeed | SpareNeed) -> Placement | None:
     """The cheapest set: one machine before many, then the fewest machines, then the fewest devices left over."""
     count = need.requirements.device_count
     for bucket in draft.best_fit:
@@ -271,7 +322,7 @@ def _thrift(bucket: BucketKey) -> tuple[int, str, str]:
     return (known.memory_gb if known is not None else 0, hardware_class, model)
 
 
-def _together(draft: _Draft, need: JobNeed) -> Placement | None:
+def _together(draft: _Draft, need: JobNeed | SpareNeed) -> Placement | None:
     """A gang over several workers of one ground; models are mixed only where no one model has enough."""
     count = need.requirements.device_count
     single: dict[tuple[_Ground, str], list[_Candidate]] = {}
@@ -304,7 +355,7 @@ def _devices(candidates: list[_Candidate]) -> int:
     return sum(len(candidate.device_ids) for candidate in candidates)
 
 
-def _gang(draft: _Draft, need: JobNeed, candidates: list[_Candidate]) -> Placement | None:
+def _gang(draft: _Draft, need: JobNeed | SpareNeed, candidates: list[_Candidate]) -> Placement | None:
     """All or nothing of the candidates in order, with a head host of the same ground."""
     head_host = _head_host(draft, candidates[0].worker, need.avoid)
     if head_host is None:
@@ -332,7 +383,9 @@ def _head_host(draft: _Draft, beside: Worker, avoid: tuple[WorkerId, ...]) -> Wo
     fitting = [
         (draft.view.head_hosts[worker_id] - draft.heads[worker_id], worker_id)
         for worker_id in draft.view.head_hosts
-        if worker_id not in avoid and _same_ground(draft.view.workers[worker_id], beside)
+        if worker_id not in avoid
+        and _same_ground(draft.view.workers[worker_id], beside)
+        and hours_rejection(draft.view.workers[worker_id], draft.now_ms) is None
     ]
     free = [(-slots, worker_id) for slots, worker_id in fitting if slots > 0]
     return draft.view.workers[min(free)[1]] if free else None
@@ -343,7 +396,7 @@ def _same_ground(one: Worker, other: Worker) -> bool:
 
 
 def _why(
-    need: JobNeed, chosen: list[_Candidate], shares: list[Share], head_host: Worker | None
+    need: JobNeed | SpareNeed, chosen: list[_Candidate], shares: list[Share], head_host: Worker | None
 ) -> tuple[str, ...]:
     wanted = need.requirements
     lines = [f"asked for {describe(wanted)}"]

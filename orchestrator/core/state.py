@@ -18,7 +18,8 @@ from orchestrator.core.clusters import (
     MemberPhase,
     MemberRole,
 )
-from orchestrator.core.fleet import FleetPolicy, HeartbeatTable, Supplier, Tenant, Token, Worker
+from orchestrator.core.fleet import FleetPolicy, Liveness, Supplier, Tenant, Token, Worker
+from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import (
     AttemptId,
     ClusterId,
@@ -27,12 +28,15 @@ from orchestrator.core.ids import (
     LeaseId,
     MemberId,
     Now,
+    SupplierId,
     TenantId,
     WorkerId,
 )
 from orchestrator.core.jobs import Attempt, AttemptPhase, Job, JobPolicy, JobStatus
+from orchestrator.core.liveness import HeartbeatTable
 from orchestrator.core.metering import Lease, MeteringPolicy, Receipt, Statement
 from orchestrator.core.placement import BucketKey
+from orchestrator.core.watched import Watched, mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,8 @@ class State:
         self.queue_version = 0
         """Changes whenever a job enters the queue; not stored either."""
         self.heartbeats = HeartbeatTable()
+        self.zones_held: frozenset[str] = frozenset()
+        """Zones of which so much is silent that nobody is evicted: a measurement, never stored."""
         self.waiting: dict[JobId, str] = {}
         """Why each queued job waits, as the last plan saw it: a measurement, never stored."""
         self.control = Control("", 0, 0, 0, "")
@@ -170,6 +176,18 @@ class State:
     def _init_indexes(self) -> None:
         self.token_by_hash: dict[str, Token] = {}
         self.worker_by_key: dict[str, WorkerId] = {}
+        self.device_owner: dict[DeviceId, WorkerId] = {}
+        """The first worker that brought a device; another one that brings it has a copy of its name."""
+        self.suppliers_unvouched: dict[SupplierId, None] = {}
+        self.outdated: dict[WorkerId, None] = {}
+        """Workers whose agent has fallen out of the supported window."""
+        self.on_probation: dict[WorkerId, None] = {}
+        self.alerting: dict[WorkerId, None] = {}
+        """Workers whose owner has yet to be told something."""
+        self.spares: dict[JobId, ClusterId] = {}
+        """Clusters that stand ready for the next attempt of a running job."""
+        self.noticed: dict[MemberId, None] = {}
+        """Members that run and are about to go."""
         self.members_on: dict[WorkerId, dict[MemberId, None]] = {}
         """Members not RELEASED, by worker."""
         self.free_devices: dict[WorkerId, dict[DeviceId, None]] = {}
@@ -196,6 +214,7 @@ class State:
         self.receipts_of: dict[LeaseId, list[str]] = {}
         self.unsigned: dict[str, None] = {}
         self.unposted: dict[str, None] = {}
+        self.watched = Watched()
         self._bucket_keys: dict[WorkerId, tuple[BucketKey, ...]] = {}
 
     # ------------------------------------------------------------ time
@@ -219,6 +238,8 @@ class State:
                 self.requests[key] = entity
             case Supplier():
                 self.suppliers[key] = entity
+                if not entity.vouched:
+                    self.suppliers_unvouched[entity.supplier_id] = None
             case Tenant():
                 self.tenants[entity.tenant_id] = entity
             case Token():
@@ -279,9 +300,27 @@ class State:
     # ------------------------------------------------------------ indexes
 
     def _put_worker(self, worker: Worker) -> None:
+        old = self.workers.get(worker.worker_id)
         self.workers[worker.worker_id] = worker
         self.worker_by_key[worker.statement_key] = worker.worker_id
+        self._put_devices(old, worker)
+        self.heartbeats.follow(worker, self.policies.fleet)
+        mark(self.on_probation, worker.worker_id, on=worker.hold(HoldKind.PROBATION) is not None)
+        mark(self.outdated, worker.worker_id, on=worker.outdated_since_ms is not None)
+        mark(self.alerting, worker.worker_id, on=any(not alert.settled for alert in worker.alerts))
+        self.watched.put_worker(worker)
         self._reindex(worker.worker_id)
+
+    def _put_devices(self, old: Worker | None, worker: Worker) -> None:
+        """Who holds a device's name: the first to bring it, until it brings it no more or has left."""
+        mine = {device.device_id for device in worker.inventory.devices}
+        gone = worker.liveness is Liveness.LEFT or worker.hold(HoldKind.REVOKED) is not None
+        for device in old.inventory.devices if old is not None else ():
+            lost = gone or device.device_id not in mine
+            if lost and self.device_owner.get(device.device_id) == worker.worker_id:
+                del self.device_owner[device.device_id]
+        for device_id in mine if not gone else ():
+            self.device_owner.setdefault(device_id, worker.worker_id)
 
     def _put_member(self, member: Member) -> None:
         self.members[member.member_id] = member
@@ -293,6 +332,9 @@ class State:
         else:
             on_worker[member.member_id] = None
             of_cluster[member.member_id] = None
+        noticed = member.notice is not None and member.phase in WANTED
+        mark(self.noticed, member.member_id, on=noticed)
+        self.watched.put_member(member)
         self._reindex(member.worker_id)
 
     def _reindex(self, worker_id: WorkerId) -> None:
@@ -302,6 +344,7 @@ class State:
         members = [self.members[member_id] for member_id in self.members_on.get(worker_id, ())]
         held = {device_id for member in members for device_id in member.device_ids}
         heads = sum(member.role is MemberRole.HEAD for member in members)
+        held.update(hold.device_id for hold in worker.device_holds)
         free = {device.device_id: None for device in worker.inventory.devices if device.device_id not in held}
         self.free_devices[worker_id] = free
         for bucket_key in self._bucket_keys.pop(worker_id, ()):
@@ -327,7 +370,14 @@ class State:
                 self.buckets.setdefault(bucket_key, {})[worker_id] = None
 
     def _put_cluster(self, cluster: Cluster) -> None:
+        old = self.clusters.get(cluster.cluster_id)
+        if old is not None and old.spare_for and self.spares.get(old.spare_for) == old.cluster_id:
+            del self.spares[old.spare_for]
+        closing = cluster.phase in (ClusterPhase.CLOSING, ClusterPhase.CLOSED)
+        if cluster.spare_for is not None and not closing:
+            self.spares[cluster.spare_for] = cluster.cluster_id
         self.clusters[cluster.cluster_id] = cluster
+        self.watched.put_cluster(cluster, self.jobs.get(cluster.spare_for) if cluster.spare_for else None)
         self.capacity_version += 1
         if cluster.phase is ClusterPhase.CLOSED:
             self.open_clusters.pop(cluster.cluster_id, None)
@@ -336,15 +386,15 @@ class State:
 
     def _put_job(self, job: Job) -> None:
         old = self.jobs.get(job.job_id)
-        place = (-job.request.priority, job.submitted_at_ms, job.job_id)
         was_queued = old is not None and _is_queued(old)
         if _is_queued(job) and not was_queued:
-            bisect.insort(self.queue, place)
+            bisect.insort(self.queue, job.queue_place)
             self.queue_version += 1
         elif was_queued and not _is_queued(job):
-            del self.queue[bisect.bisect_left(self.queue, place)]
+            del self.queue[bisect.bisect_left(self.queue, job.queue_place)]
             self.waiting.pop(job.job_id, None)
         self.jobs[job.job_id] = job
+        self.watched.put_job(job)
         if old is None:
             self.jobs_by_submission[job.tenant_id, job.submission_id] = job.job_id
             self.jobs_of.setdefault(job.tenant_id, {})[job.job_id] = None
@@ -363,6 +413,7 @@ class State:
 
     def _put_lease(self, lease: Lease) -> None:
         self.leases[lease.lease_id] = lease
+        self.watched.put_lease(lease.member_id)
         self.leases_of.setdefault(lease.attempt_id, {})[lease.lease_id] = None
         running = self.leases_on.setdefault(lease.member_id, {})
         if lease.ended_ms is None:

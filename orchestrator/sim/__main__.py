@@ -5,39 +5,51 @@ from __future__ import annotations
 import argparse
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 from rich.console import Console
 
+from orchestrator.sim.schedules import play
 from orchestrator.sim.world import Result, run_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SEEDS_DEFAULT = 20
 PROCESSES = 2
 """Runs are independent; more processes than cores would only slow each other down."""
 
 
-def quiet_run(seed: int) -> Result | str:
+AGAIN: dict[Callable[[int], Result], str] = {run_seed: "--seed", play: "--schedule"}
+"""How one run is seen again."""
+
+
+def quiet_run(run: Callable[[int], Result], seed: int) -> Result | str:
     """A run's result, or the violation it ended in."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     try:
-        return run_seed(seed)
+        return run(seed)
     except Exception as error:  # noqa: BLE001 - whatever ends a run is its finding
         return f"{type(error).__name__}: {error}"
 
 
-def run_many(seeds: range, console: Console) -> int:
+def run_many(
+    seeds: range, console: Console, run: Callable[[int], Result] = run_seed, report_every: int = 20
+) -> int:
     """Run seeds side by side; the number of failures."""
     failures = 0
     with ProcessPoolExecutor(PROCESSES) as pool:
-        running = {pool.submit(quiet_run, seed): seed for seed in seeds}
+        running = {pool.submit(partial(quiet_run, run), seed): seed for seed in seeds}
         for done, future in enumerate(as_completed(running), start=1):
             result = future.result()
             if isinstance(result, str):
                 failures += 1
-                console.print(
-                    f"[red]seed {running[future]}[/red] {result}\n  again: make sim SEED={running[future]}"
-                )
-            elif done % 20 == 0 or done == len(seeds):
+                seed = running[future]
+                again = f"python -m orchestrator.sim {AGAIN[run]} {seed}"
+                console.print(f"[red]seed {seed}[/red] {result}\n  again: {again}")
+            elif done % report_every == 0 or done == len(seeds):
                 console.print(f"{done}/{len(seeds)} seeds, {failures} failed")
     return failures
 
@@ -47,11 +59,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m orchestrator.sim", description=__doc__)
     parser.add_argument("--seed", type=int, help="run this one seed, with the log of every process")
     parser.add_argument("--seeds", type=int, default=SEEDS_DEFAULT, help="run this many seeds from 0")
+    parser.add_argument("--schedule", type=int, help="run this one schedule, with the log of every process")
+    parser.add_argument("--schedules", type=int, default=0, help="run this many schedules from 0 instead")
     arguments = parser.parse_args()
     console = Console()
-    if arguments.seed is None:
+    if arguments.seed is not None:
+        console.print(run_seed(arguments.seed))
+    elif arguments.schedule is not None:
+        console.print(play(arguments.schedule))
+    elif arguments.schedules:
+        return 1 if run_many(range(arguments.schedules), console, play, 100) else 0
+    else:
         return 1 if run_many(range(arguments.seeds), console) else 0
-    console.print(run_seed(arguments.seed))
     return 0
 
 

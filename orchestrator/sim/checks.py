@@ -6,6 +6,8 @@ from collections import defaultdict
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from orchestrator.adapters import codec
+from orchestrator.core import messages as m
 from orchestrator.core.clusters import MemberPhase
 from orchestrator.core.jobs import AttemptPhase, JobStatus, Outcome
 from orchestrator.receipts import dsse
@@ -67,6 +69,54 @@ def check_machines(machines: Iterable[Machine], devices: Mapping[str, tuple[str,
         require(used <= owned, f"{machine.name} has {owned} GPUs and runs nodes with {used}")
 
 
+def check_deadlines(machine: Machine) -> None:
+    """No node goes on past its deadline: a machine that has just woken ends it before anything else happens there.
+
+    A suspended machine runs nothing, whatever its nodes are called.
+    """
+    if machine.frozen:
+        return
+    now_ms = machine.clock.boottime_ms()
+    for node in machine.alive():
+        late_ms = now_ms - node.deadline_boottime_ms
+        require(late_ms <= 0, f"{node.member_id} on {machine.name} runs {late_ms} ms past its deadline")
+
+
+def check_gone(machine: Machine) -> None:
+    """A worker that is lost has no node any more: others may do its work now. A suspended machine does none."""
+    running = [] if machine.frozen else [node.member_id for node in machine.alive()]
+    require(not running, f"{machine.name} is lost and still runs {running}")
+
+
+def check_devices(machine: Machine, devices_of: Mapping[str, frozenset[str]]) -> None:
+    """No two nodes of a machine hold one device, a suspended one's included: it may wake."""
+    held: dict[str, str] = {}
+    for node in machine.nodes.values():
+        for device_id in devices_of.get(node.member_id, ()) if node.runs else ():
+            other = held.setdefault(device_id, node.member_id)
+            require(other == node.member_id, f"{other} and {node.member_id} both run on {device_id}")
+
+
+def check_succession(store: MemoryStore) -> None:
+    """Once a job has a newer attempt, nothing about an older one is taken: no start, no end, no log."""
+    job_of: dict[str, str] = {}
+    newest: dict[str, str] = {}
+    for version, _, name, body in store.log:
+        if name not in ("AttemptPlaced", "AttemptStarted", "AttemptEnded", "LogCompleted"):
+            continue
+        event = codec.decode_event(name, codec.event_version(name), body)
+        match event:
+            case m.AttemptPlaced():
+                attempt = event.attempt
+                job_of[attempt.attempt_id] = attempt.job_id
+                newest[attempt.job_id] = attempt.attempt_id
+            case m.AttemptStarted() | m.AttemptEnded() | m.LogCompleted():
+                known = newest[job_of[event.attempt_id]]
+                require(
+                    known == event.attempt_id, f"event {version}: {name} of {event.attempt_id} after {known}"
+                )
+
+
 def check_gangs(ray: SimRay, state: State) -> None:
     """No driver ever began on less than its gang."""
     for attempt_id, gpus in ray.submissions:
@@ -111,11 +161,15 @@ def receipts_of(ledger: MemoryLedger, public_key: bytes, key_id: str) -> list[Re
 
 
 def check_money(
-    state: State, ledger: MemoryLedger, receipts: list[Receipt], held_ms: Mapping[str, int]
+    state: State,
+    ledger: MemoryLedger,
+    receipts: list[Receipt],
+    held_ms: Mapping[str, int],
+    slack_ms: int = UNNOTICED_MS,
 ) -> None:
     """Nothing paid twice, nothing paid that was not held, books equal receipts.
 
-    ``held_ms`` is for how long each member's node really ran.
+    ``held_ms`` is for how long each member's node really ran, known to within ``slack_ms``.
     """
     require(not state.unsigned, f"{len(state.unsigned)} receipts were never signed")
     require(not state.unposted, f"{len(state.unposted)} receipts were never posted")
@@ -138,4 +192,4 @@ def check_money(
             require(end_ms <= start_ms, f"{device_id} is paid twice, by {one} and {other}")
     for member_id, billed_ms in billed.items():
         ran_ms = held_ms.get(member_id, 0)
-        require(billed_ms <= ran_ms + UNNOTICED_MS, f"{member_id} ran {ran_ms} ms and is paid {billed_ms} ms")
+        require(billed_ms <= ran_ms + slack_ms, f"{member_id} ran {ran_ms} ms and is paid {billed_ms} ms")

@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.control.alerts import Alerts
 from orchestrator.control.effects import Effects
 from orchestrator.control.logs import Logs
 from orchestrator.control.loop import Loop
@@ -14,6 +15,7 @@ from orchestrator.control.planner import Planner, tick_forever
 from orchestrator.control.sessions import Sessions
 from orchestrator.core import messages as m
 from orchestrator.core.placement import Budget
+from orchestrator.sim.memory import MemoryWebhooks
 from orchestrator.sim.network import Parts
 
 if TYPE_CHECKING:
@@ -86,7 +88,8 @@ class ControlProcess:
             logs.sizes,
         )
         self.parts = Parts(sessions, logs, lambda task: outside.processes.spawn(self.name, task))
-        effects.append(Effects(sessions, self.loop, outside.ledger, outside.key))
+        alerts = Alerts(self.loop, MemoryWebhooks())
+        effects.append(Effects(sessions, self.loop, outside.ledger, alerts, outside.key))
         planner = Planner(self.loop, lambda prefix: f"{prefix}_{random.getrandbits(64):016x}", Budget())
         self._spawn(self.loop.run())
         await self.submit(m.StartControl(NETWORK_ID))
@@ -103,7 +106,9 @@ class ControlProcess:
         except KilledError:
             self.died.set()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the run's finding
-            self.outside.failures.append(error)
+            # Once one part has died, the others only find that out.
+            if not self.died.is_set():
+                self.outside.failures.append(error)
             self.died.set()
 
     def _step(self, step: str, state: State) -> None:

@@ -137,3 +137,14 @@ class MemoryLedger:
         if self._random.random() < self.failure_ratio:
             raise ConnectionError("the answer was lost")
         return transfer.transfer_id
+
+
+class MemoryWebhooks:
+    """Owners' webhooks: what was posted, by URL."""
+
+    def __init__(self) -> None:
+        self.posted: list[tuple[str, bytes]] = []
+
+    async def post(self, url: str, body: bytes) -> None:
+        """As WebhookDesk.post."""
+        self.posted.append((url, body))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.api.v1 import worker_pb2
+from orchestrator.control.authority import Peer
 from orchestrator.core.errors import RefusedError
 from orchestrator.core.ids import AttemptId, WorkerId
 
@@ -31,10 +32,11 @@ class Link:
         self._random = random
         self.blocked = False
         self.loss = 0.0
+        self.delay_s_max = DELAY_S_MAX
 
     async def pass_through(self) -> None:
         """Take a message across; raises ConnectionError where the connection breaks under it."""
-        await asyncio.sleep(self._random.random() * DELAY_S_MAX)
+        await asyncio.sleep(self._random.random() * self.delay_s_max)
         if self.blocked:
             await asyncio.sleep(BLACKHOLE_S)
             raise ConnectionError("no answer")
@@ -94,9 +96,10 @@ class Parts:
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]
 
 
-async def _serve(sessions: Sessions, pipe: Pipe) -> None:
+async def _serve(sessions: Sessions, pipe: Pipe, worker_id: str) -> None:
     try:
-        await sessions.serve(pipe.requests(), pipe.answer)
+        # What TLS would show of the agent at the other end.
+        await sessions.serve(pipe.requests(), pipe.answer, Peer(WorkerId(worker_id), "", 0))
     except RefusedError:
         pass  # a control plane that stops refuses everything; the agent dials again
     finally:
@@ -123,7 +126,7 @@ class SimControlPlane:
         await self._link.pass_through()
         parts = self._parts()
         pipe = Pipe(self._link)
-        pipe.server = parts.spawn(_serve(parts.sessions, pipe))
+        pipe.server = parts.spawn(_serve(parts.sessions, pipe, self._worker_id))
         return pipe
 
     def authorise(self, session_token: str) -> None:

@@ -31,6 +31,9 @@ START_FAILURE_RATIO = 0.04
 """Nodes that never come up: a port taken, a broken installation."""
 
 
+LASTING_MS = (3_000, 15_000, 60_000)
+"""Drivers take about one of these."""
+
 USER_FAILURE_RATIO = 0.1
 """Drivers that fail by their own fault."""
 
@@ -48,11 +51,13 @@ class Node:
     deadline_boottime_ms: int = 0
     head_member: str = ""
     reason: str = ""
+    started_boottime_ms: int = 0
     ended_boottime_ms: int = 0
 
-    def fail(self, reason: str, at_boottime_ms: int) -> None:
-        """End by itself; 0: nobody saw when."""
-        self.phase, self.reason, self.ended_boottime_ms = "failed", reason, at_boottime_ms
+    @property
+    def runs(self) -> bool:
+        """Whether it has processes."""
+        return self.phase in ("starting", "up")
 
 
 @dataclass(slots=True)
@@ -76,33 +81,55 @@ class Machine:
     clock: SimClock
     nodes: dict[str, Node] = field(default_factory=dict)
     frozen: bool = False
+    """Suspended: its boot clock goes on, and nothing else."""
+    ran_ms: dict[str, int] = field(default_factory=dict)
+    """For how long each member's node really ran within its deadline, on this machine's clock."""
 
     def keep(self) -> None:
         """What this machine's keepers do about now."""
         if self.frozen:
             return
         for node in self.nodes.values():
-            if node.phase not in ("starting", "up"):
+            if not node.runs:
                 continue
             if self.clock.boottime_ms() > node.deadline_boottime_ms:
-                node.fail("not renewed in time", self.clock.boottime_ms())
+                # A keeper that slept finds it passed long ago; what was promised ended then all the same.
+                self._fail(node, "not renewed in time", node.deadline_boottime_ms)
             elif node.phase == "starting" and virtual_ms() >= node.up_at_ms:
                 if node.reason:
-                    node.fail(node.reason, self.clock.boottime_ms())
+                    self._fail(node, node.reason, self.clock.boottime_ms())
                 else:
                     node.phase = "up"
 
+    def _fail(self, node: Node, reason: str, at_boottime_ms: int) -> None:
+        """A node ends by itself."""
+        self._count(node, at_boottime_ms)
+        node.phase, node.reason, node.ended_boottime_ms = "failed", reason, at_boottime_ms
+
+    def _count(self, node: Node, until_boottime_ms: int) -> None:
+        if node.runs:
+            until_ms = min(until_boottime_ms, node.deadline_boottime_ms)
+            ran_ms = self.ran_ms.get(node.member_id, 0)
+            self.ran_ms[node.member_id] = ran_ms + max(0, until_ms - node.started_boottime_ms)
+
+    def remove(self, member_id: str) -> None:
+        """End a node and what is left of it."""
+        node = self.nodes.pop(member_id, None)
+        if node is not None:
+            self._count(node, self.clock.boottime_ms())
+
     def reboot(self) -> None:
-        """Nothing of the nodes survives but their directories."""
-        self.clock.reboot()
+        """Nothing of the nodes survives but their directories; nobody saw when they ended."""
         for node in self.nodes.values():
             if node.phase != "prepared":
-                node.fail("the machine restarted", 0)
+                self._fail(node, "the machine restarted", self.clock.boottime_ms())
+                node.ended_boottime_ms = 0
+        self.clock.reboot()
 
     def alive(self) -> list[Node]:
         """Nodes with processes."""
         self.keep()
-        return [node for node in self.nodes.values() if node.phase in ("starting", "up")]
+        return [node for node in self.nodes.values() if node.runs]
 
 
 class SimRay:
@@ -110,6 +137,7 @@ class SimRay:
 
     def __init__(self, random: Random) -> None:
         self._random = random
+        self.lasting_ms = LASTING_MS
         self.machines: dict[str, Machine] = {}
         self.drivers: dict[str, Driver] = {}
         self.submissions: list[tuple[str, int]] = []
@@ -137,7 +165,7 @@ class SimRay:
         nodes = self.cluster_nodes(head_member)
         code = 1 if self._random.random() < USER_FAILURE_RATIO else 0
         now_ms = virtual_ms()
-        lasting_ms = int(self._random.choice((3_000, 15_000, 60_000)) * (0.5 + self._random.random()))
+        lasting_ms = int(self._random.choice(self.lasting_ms) * (0.5 + self._random.random()))
         members = frozenset(node.member_id for node in nodes)
         self.drivers[attempt_id] = Driver(attempt_id, now_ms + lasting_ms, code, members, started_ms=now_ms)
         self.submissions.append((attempt_id, sum(node.gpus for node in nodes)))
@@ -182,6 +210,7 @@ class SimNodes:
         if node.phase != "prepared":
             return
         node.phase = "starting"
+        node.started_boottime_ms = self._machine.clock.boottime_ms()
         node.up_at_ms = virtual_ms() + self._random.randint(*UP_MS)
         node.deadline_boottime_ms = deadline_boottime_ms
         node.head_member = head.gcs_address if head is not None else member_id
@@ -207,12 +236,15 @@ class SimNodes:
         self._machine.keep()
         self._machine.nodes[member_id].deadline_boottime_ms = deadline_boottime_ms
 
+    def notify(self, member_id: str, notice: bytes) -> None:
+        """Simulated jobs do not look."""
+
     async def stop(self, member_id: str) -> None:
         """As RayNodes.stop."""
         await asyncio.sleep(STOP_S)
         while self._machine.frozen:  # noqa: ASYNC110 - virtual time costs nothing
             await asyncio.sleep(STOP_S)
-        self._machine.nodes.pop(member_id, None)
+        self._machine.remove(member_id)
 
     def discover(self) -> Sequence[str]:
         """As RayNodes.discover."""
@@ -267,6 +299,12 @@ class SimHead:
         driver = self._ray.drivers.get(attempt_id)
         if driver is not None and driver.status == "RUNNING":
             driver.status = "STOPPED"
+
+    async def drain(self, member_id: str, reason: str, remaining_ms: int) -> bool:
+        """Accepted; simulated jobs run on until the end."""
+        del member_id, reason, remaining_ms
+        self._reach()
+        return True
 
     def read_log(self, attempt_id: str, offset: int, size_max: int) -> bytes:
         """A line at the end."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import selectors
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from orchestrator.core.ids import Now
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from random import Random
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 EPOCH_WALL_MS = 1_800_000_000_000
 """Where virtual wall clocks begin: some instant, the same in every run."""
@@ -37,16 +38,75 @@ class _JumpingSelector(selectors.SelectSelector):
         return []
 
 
+PROCESS: ContextVar[str] = ContextVar("process", default="world")
+"""The simulated process that the running task belongs to; tasks it starts belong to it too."""
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Deterministic: one thread, no files, timers in order."""
+    """Deterministic: one thread, no files, timers in order.
+
+    A process can be frozen, as by SIGSTOP: nothing of it runs, and whatever would have run meanwhile does so, in
+    order, when it is thawed.
+    """
 
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
+        self._frozen: dict[
+            str, list[tuple[asyncio.Handle, Callable[..., object], tuple[Any, ...], Context]]
+        ] = {}
         super().__init__(self._jumping)
 
     def time(self) -> float:
         """Virtual seconds since the loop was made."""
         return self._jumping.now_s
+
+    def freeze(self, process: str) -> None:
+        """Run nothing more of a process."""
+        self._frozen.setdefault(process, [])
+
+    def thaw(self, process: str) -> None:
+        """Let a process go on where it was; harmless where it was not frozen."""
+        for handle, callback, arguments, context in self._frozen.pop(process, ()):
+            super().call_soon(_resume, handle, callback, arguments, context=context)
+
+    def call_soon(
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.Handle:
+        """As every event loop's, but not for a frozen process."""
+        if self._frozen:
+            where = copy_context() if context is None else context
+            held = self._frozen.get(where.run(PROCESS.get))
+            if held is not None:
+                handle = asyncio.Handle(callback, args, self, where)
+                held.append((handle, callback, args, where))
+                return handle
+        return super().call_soon(callback, *args, context=context)
+
+    def call_at(
+        self,
+        when: float,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """As every event loop's; a timer of a frozen process fires when it is thawed."""
+        where = copy_context() if context is None else context
+        own: list[asyncio.TimerHandle] = []
+        own.append(super().call_at(when, self._fire, own, callback, args, where, context=where))
+        return own[0]
+
+    def _fire(
+        self,
+        own: list[asyncio.TimerHandle],
+        callback: Callable[..., object],
+        arguments: tuple[Any, ...],
+        context: Context,
+    ) -> None:
+        held = self._frozen.get(PROCESS.get()) if self._frozen else None
+        if held is None:
+            callback(*arguments)
+        else:
+            held.append((own[0], callback, arguments, context))
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:
@@ -108,16 +168,30 @@ class SimClock:
         return base_s * (0.5 + self._random.random())
 
 
-PROCESS: ContextVar[str] = ContextVar("process", default="world")
-"""The simulated process that the running task belongs to; tasks it starts belong to it too."""
+def _resume(handle: asyncio.Handle, callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    """What was held back, unless what ran before it has cancelled it."""
+    if not handle.cancelled():
+        callback(*arguments)
 
 
 class Processes:
-    """Tasks by simulated process, so that one can be killed with everything it had begun."""
+    """Tasks by simulated process, so that one can be frozen, or killed with everything it had begun."""
 
     def __init__(self) -> None:
         self._tasks: dict[str, dict[asyncio.Task[Any], None]] = {}
-        asyncio.get_running_loop().set_task_factory(self._make)
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, VirtualLoop):
+            raise TypeError("simulated processes need virtual time; begin with run_virtual")
+        self._loop = loop
+        loop.set_task_factory(self._make)
+
+    def freeze(self, process: str) -> None:
+        """Stop a process as it stands."""
+        self._loop.freeze(process)
+
+    def thaw(self, process: str) -> None:
+        """Let a frozen process go on."""
+        self._loop.thaw(process)
 
     def _make(
         self,
@@ -144,4 +218,5 @@ class Processes:
         doomed = [task for task in tasks if task is not asyncio.current_task()]
         for task in doomed:
             task.cancel()
+        self.thaw(process)
         await asyncio.gather(*doomed, return_exceptions=True)

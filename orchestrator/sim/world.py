@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from orchestrator.agent.agent import Agent, AgentSettings
 from orchestrator.api.v1 import common_pb2
-from orchestrator.control import wire
+from orchestrator.control.inventory_wire import inventory_from
 from orchestrator.core import messages as m
 from orchestrator.core.catalogue import GIB
 from orchestrator.core.clusters import ClusterPolicy
@@ -23,6 +23,7 @@ from orchestrator.core.ids import JobId, SupplierId, TenantId, TokenId, WorkerId
 from orchestrator.core.jobs import JobRequest, Requirements
 from orchestrator.core.metering import MeteringPolicy
 from orchestrator.core.state import Policies
+from orchestrator.core.versions import NEWEST
 from orchestrator.receipts import ids
 from orchestrator.sim import checks
 from orchestrator.sim.control import ControlProcess, Outside
@@ -40,6 +41,8 @@ POLICIES = Policies(
     metering=MeteringPolicy(statement_interval_ms=20_000),
 )
 """Shorter than the defaults, so that one run crosses every deadline."""
+
+AGENT_VERSION = ".".join(str(part) for part in NEWEST)
 
 FAULTS_S = 150.0
 RECOVERY_S = 1_500.0
@@ -99,7 +102,7 @@ class Result:
 class World:
     """Everything of one run."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, policies: Policies = POLICIES) -> None:
         self.random = Random(seed)
         self.result = Result(seed)
         self.processes = Processes()
@@ -119,7 +122,7 @@ class World:
             ledger=MemoryLedger(self._fork(), self.public_key),
             clock=SimClock("control", self._fork()),
             key=key,
-            policies=POLICIES,
+            policies=policies,
             inspect=checks.check_state,
         )
         self.control: ControlProcess | None = None
@@ -215,7 +218,7 @@ class World:
         key = self._key()
         worker_id = WorkerId(f"wk_{number}")
         public = key.public_key().public_bytes_raw().hex()
-        await self.submit(m.JoinWorker(worker_id, token, name, public, wire.inventory_from(inventory)))
+        await self.submit(m.JoinWorker(worker_id, token, name, public, inventory_from(inventory)))
         rate = 1.1 if number == 1 else 1.0
         machine = Machine(
             name, SimClock(name, self._fork(), self.random.randint(-7_200_000, 7_200_000), rate)
@@ -231,7 +234,9 @@ class World:
             return  # an overlapping fault has brought it back already; two agents never share a machine
         worker.running = True
         worker.lives += 1
-        settings = AgentSettings(worker.worker_id, "sim", worker.inventory, Path("/nonexistent"), poll_s=1.0)
+        settings = AgentSettings(
+            worker.worker_id, AGENT_VERSION, worker.inventory, Path("/nonexistent"), poll_s=1.0
+        )
         driver = SimNodes(worker.machine, self._fork())
         control = SimControlPlane(worker.link, worker.worker_id, self.parts)
 
@@ -251,12 +256,16 @@ class World:
                 self.outside.failures.append(error)
                 raise
 
-        self.processes.spawn(f"{worker.worker_id}-{worker.lives}", live())
+        self.processes.spawn(self.process_of(worker), live())
+
+    def process_of(self, worker: SimWorker) -> str:
+        """The process of a worker's present agent."""
+        return f"{worker.worker_id}-{worker.lives}"
 
     async def crash_agent(self, worker: SimWorker) -> None:
         """Kill an agent; its nodes stay."""
         worker.running = False
-        await self.processes.kill(f"{worker.worker_id}-{worker.lives}")
+        await self.processes.kill(self.process_of(worker))
 
     # ------------------------------------------------------------ tenants
 
@@ -415,7 +424,10 @@ class World:
             control = self.control
             if control is None:
                 continue
-            state = await control.loop.read(lambda state: state)
+            try:
+                state = await control.loop.read(lambda state: state)
+            except RefusedError:
+                continue  # it dies just now, of a fault that came late
             unfinished = [job for job in state.jobs.values() if not job.status.terminal]
             money = state.unsigned or state.unposted or state.unsettled_leases
             if not unfinished and not money and not state.open_clusters:

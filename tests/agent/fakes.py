@@ -11,12 +11,14 @@ import msgspec
 from orchestrator.adapters.node_records import HeadAddress, NodeStatus, Prepared, Role
 from orchestrator.agent.journal import Record
 from orchestrator.agent.ports import (
+    ControlChannel,
     DriverStatus,
     HeadUnreachableError,
     LogChunk,
     NodeListed,
 )
 from orchestrator.api.v1 import common_pb2, worker_pb2
+from orchestrator.core.ids import Now
 from tests.polling import wait_until_async
 
 DEADLINE_S = 5.0
@@ -30,6 +32,10 @@ class FakeClock:
     def __init__(self) -> None:
         self.now_ms = 1_000_000
         self.boot = "boot-1"
+        self.wall_ms = 1_700_000_000_000
+
+    def now(self) -> Now:
+        return Now(self.wall_ms, self.now_ms, self.boot)
 
     def boottime_ms(self) -> int:
         return self.now_ms
@@ -65,6 +71,8 @@ class FakeNodes:
         self.may_stop = asyncio.Event()
         self.may_stop.set()
         self.prepare_error: Exception | None = None
+        self.notices: dict[str, bytes] = {}
+        self.notify_error: Exception | None = None
 
     def become(self, member_id: str, phase: str, **known: object) -> None:
         status = self.nodes.get(member_id, NodeStatus("none"))
@@ -102,6 +110,14 @@ class FakeNodes:
             raise KeyError(member_id)
         self.deadlines_ms[member_id] = deadline_boottime_ms
 
+    def notify(self, member_id: str, notice: bytes) -> None:
+        if self.notify_error is not None:
+            raise self.notify_error
+        if notice:
+            self.notices[member_id] = notice
+        else:
+            self.notices.pop(member_id, None)
+
     async def stop(self, member_id: str) -> None:
         self.calls.append(("stop", member_id))
         await self.may_stop.wait()
@@ -121,6 +137,8 @@ class FakeHead:
         self.clean = True
         self.submitted: list[tuple[str, dict[str, Path]]] = []
         self.stopped: list[str] = []
+        self.working: set[str] = set()
+        self.drained: list[tuple[str, str, int]] = []
         self.unreachable = False
         self.submit_error: Exception | None = None
         self.closed = False
@@ -155,6 +173,13 @@ class FakeHead:
         self._reach()
         self.stopped.append(attempt_id)
         self.become(attempt_id, "STOPPED", message="stopped")
+
+    async def drain(self, member_id: str, reason: str, remaining_ms: int) -> bool:
+        self._reach()
+        if member_id not in self.working:
+            return False
+        self.drained.append((member_id, reason, remaining_ms))
+        return True
 
     def read_log(self, attempt_id: str, offset: int, size_max: int) -> bytes:
         return self.logs.get(attempt_id, b"")[offset : offset + size_max]
@@ -225,6 +250,21 @@ class FakeChannel:
     async def acknowledge_heartbeat(self) -> None:
         beat = await self.await_kind("heartbeat")
         self.answer(heartbeat_ack=worker_pb2.HeartbeatAck(sequence=beat.heartbeat.sequence))
+
+
+class FakeAttendant:
+    """Attendant that sends one message as each session opens, and keeps what it sees."""
+
+    def __init__(self, sends: worker_pb2.SessionRequest | None = None) -> None:
+        self._sends = sends
+        self.seen: list[worker_pb2.SessionResponse] = []
+
+    async def attend(self, channel: ControlChannel) -> None:
+        if self._sends is not None:
+            await channel.send(self._sends)
+
+    def take(self, message: worker_pb2.SessionResponse) -> None:
+        self.seen.append(message)
 
 
 class FakeControl:

@@ -1,9 +1,10 @@
-"""A real grpc.aio server on loopback that plays the control plane's side by a script."""
+"""Real grpc.aio servers on loopback, over TLS, that play the control plane's side by a script."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,6 +22,7 @@ from orchestrator.api.v1.worker_pb2_grpc import (
     add_EnrolServiceServicer_to_server,
     add_WorkerServiceServicer_to_server,
 )
+from tests.tls import TestNetwork
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -30,10 +32,17 @@ PART_BYTES = 600
 class ScriptedServer(
     EnrolServiceServicer, WorkerServiceServicer, LogsServiceServicer, TelemetryServiceServicer
 ):
-    """Every service an agent calls. What it does is set by plain attributes; what it saw is kept in others."""
+    """Every service an agent calls. What it does is set by plain attributes; what it saw is kept in others.
 
-    def __init__(self) -> None:
+    ``address`` is where to enrol; sessions are held at ``session_address``, over mutual TLS.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.network = TestNetwork(folder)
         self.refuse: tuple[grpc.StatusCode, str] | None = None
+        self.recovery_refusal: tuple[grpc.StatusCode, str] | None = None
+        self.trust_shown = b""
+        """Authorities to show instead of its own."""
         self.mute = False
         self.confused = False
         self.package = b""
@@ -46,25 +55,33 @@ class ScriptedServer(
         self.stored: dict[str, bytes] = {}
         self.samples: list[telemetry_pb2.ReportRequest] = []
         self.joins: list[worker_pb2.JoinRequest] = []
+        self.recoveries: list[worker_pb2.RecoverRequest] = []
+        self.renewals: list[worker_pb2.RenewCertificate] = []
+        self.shown: list[bytes] = []
+        """The certificate (PEM) of each session."""
+        self.join_certificate: dict[str, Any] = {}
+        """How the certificate of a join differs from a good one, as TestNetwork.certificate takes it."""
+        self.pushes: asyncio.Queue[worker_pb2.SessionResponse] = asyncio.Queue()
+        """Sent in a session as soon as its welcome is out."""
         self.hellos: list[worker_pb2.Hello] = []
         self.address = ""
-        self._server: grpc.aio.Server | None = None
+        self.session_address = ""
+        self._servers: tuple[grpc.aio.Server, ...] = ()
 
     async def start(self) -> None:
-        self._server = grpc.aio.server()
-        for add in (
-            add_EnrolServiceServicer_to_server,
-            add_WorkerServiceServicer_to_server,
-            add_LogsServiceServicer_to_server,
-            add_TelemetryServiceServicer_to_server,
-        ):
-            add(self, self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
-        await self._server.start()
+        enrolment, sessions = self._servers = (grpc.aio.server(), grpc.aio.server())
+        add_EnrolServiceServicer_to_server(self, enrolment)
+        add_WorkerServiceServicer_to_server(self, sessions)
+        add_LogsServiceServicer_to_server(self, sessions)
+        add_TelemetryServiceServicer_to_server(self, sessions)
+        self.address = self.network.add_port(enrolment, mutual=False)
+        self.session_address = self.network.add_port(sessions, mutual=True)
+        for server in self._servers:
+            await server.start()
 
     async def stop(self) -> None:
-        if self._server is not None:
-            await self._server.stop(None)
+        for server in self._servers:
+            await server.stop(None)
 
     def tokens_of(self, method: str) -> list[str]:
         return [token for name, token in self.calls if name == method]
@@ -80,12 +97,43 @@ class ScriptedServer(
     ) -> worker_pb2.JoinResponse:
         await self._enter("Join", context)
         self.joins.append(request)
-        return worker_pb2.JoinResponse(worker_id="wk_1", supplier_id="sup_1", network_id="net_1")
+        return worker_pb2.JoinResponse(
+            worker_id="wk_1",
+            supplier_id="sup_1",
+            network_id="net_1",
+            certificate=self.network.certificate(request.tls_csr, **self.join_certificate),
+            session_address=f":{self.session_address.rpartition(':')[2]}",
+        )
+
+    async def GetTrust(  # noqa: N802 - the proto names it
+        self, request: worker_pb2.GetTrustRequest, context: Context
+    ) -> worker_pb2.GetTrustResponse:
+        self.calls.append(("GetTrust", ""))
+        bundle = self.trust_shown or self.network.authority.trust_bundle()
+        return worker_pb2.GetTrustResponse(trust_bundle=bundle)
+
+    async def GetRecoveryNonce(  # noqa: N802 - the proto names it
+        self, request: worker_pb2.GetRecoveryNonceRequest, context: Context
+    ) -> worker_pb2.GetRecoveryNonceResponse:
+        await self._enter("GetRecoveryNonce", context)
+        return worker_pb2.GetRecoveryNonceResponse(nonce=b"fresh")
+
+    async def Recover(  # noqa: N802 - the proto names it
+        self, request: worker_pb2.RecoverRequest, context: Context
+    ) -> worker_pb2.RecoverResponse:
+        await self._enter("Recover", context)
+        if self.recovery_refusal is not None:
+            await context.abort(*self.recovery_refusal)
+        self.recoveries.append(request)
+        return worker_pb2.RecoverResponse(
+            certificate=self.network.certificate(request.tls_csr), recoveries_left=4
+        )
 
     async def Session(  # noqa: N802 - the proto names it
         self, request_iterator: AsyncIterator[worker_pb2.SessionRequest], context: Context
     ) -> AsyncIterator[worker_pb2.SessionResponse]:
         await self._enter("Session", context)
+        self.shown += context.auth_context()["x509_pem_cert"]
         yield worker_pb2.SessionResponse(challenge=worker_pb2.Challenge(nonce=b"nonce"))
         async for request in request_iterator:
             match request.WhichOneof("message"):
@@ -105,6 +153,12 @@ class ScriptedServer(
                     )
                     yield worker_pb2.SessionResponse(welcome=welcome)
                     yield worker_pb2.SessionResponse(desired=worker_pb2.Desired(term=1, version=1))
+                    while not self.pushes.empty():
+                        yield self.pushes.get_nowait()
+                case "renew_certificate":
+                    self.renewals.append(request.renew_certificate)
+                    certificate = self.network.certificate(request.renew_certificate.tls_csr)
+                    yield worker_pb2.SessionResponse(certificate=certificate)
                 case "heartbeat":
                     ack = worker_pb2.HeartbeatAck(sequence=request.heartbeat.sequence)
                     yield worker_pb2.SessionResponse(heartbeat_ack=ack)

@@ -10,17 +10,15 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from orchestrator.agent.agent import (
-    DRAIN_PATIENCE_MS,
-    SESSION_CONTEXT,
-    Agent,
-    AgentSettings,
-    RefusedForeverError,
-)
+from orchestrator.agent.agent import DRAIN_PATIENCE_MS, Agent, AgentSettings
+from orchestrator.agent.journal import Record
+from orchestrator.agent.ports import RefusedForeverError
+from orchestrator.agent.session import SESSION_CONTEXT
 from orchestrator.api.v1 import common_pb2, worker_pb2
 from tests.agent.fakes import (
     DEADLINE_S,
     TTL_MS,
+    FakeAttendant,
     FakeChannel,
     FakeClock,
     FakeControl,
@@ -47,13 +45,21 @@ class Lab:
         self.head = FakeHead()
         self.journal = FakeJournal()
         self.clock = FakeClock()
+        self.attendants: tuple[FakeAttendant, ...] = ()
         self.agent: Agent
         self.running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         settings = AgentSettings("wk_1", "1", INVENTORY, self.cache_dir, poll_s=0.005, network_id="net_1")
         self.agent = Agent(
-            settings, KEY, self.control, self.nodes, lambda *_: self.head, self.journal, self.clock
+            settings,
+            KEY,
+            self.control,
+            self.nodes,
+            lambda *_: self.head,
+            self.journal,
+            self.clock,
+            attendants=self.attendants,
         )
         self.running = asyncio.create_task(self.agent.run())
 
@@ -113,6 +119,55 @@ async def test_agent_hello_is_signed_over_the_nonce_and_its_id(lab: Lab) -> None
     KEY.public_key().verify(hello.signature, SESSION_CONTEXT + b"n" * 32 + b"wk_1")
     assert hello.inventory == INVENTORY
     await lab.until(lambda: lab.control.tokens == ["token-1"], "the session token")
+
+
+async def test_agent_hello_tells_its_own_wall_clock(lab: Lab) -> None:
+    channel = await lab.control.session()
+    assert (await channel.admit()).wall_ms == lab.clock.wall_ms
+
+
+async def test_agent_session_number_rises_with_each_session_and_over_restarts(lab: Lab) -> None:
+    first = await lab.control.session(1)
+    numbers = [(await first.admit()).session_number]
+    first.cut()
+    numbers.append((await (await lab.control.session(2)).admit()).session_number)
+    await lab.kill()
+    lab.start()
+    numbers.append((await (await lab.control.session(3)).admit()).session_number)
+    assert numbers == [1, 2, 3]
+
+
+class FullDiskJournal(FakeJournal):
+    """Saves nothing."""
+
+    def save(self, record: Record) -> None:
+        raise OSError("no space left on device")
+
+
+async def test_agent_session_number_that_is_not_durable_is_not_said(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    lab.journal = FullDiskJournal()
+    lab.start()
+    channel = await lab.control.session()
+    channel.answer(challenge=worker_pb2.Challenge(nonce=b"n" * 32))
+    with pytest.raises(OSError, match="no space left"):
+        await lab.finish()
+    assert channel.of_kind("hello") == []
+
+
+async def test_agent_attendant_sends_in_each_session_and_its_end_leaves_the_session_open(lab: Lab) -> None:
+    await lab.kill()
+    wish = worker_pb2.SessionRequest(owner_wish=worker_pb2.OwnerWish(cordon=worker_pb2.Cordon(reason="tea")))
+    lab.attendants = (FakeAttendant(wish), FakeAttendant())
+    lab.start()
+    number = len(lab.control.channels) + 1
+    channel = await lab.admitted(number)
+    await channel.await_kind("owner_wish")
+    channel.answer(standing=worker_pb2.Standing(reliability_bp=9_000))
+    seen = lab.attendants[1].seen
+    await lab.until(lambda: [one.standing.reliability_bp for one in seen] == [9_000], "the standing")
+    await channel.await_kind("heartbeat", 3)
+    assert not channel.closed
 
 
 async def test_agent_acknowledged_heartbeat_renews_from_its_sending(lab: Lab) -> None:

@@ -18,25 +18,35 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from orchestrator.agent.agent import SESSION_CONTEXT
+from orchestrator.adapters.clock import SystemClock
+from orchestrator.adapters.peers import key_from_pem, load_certificate, make_csr, split_chain
+from orchestrator.agent.credentials import CERTIFICATE_FILE, TRUST_FILE
 from orchestrator.agent.daemon import EXIT_INTERRUPTED, EXIT_LEFT, EXIT_REFUSED, EXIT_USAGE
-from orchestrator.agent.identity import AGENT_FILE, KEY_FILE, LOCK_FILE
+from orchestrator.agent.identity import AGENT_FILE, KEY_FILE, LOCK_FILE, TLS_KEY_FILE
+from orchestrator.agent.joining import JOIN_CONTEXT
 from orchestrator.agent.journal import RECORD_FILE
 from orchestrator.agent.keeper import SPEC_FILE, STOP_FILE
+from orchestrator.agent.session import SESSION_CONTEXT
+from orchestrator.agent.standing import STANDING_FILE
+from orchestrator.api.v1 import worker_pb2
 from tests.agent.scripted_server import ScriptedServer
 from tests.polling import wait_until_async
+from tests.tls import TestNetwork
 
 DEADLINE_S = 30.0
-TOKEN = "orch_supplier_0123456789"
+SECRET = "orch_supplier_0123456789"
+DAY_MS = 24 * 3_600_000
 
 RUN = """
 import os, sys
 from pathlib import Path
 from orchestrator.agent.daemon import AgentConfig, run_agent
+from orchestrator.core.terms import Ask, Terms
 address, data_dir, simulate = sys.argv[1:]
 sys.exit(run_agent(AgentConfig(
     control_plane=address, data_dir=Path(data_dir), name="rig",
-    join_token=os.environ.get("TOKEN"), simulate=(simulate,),
+    join_token=os.environ.get("TOKEN"), simulate=(simulate,), ca_pin=os.environ.get("PIN", ""),
+    terms=Terms(asks=(Ask("RTX4090", 350_000),), regions=("eu",)),
 )))
 """
 
@@ -44,13 +54,13 @@ sys.exit(run_agent(AgentConfig(
 class Daemon:
     """One run of the agent as a process of its own."""
 
-    def __init__(self, address: str, data_dir: Path, token: str | None, simulate: str) -> None:
+    def __init__(self, address: str, data_dir: Path, token: str | None, simulate: str, pin: str) -> None:
         self.output = data_dir.parent / "output"
-        environment = {name: value for name, value in os.environ.items() if name != "TOKEN"}
+        environment = {name: value for name, value in os.environ.items() if name not in ("TOKEN", "PIN")}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", RUN, address, str(data_dir), simulate],
-                env=environment | ({"TOKEN": token} if token is not None else {}),
+                env=environment | {"PIN": pin} | ({"TOKEN": token} if token is not None else {}),
                 stderr=output,
                 stdout=output,
             )
@@ -61,12 +71,16 @@ class Daemon:
     async def end(self) -> tuple[int, str]:
         """Exit code and output, with no secret in it whatever happened."""
         code = await asyncio.to_thread(self.process.wait, DEADLINE_S)
-        assert TOKEN not in self.said()
+        assert SECRET not in self.said()
+        assert "PRIVATE KEY" not in self.said()
         assert "Traceback" not in self.said()
         return code, self.said()
 
     async def interrupt(self) -> None:
         self.process.send_signal(signal.SIGINT)
+
+    async def heard(self, text: str) -> None:
+        await wait_until_async(lambda: text in self.said(), what=text, deadline_s=DEADLINE_S)
 
 
 class Lab:
@@ -77,8 +91,14 @@ class Lab:
         self.data_dir = data_dir
         self.daemons: list[Daemon] = []
 
-    def start(self, *, token: str | None = None, address: str = "", simulate: str = "RTX4090x1") -> Daemon:
-        self.daemons.append(Daemon(address or self.server.address, self.data_dir, token, simulate))
+    @property
+    def token(self) -> str:
+        return self.server.network.token(SECRET)
+
+    def start(
+        self, *, token: str | None = None, address: str = "", simulate: str = "RTX4090x1", pin: str = ""
+    ) -> Daemon:
+        self.daemons.append(Daemon(address or self.server.address, self.data_dir, token, simulate, pin))
         return self.daemons[-1]
 
     async def refused(self, **options: str) -> str:
@@ -87,6 +107,22 @@ class Lab:
         assert code == EXIT_USAGE
         assert said.count("\n") == 1
         return said
+
+    async def stay_away_for_days(self) -> None:
+        """Join, leave, and let the certificate run out on the disk."""
+        daemon = self.start(token=self.token)
+        await self.connected(daemon)
+        await daemon.interrupt()
+        await daemon.end()
+        csr = make_csr(key_from_pem((self.data_dir / TLS_KEY_FILE).read_bytes()))
+        old = self.server.network.certificate(csr, issued_ms=SystemClock().now().wall_ms - 3 * DAY_MS)
+        (self.data_dir / CERTIFICATE_FILE).write_bytes(old.chain)
+        identity = json.loads((self.data_dir / AGENT_FILE).read_bytes())
+        identity["certificate"] |= {
+            "renew_boottime_ms": 0,
+            "renew_after_unix_ms": old.renew_after_unix_ms,
+        }
+        (self.data_dir / AGENT_FILE).write_text(json.dumps(identity))
 
     async def connected(self, daemon: Daemon, number: int = 1) -> None:
         await wait_until_async(
@@ -102,7 +138,7 @@ class Lab:
 
 @pytest.fixture
 async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    server = ScriptedServer()
+    server = ScriptedServer(tmp_path / "network")
     server.drains = True
     await server.start()
     made = Lab(server, tmp_path / "agent")
@@ -118,7 +154,7 @@ def permissions(path: Path) -> int:
 
 
 async def test_daemon_first_run_joins_and_a_second_is_the_same_worker_without_a_token(lab: Lab) -> None:
-    first = lab.start(token=TOKEN)
+    first = lab.start(token=lab.token)
     await lab.connected(first)
     await first.interrupt()
     code, said = await first.end()
@@ -126,61 +162,100 @@ async def test_daemon_first_run_joins_and_a_second_is_the_same_worker_without_a_
     assert "left: everything is given back" in said
     (joined,) = lab.server.joins
     key = Ed25519PublicKey.from_public_bytes(joined.statement_public_key)
-    key.verify(joined.proof, hashlib.sha256(TOKEN.encode()).digest())
-    assert (joined.worker_name, joined.join_token) == ("rig", TOKEN)
-    assert json.loads((lab.data_dir / AGENT_FILE).read_bytes()) == {
+    digests = (hashlib.sha256(SECRET.encode()).digest(), hashlib.sha256(joined.tls_csr).digest())
+    key.verify(joined.proof, JOIN_CONTEXT + b"".join(digests))
+    assert (joined.worker_name, joined.join_token) == ("rig", SECRET)
+    assert joined.terms.asks[0].microcredits_per_gpu_hour == 350_000
+    kept = json.loads((lab.data_dir / AGENT_FILE).read_bytes())
+    assert kept.pop("certificate")["proved"] is True
+    assert kept == {
         "worker_id": "wk_1",
         "name": "rig",
         "supplier_id": "sup_1",
         "control_plane": lab.server.address,
         "network_id": "net_1",
+        "session_address": f":{lab.server.session_address.rpartition(':')[2]}",
+        "ca_pin": lab.server.network.pin,
     }
-    assert permissions(lab.data_dir / KEY_FILE) == 0o600
+    for name in (AGENT_FILE, KEY_FILE, TLS_KEY_FILE, CERTIFICATE_FILE, TRUST_FILE):
+        assert permissions(lab.data_dir / name) == 0o600
     again = lab.start()
     await lab.connected(again, 2)
     await again.interrupt()
     assert (await again.end())[0] == EXIT_LEFT
     assert len(lab.server.joins) == 1
+    assert [hello.session_number for hello in lab.server.hellos] == [1, 2]
+    assert abs(lab.server.hellos[0].wall_ms - SystemClock().now().wall_ms) < DAY_MS
     assert len({hello.inventory.devices[0].device_id for hello in lab.server.hellos}) == 1
     key.verify(lab.server.hellos[1].signature, SESSION_CONTEXT + b"nonce" + b"wk_1")
 
 
-async def test_daemon_without_a_token_and_never_joined_says_where_one_comes_from(lab: Lab) -> None:
-    assert "orch token create --role supplier" in await lab.refused()
+async def test_daemon_without_a_token_where_strangers_may_not_join_says_where_one_comes_from(
+    lab: Lab,
+) -> None:
+    lab.server.refuse = (grpc.StatusCode.PERMISSION_DENIED, "this network takes workers by join token only")
+    code, said = await lab.start(pin=lab.server.network.pin).end()
+    assert code == EXIT_USAGE
+    assert "by join token only (made by `orch token create --role supplier`)" in said
+
+
+async def test_daemon_without_token_or_pin_trusts_at_first_sight_and_remembers_whom(lab: Lab) -> None:
+    daemon = lab.start()
+    await lab.connected(daemon)
+    assert f"the pin of its CA is {lab.server.network.pin}" in daemon.said()
+    (joined,) = lab.server.joins
+    digests = (hashlib.sha256(b"").digest(), hashlib.sha256(joined.tls_csr).digest())
+    key = Ed25519PublicKey.from_public_bytes(joined.statement_public_key)
+    key.verify(joined.proof, JOIN_CONTEXT + b"".join(digests))
+    assert json.loads((lab.data_dir / AGENT_FILE).read_bytes())["ca_pin"] == lab.server.network.pin
+
+
+async def test_daemon_wrong_pin_is_refused_before_anything_is_sent(lab: Lab, tmp_path: Path) -> None:
+    other = TestNetwork(tmp_path / "other")
+    for said in (await lab.refused(token=other.token(SECRET)), await lab.refused(pin=other.pin)):
+        assert f"expected a CA with pin {other.pin}, found {lab.server.network.pin}" in said
+    assert {name for name, _ in lab.server.calls} == {"GetTrust"}
+
+
+@pytest.mark.parametrize(
+    "token", [SECRET, f"{SECRET}.", f"{SECRET}.abc", f"{SECRET}.{'x' * 42}", f".{'x' * 43}"]
+)
+async def test_daemon_truncated_token_is_refused_before_any_connection(lab: Lab, token: str) -> None:
+    assert "the join token is cut short" in await lab.refused(token=token, address="127.0.0.1:1")
 
 
 async def test_daemon_used_token_is_refused_with_the_reason(lab: Lab) -> None:
     lab.server.refuse = (grpc.StatusCode.PERMISSION_DENIED, "this token is used; ask for a new one")
-    said = await lab.refused(token=TOKEN)
+    said = await lab.refused(token=lab.token)
     assert "ask for a new one (made by `orch token create --role supplier`)" in said
     assert not (lab.data_dir / AGENT_FILE).exists()
 
 
 async def test_daemon_join_to_nobody_says_so(lab: Lab) -> None:
     assert "cannot reach the control plane at 127.0.0.1:1" in await lab.refused(
-        token=TOKEN, address="127.0.0.1:1"
+        token=lab.token, address="127.0.0.1:1"
     )
 
 
 async def test_daemon_unknown_model_is_refused_with_the_nearest(lab: Lab) -> None:
-    assert "did you mean RTX4090x1?" in await lab.refused(token=TOKEN, simulate="RTX4091x1")
+    assert "did you mean RTX4090x1?" in await lab.refused(token=lab.token, simulate="RTX4091x1")
 
 
 async def test_daemon_data_directory_that_is_a_file_is_named(lab: Lab) -> None:
     lab.data_dir.write_text("")
-    assert str(lab.data_dir) in await lab.refused(token=TOKEN)
+    assert str(lab.data_dir) in await lab.refused(token=lab.token)
 
 
 async def test_daemon_second_on_one_data_directory_is_refused(lab: Lab) -> None:
     lab.data_dir.mkdir()
     with (lab.data_dir / LOCK_FILE).open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert "another agent runs on" in await lab.refused(token=TOKEN)
+        assert "another agent runs on" in await lab.refused(token=lab.token)
 
 
-@pytest.mark.parametrize("name", [AGENT_FILE, KEY_FILE, RECORD_FILE])
+@pytest.mark.parametrize("name", [AGENT_FILE, KEY_FILE, TLS_KEY_FILE, RECORD_FILE])
 async def test_daemon_damaged_file_is_named(lab: Lab, name: str) -> None:
-    first = lab.start(token=TOKEN)
+    first = lab.start(token=lab.token)
     await lab.connected(first)
     await first.interrupt()
     await first.end()
@@ -189,24 +264,25 @@ async def test_daemon_damaged_file_is_named(lab: Lab, name: str) -> None:
     assert str(lab.data_dir / name) in said
 
 
-async def test_daemon_key_that_others_can_read_is_refused(lab: Lab) -> None:
+@pytest.mark.parametrize("name", [KEY_FILE, TLS_KEY_FILE])
+async def test_daemon_key_that_others_can_read_is_refused(lab: Lab, name: str) -> None:
     lab.data_dir.mkdir()
-    key = lab.data_dir / KEY_FILE
+    key = lab.data_dir / name
     key.write_text("00" * 32)
     key.chmod(0o644)
-    assert "chmod 600" in await lab.refused(token=TOKEN)
+    assert "chmod 600" in await lab.refused(token=lab.token)
 
 
 async def test_daemon_lost_key_of_a_joined_worker_is_not_replaced_in_silence(lab: Lab) -> None:
     lab.data_dir.mkdir()
     (lab.data_dir / AGENT_FILE).write_text("{}")
-    assert KEY_FILE in await lab.refused(token=TOKEN)
+    assert KEY_FILE in await lab.refused(token=lab.token)
     assert not (lab.data_dir / KEY_FILE).exists()
 
 
 async def test_daemon_second_interrupt_ends_at_once_and_asks_nodes_to_stop(lab: Lab) -> None:
     lab.server.drains = False
-    daemon = lab.start(token=TOKEN)
+    daemon = lab.start(token=lab.token)
     await lab.connected(daemon)
     await lab.server.stop()
     member_dir = lab.data_dir / "members" / "m-0"
@@ -223,7 +299,107 @@ async def test_daemon_refused_for_good_says_why_and_asks_nodes_to_stop(lab: Lab)
     lab.server.farewell = "no worker 'wk_1' is registered; join first"
     member_dir = lab.data_dir / "members" / "m-0"
     member_dir.mkdir(parents=True)
-    code, said = await lab.start(token=TOKEN).end()
+    code, said = await lab.start(token=lab.token).end()
     assert code == EXIT_REFUSED
     assert "no worker 'wk_1' is registered" in said
     assert (member_dir / STOP_FILE).exists()
+
+
+async def test_daemon_hang_up_steps_aside_and_touches_no_node(lab: Lab) -> None:
+    daemon = lab.start(token=lab.token)
+    await lab.connected(daemon)
+    member_dir = lab.data_dir / "members" / "m-0"
+    member_dir.mkdir(parents=True)
+    daemon.process.send_signal(signal.SIGHUP)
+    code, said = await daemon.end()
+    assert (code, "stepped aside" in said) == (EXIT_LEFT, True)
+    assert list(member_dir.iterdir()) == []
+    assert "draining" not in said
+    again = lab.start()
+    await lab.connected(again, 2)
+    assert lab.server.hellos[1].session_number == 2
+
+
+async def test_daemon_certificate_that_ran_out_is_recovered_and_the_session_opens(lab: Lab) -> None:
+    await lab.stay_away_for_days()
+    daemon = lab.start()
+    await lab.connected(daemon, 2)
+    (recovery,) = lab.server.recoveries
+    assert recovery.worker_id == "wk_1"
+    assert "that can be done 4 more time(s)" in daemon.said()
+    assert load_certificate((lab.data_dir / CERTIFICATE_FILE).read_bytes()) == load_certificate(
+        lab.server.shown[-1]
+    )
+
+
+async def test_daemon_recovery_refused_for_good_ends_with_the_servers_words(lab: Lab) -> None:
+    await lab.stay_away_for_days()
+    lab.server.recovery_refusal = (grpc.StatusCode.RESOURCE_EXHAUSTED, "recovered 5 times already")
+    code, said = await lab.start().end()
+    assert code == EXIT_REFUSED
+    assert "recovered 5 times already; another --data-dir and a new join token" in said
+    assert len(lab.server.hellos) == 1
+
+
+async def test_daemon_certificate_is_renewed_over_the_session_and_shown_by_the_next_one(lab: Lab) -> None:
+    lab.server.join_certificate = {"renew_ratio": 1.0}
+    daemon = lab.start(token=lab.token)
+    await daemon.heard("certificate_renewed")
+    assert len(lab.server.renewals) == 1
+    renewed = (lab.data_dir / CERTIFICATE_FILE).read_bytes()
+    assert lab.server.shown[0] != renewed
+    await daemon.interrupt()
+    await daemon.end()
+    await lab.connected(lab.start(), 2)
+    assert [load_certificate(one) for one in lab.server.shown[1:]] == [load_certificate(renewed)]
+
+
+async def test_daemon_rotated_ca_is_trusted_at_once_and_a_certificate_of_it_asked_for(lab: Lab) -> None:
+    rotated = lab.server.network
+    old_pin = rotated.pin
+    first = lab.start(token=lab.token)
+    await lab.connected(first)
+    await first.interrupt()
+    await first.end()
+    rotated.authority.rotate(SystemClock().now().wall_ms)
+    lab.server.pushes.put_nowait(worker_pb2.SessionResponse(certificate=rotated.bundle()))
+    second = lab.start()
+    await second.heard("certificate_renewed")
+    assert split_chain((lab.data_dir / TRUST_FILE).read_bytes()) == split_chain(
+        rotated.authority.trust_bundle()
+    )
+    await second.interrupt()
+    await second.end()
+    rotated.authority.retire()
+    assert json.loads((lab.data_dir / AGENT_FILE).read_bytes())["ca_pin"] == rotated.pin != old_pin
+    await lab.connected(lab.start(), 3)
+    assert lab.server.recoveries == []
+
+
+async def test_daemon_standing_is_kept_and_told_once(lab: Lab) -> None:
+    standing = worker_pb2.Standing(
+        holds=[worker_pb2.WorkerHold(kind="probation", reason="new here")],
+        alerts=[worker_pb2.OwnerAlert(number=3, kind="offline", text="away for an hour")],
+        upgrade_notice="upgrade within 30 days",
+        reliability_bp=9_000,
+    )
+    for _ in range(2):
+        lab.server.pushes.put_nowait(worker_pb2.SessionResponse(standing=standing))
+        standing.reliability_bp += 1
+    daemon = lab.start(token=lab.token)
+    await wait_until_async(
+        lambda: '"reliability_bp": 9001' in text_of(lab.data_dir / STANDING_FILE),
+        what="the second standing",
+        deadline_s=DEADLINE_S,
+    )
+    assert permissions(lab.data_dir / STANDING_FILE) == 0o600
+    for line in (
+        "held (probation): new here",
+        "alert 3 (offline): away for an hour",
+        "upgrade within 30 days",
+    ):
+        assert daemon.said().count(line) == 1
+
+
+def text_of(path: Path) -> str:
+    return path.read_text() if path.exists() else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,10 +11,13 @@ from pathlib import Path
 import grpc
 import pytest
 
+from orchestrator.adapters.authority import Authority
+from orchestrator.adapters.clock import SystemClock
 from orchestrator.api.v1.jobs_pb2_grpc import add_JobsServiceServicer_to_server
 from orchestrator.api.v1.ledger_pb2_grpc import add_LedgerServiceServicer_to_server
 from orchestrator.api.v1.operator_pb2_grpc import add_OperatorServiceServicer_to_server
 from orchestrator.cli.main import run
+from orchestrator.cli.serving import ServerIdentity
 from tests.cli.control import ADMIN, Door, FakeJobs, FakeLedger, FakeOperator
 
 
@@ -34,14 +38,30 @@ class Answer:
 Orch = Callable[..., Answer]
 
 
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Of every control plane here."""
+    folder = tmp_path_factory.mktemp("authority")
+    return Authority(folder, now_ms=SystemClock().now().wall_ms, founded=False)
+
+
+@pytest.fixture(autouse=True)
+def trusting(authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command trusts that authority."""
+    bundle = tmp_path / "trusted.pem"
+    bundle.write_bytes(authority.trust_bundle())
+    monkeypatch.setenv("ORCH_CA_FILE", str(bundle))
+
+
 @pytest.fixture
-def control() -> Iterator[Control]:
+def control(authority: Authority) -> Iterator[Control]:
     server = grpc.server(ThreadPoolExecutor(4), interceptors=[Door()])
     operator, jobs = FakeOperator(), FakeJobs()
     add_OperatorServiceServicer_to_server(operator, server)
     add_JobsServiceServicer_to_server(jobs, server)
     add_LedgerServiceServicer_to_server(FakeLedger(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    credentials = ServerIdentity(authority, mutual=False).credentials()
+    port = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     yield Control(f"127.0.0.1:{port}", operator, jobs)
     server.stop(None).wait()
@@ -56,6 +76,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     return home
+
+
+@pytest.fixture
+def environment(clean_environment: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """To set variables in, beside none of ours."""
+    for name in [name for name in os.environ if name.startswith("ORCH_")]:
+        monkeypatch.delenv(name)
+    return monkeypatch
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from orchestrator.api.v1 import common_pb2, jobs_pb2, ledger_pb2, operator_pb2
+from orchestrator.api.v1 import common_pb2, jobs_pb2, ledger_pb2, operator_pb2, telemetry_pb2
 from orchestrator.api.v1.jobs_pb2_grpc import JobsServiceServicer
 from orchestrator.api.v1.ledger_pb2_grpc import LedgerServiceServicer
 from orchestrator.api.v1.operator_pb2_grpc import OperatorServiceServicer
@@ -82,6 +82,8 @@ class FakeOperator(OperatorServiceServicer):
     def __init__(self) -> None:
         self.created: list[operator_pb2.CreateTokenRequest] = []
         self.tenants: list[operator_pb2.CreateTenantRequest] = []
+        self.asked: list[Any] = []
+        """Requests about workers and authorities."""
 
     def GetStatus(self, request: Any, context: Any) -> operator_pb2.GetStatusResponse:
         return operator_pb2.GetStatusResponse(
@@ -140,6 +142,66 @@ class FakeOperator(OperatorServiceServicer):
         leaving = worker()
         leaving.draining = True
         return operator_pb2.LeaveWorkerResponse(worker=leaving)
+
+    def GetWorker(
+        self, request: operator_pb2.GetWorkerRequest, context: Any
+    ) -> operator_pb2.GetWorkerResponse:
+        sample = telemetry_pb2.DeviceSample(
+            device_id="dev_1", utilization_ratio=0.5, temperature_celsius=61, power_watts=220
+        )
+        return operator_pb2.GetWorkerResponse(worker=self.known(request), samples=[sample])
+
+    def CordonWorker(
+        self, request: operator_pb2.CordonWorkerRequest, context: Any
+    ) -> operator_pb2.CordonWorkerResponse:
+        return operator_pb2.CordonWorkerResponse(worker=self.known(request))
+
+    def UncordonWorker(
+        self, request: operator_pb2.UncordonWorkerRequest, context: Any
+    ) -> operator_pb2.UncordonWorkerResponse:
+        return operator_pb2.UncordonWorkerResponse(worker=self.known(request))
+
+    def ReclaimWorker(
+        self, request: operator_pb2.ReclaimWorkerRequest, context: Any
+    ) -> operator_pb2.ReclaimWorkerResponse:
+        return operator_pb2.ReclaimWorkerResponse(worker=self.known(request))
+
+    def RevokeWorker(
+        self, request: operator_pb2.RevokeWorkerRequest, context: Any
+    ) -> operator_pb2.RevokeWorkerResponse:
+        return operator_pb2.RevokeWorkerResponse(worker=self.known(request))
+
+    def SetHardwareClass(
+        self, request: operator_pb2.SetHardwareClassRequest, context: Any
+    ) -> operator_pb2.SetHardwareClassResponse:
+        return operator_pb2.SetHardwareClassResponse(worker=self.known(request))
+
+    def SetLeasePolicy(
+        self, request: operator_pb2.SetLeasePolicyRequest, context: Any
+    ) -> operator_pb2.SetLeasePolicyResponse:
+        return operator_pb2.SetLeasePolicyResponse(worker=self.known(request))
+
+    def known(self, request: Any) -> operator_pb2.Worker:
+        """The one worker, and the request remembered."""
+        self.asked.append(request)
+        return worker()
+
+    def GetAuthority(self, request: Any, context: Any) -> operator_pb2.GetAuthorityResponse:
+        return operator_pb2.GetAuthorityResponse(authorities=self.authorities(), workers_behind=1)
+
+    def RotateAuthority(self, request: Any, context: Any) -> operator_pb2.RotateAuthorityResponse:
+        return operator_pb2.RotateAuthorityResponse(authorities=self.authorities())
+
+    def RetireAuthority(self, request: Any, context: Any) -> operator_pb2.RetireAuthorityResponse:
+        self.asked.append(request)
+        return operator_pb2.RetireAuthorityResponse(authorities=self.authorities()[:1])
+
+    @staticmethod
+    def authorities() -> list[operator_pb2.Authority]:
+        return [
+            operator_pb2.Authority(generation=2, pin="newest-pin"),
+            operator_pb2.Authority(generation=1, pin="older-pin"),
+        ]
 
     def ListClusters(self, request: Any, context: Any) -> operator_pb2.ListClustersResponse:
         return operator_pb2.ListClustersResponse(clusters=[self.cluster()])

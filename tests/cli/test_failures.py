@@ -33,7 +33,11 @@ def process(home: Path, *arguments: str, **environment: str) -> subprocess.Compl
 
 
 def own_environment(home: Path, **environment: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("ORCH_")}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "ORCH_CA_FILE" or not name.startswith("ORCH_")
+    }
     return {**kept, "HOME": str(home), **environment}
 
 

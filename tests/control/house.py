@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.adapters import clock
+from orchestrator.adapters.authority import Authority
 from orchestrator.adapters.keys import Keys
 from orchestrator.adapters.log_files import LogFiles
 from orchestrator.adapters.metrics import Metrics
@@ -35,6 +36,16 @@ SUPPLIER_SECRET = "orch_supplier_of-the-test"
 DEADLINE_S = 20.0
 
 
+class Owners:
+    """Every owner's webhook."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, bytes]] = []
+
+    async def post(self, url: str, body: bytes) -> None:
+        self.told.append((url, body))
+
+
 class Desk:
     """A ledger that books everything at once."""
 
@@ -51,6 +62,8 @@ class House:
     plane: ControlPlane
     parts: Parts
     keys: Keys
+    authority: Authority
+    owners: Owners
     metrics: Metrics
     desk: Desk
     store: SqlStore
@@ -70,12 +83,13 @@ class House:
 
 
 @asynccontextmanager
-async def house(folder: Path) -> AsyncIterator[House]:
+async def house(folder: Path, policies: Policies | None = None) -> AsyncIterator[House]:
     """Start on what the folder holds; stop in the end."""
-    metrics, desk = Metrics(), Desk()
+    metrics, desk, owners = Metrics(), Desk(), Owners()
     store = SqlStore(f"sqlite:///{folder / 'control.db'}")
-    state = store.load(Policies())
+    state = store.load(policies or Policies())
     keys = Keys(folder, founded=bool(state.control.network_id))
+    authority = Authority(folder, now_ms=clock.SystemClock().now().wall_ms, founded=False)
     logs, packages = LogFiles(folder / "logs"), PackageStore(folder / "packages")
     parts = Parts(
         state=state,
@@ -84,6 +98,8 @@ async def house(folder: Path) -> AsyncIterator[House]:
         log_files=logs,
         packages=packages,
         secrets=keys,
+        authority=authority,
+        webhooks=owners,
         ledger=desk,
         observer=metrics,
         new_id=clock.new_id,
@@ -93,7 +109,7 @@ async def house(folder: Path) -> AsyncIterator[House]:
     plane = ControlPlane(parts)
     try:
         await plane.start()
-        yield House(plane, parts, keys, metrics, desk, store)
+        yield House(plane, parts, keys, authority, owners, metrics, desk, store)
     finally:
         await plane.stop()
         logs.close()
@@ -101,11 +117,11 @@ async def house(folder: Path) -> AsyncIterator[House]:
         store.close()
 
 
-def inventory(devices: int = 1) -> Inventory:
+def inventory(devices: int = 1, of: str = "rig") -> Inventory:
     return Inventory(
         hardware_class=HardwareClass.CONSUMER,
         devices=tuple(
-            Device(DeviceId(f"sim-{number}"), DeviceKind.GPU, "RTX4090", 24 * 1024**3, simulated=True)
+            Device(DeviceId(f"sim-{of}-{number}"), DeviceKind.GPU, "RTX4090", 24 * 1024**3, simulated=True)
             for number in range(devices)
         ),
         cpus=8,
@@ -137,7 +153,9 @@ class Puppet:
         digest = hashlib.sha256(secret.encode()).hexdigest()
         loop = house.plane.loop
         key = clock.random_bytes(32).hex()
-        await loop.submit(m.JoinWorker(worker_id, digest, f"rig {worker_id[-6:]}", key, inventory(devices)))
+        await loop.submit(
+            m.JoinWorker(worker_id, digest, f"rig {worker_id[-6:]}", key, inventory(devices, worker_id))
+        )
         await loop.submit(m.ConnectWorker(worker_id, None))
         return cls(house, worker_id)
 

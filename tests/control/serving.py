@@ -14,9 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
-
 from orchestrator.api.v1 import operator_pb2, operator_pb2_grpc
+from orchestrator.cli.client import open_channel
 from tests.polling import wait_until
 
 START_S = 60.0
@@ -49,7 +48,7 @@ class Serve:
     def operator(self) -> tuple[operator_pb2_grpc.OperatorServiceStub, tuple[tuple[str, str], ...]]:
         """A stub and the metadata that its calls need."""
         admin = (self.folder / "admin-token").read_text().strip()
-        channel = grpc.insecure_channel(self.endpoints["grpc"])
+        channel = open_channel(self.endpoints["grpc"], Path(self.endpoints["ca_file"]).read_bytes())
         return operator_pb2_grpc.OperatorServiceStub(channel), (("authorization", f"Bearer {admin}"),)
 
     def tenant_secret(self) -> str:
@@ -72,7 +71,11 @@ class Serve:
 
 
 def command(folder: Path, *arguments: str) -> list[str]:
-    anywhere = [word for name in ("listen", "gateway", "metrics") for word in (f"--{name}", "127.0.0.1:0")]
+    anywhere = [
+        word
+        for name in ("listen", "session-listen", "gateway", "metrics")
+        for word in (f"--{name}", "127.0.0.1:0")
+    ]
     return [
         *(sys.executable, "-m", "orchestrator.cli.main", "serve", "--data-dir", str(folder)),
         *anywhere,

@@ -7,7 +7,6 @@ import hashlib
 import io
 import zipfile
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,120 +19,32 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from orchestrator.api.v1 import (
     common_pb2,
     jobs_pb2,
-    jobs_pb2_grpc,
     logs_pb2,
     logs_pb2_grpc,
     operator_pb2,
-    operator_pb2_grpc,
     telemetry_pb2,
     telemetry_pb2_grpc,
     worker_pb2,
-    worker_pb2_grpc,
 )
-from orchestrator.control.services.operator import Addresses
-from orchestrator.control.sessions import SESSION_CONTEXT
-from orchestrator.control.wire import inventory_to
 from orchestrator.core.fleet import TokenRole
 from orchestrator.core.ids import AttemptId
 from orchestrator.core.jobs import JobStatus
 from orchestrator.gateway.ports import Submission
-from tests.control.house import DEADLINE_S, House, Puppet, house, inventory
+from tests.control.agents import Agent, Served, agent_of, bearer, refused, serving
+from tests.control.house import DEADLINE_S, Puppet
 from tests.polling import wait_until_async
-
-Metadata = tuple[tuple[str, str], ...]
-
-
-@dataclass
-class Served:
-    """A control plane that listens, and a channel to it."""
-
-    house: House
-    channel: grpc.aio.Channel
-
-    @property
-    def admin(self) -> Metadata:
-        return bearer(self.house.keys.admin_token)
-
-    @property
-    def operator(self) -> operator_pb2_grpc.OperatorServiceAsyncStub:
-        return operator_pb2_grpc.OperatorServiceStub(self.channel)
-
-    @property
-    def jobs(self) -> jobs_pb2_grpc.JobsServiceAsyncStub:
-        return jobs_pb2_grpc.JobsServiceStub(self.channel)
-
-
-def bearer(secret: str) -> Metadata:
-    return (("authorization", f"Bearer {secret}"),)
 
 
 @pytest.fixture
 async def served(tmp_path: Path) -> AsyncIterator[Served]:
-    async with house(tmp_path) as built:
-        addresses = Addresses("0.1", "http://gateway", "http://metrics", b"k" * 32)
-        server = await built.plane.server(addresses, operators_only=())
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Served(built, channel)
-        await server.stop(0)
-
-
-@dataclass
-class Agent:
-    """A scripted agent: a key, a session, and what it was told."""
-
-    served: Served
-    key: Ed25519PrivateKey
-    worker_id: str = ""
-    stream: Any = None
-    token: str = ""
-
-    @property
-    def stub(self) -> worker_pb2_grpc.WorkerServiceAsyncStub:
-        return worker_pb2_grpc.WorkerServiceStub(self.served.channel)
-
-    def join_request(self, token: str) -> worker_pb2.JoinRequest:
-        return worker_pb2.JoinRequest(
-            join_token=token,
-            worker_name="rig-1",
-            statement_public_key=self.key.public_key().public_bytes_raw(),
-            proof=self.key.sign(hashlib.sha256(token.encode()).digest()),
-            inventory=inventory_to(inventory()),
-        )
-
-    async def join(self) -> None:
-        token = await self.served.house.token(TokenRole.SUPPLIER, "anna")
-        enrol = worker_pb2_grpc.EnrolServiceStub(self.served.channel)
-        self.worker_id = (await enrol.Join(self.join_request(token))).worker_id
-
-    async def hello(self, *, forged: bool = False) -> worker_pb2.SessionResponse:
-        """The answer to hello."""
-        self.stream = self.stub.Session()
-        challenge = (await self.stream.read()).challenge
-        key = Ed25519PrivateKey.generate() if forged else self.key
-        signature = key.sign(SESSION_CONTEXT + challenge.nonce + self.worker_id.encode())
-        hello = worker_pb2.Hello(
-            worker_id=self.worker_id, signature=signature, inventory=inventory_to(inventory())
-        )
-        await self.stream.write(worker_pb2.SessionRequest(hello=hello))
-        answer: worker_pb2.SessionResponse = await self.stream.read()
-        self.token = answer.welcome.session_token
-        return answer
+    async with serving(tmp_path) as running:
+        yield running
 
 
 @pytest.fixture
-def agent(served: Served) -> Agent:
-    return Agent(served, Ed25519PrivateKey.generate())
-
-
-def refused(code: grpc.StatusCode, *words: str) -> pytest.RaisesExc[grpc.aio.AioRpcError]:
-    """A call that ended with this status and a sentence with these words."""
-
-    def check(error: grpc.aio.AioRpcError) -> bool:
-        return error.code() is code and all(word in (error.details() or "") for word in words)
-
-    return pytest.RaisesExc(grpc.aio.AioRpcError, check=check)
+async def agent(served: Served) -> AsyncIterator[Agent]:
+    async with agent_of(served) as made:
+        yield made
 
 
 # ---------------------------------------------------------------- joining and sessions
@@ -149,7 +60,7 @@ async def test_join_then_session_is_welcomed_and_told_the_whole_list(agent: Agen
         assert (desired.term, list(desired.members)) == (1, [])
         beat = worker_pb2.Heartbeat(sequence=7)
         await agent.stream.write(worker_pb2.SessionRequest(heartbeat=beat))
-        assert (await agent.stream.read()).heartbeat_ack.sequence == 7
+        assert (await agent.expect("heartbeat_ack")).heartbeat_ack.sequence == 7
         listed = await agent.served.operator.ListWorkers(
             operator_pb2.ListWorkersRequest(), metadata=agent.served.admin
         )
@@ -160,20 +71,21 @@ async def test_join_then_session_is_welcomed_and_told_the_whole_list(agent: Agen
 
 async def test_join_same_key_and_token_again_is_the_same_worker(agent: Agent) -> None:
     token = await agent.served.house.token(TokenRole.SUPPLIER, "anna")
-    enrol = worker_pb2_grpc.EnrolServiceStub(agent.served.channel)
+    enrol = agent.served.enrol
     first = await enrol.Join(agent.join_request(token))
     assert (await enrol.Join(agent.join_request(token))).worker_id == first.worker_id
 
 
 async def test_join_bad_input_is_refused_by_field(agent: Agent) -> None:
     token = await agent.served.house.token(TokenRole.SUPPLIER, "anna")
-    enrol = worker_pb2_grpc.EnrolServiceStub(agent.served.channel)
+    enrol = agent.served.enrol
     changes: list[tuple[dict[str, object], str]] = [
-        ({"join_token": ""}, "join_token"),
+        ({"join_token": "x" * 600}, "join_token"),
         ({"statement_public_key": b"short"}, "statement_public_key"),
         ({"proof": b"x" * 64}, "proof"),
         ({"worker_name": "\x07"}, "worker_name"),
-        ({"inventory": common_pb2.Inventory()}, "inventory.hardware_class"),
+        ({"inventory": common_pb2.Inventory()}, "inventory.isolation"),
+        ({"tls_csr": b"x"}, "tls_csr"),
     ]
     for change, field in changes:
         request = agent.join_request(token)
@@ -190,7 +102,7 @@ async def test_join_bad_input_is_refused_by_field(agent: Agent) -> None:
 
 
 async def test_join_tokens_that_do_not_count_are_refused(agent: Agent) -> None:
-    enrol = worker_pb2_grpc.EnrolServiceStub(agent.served.channel)
+    enrol = agent.served.enrol
     _, tenants = await agent.served.house.tenant("acme")
     for token in ("never-issued", tenants):
         with refused(grpc.StatusCode.PERMISSION_DENIED):
@@ -213,7 +125,7 @@ async def test_session_reconnect_ends_the_older_one_and_its_token(agent: Agent) 
         while await older.read() is not grpc.aio.EOF:
             pass
     with refused(grpc.StatusCode.UNAUTHENTICATED, "session"):
-        telemetry = telemetry_pb2_grpc.TelemetryServiceStub(agent.served.channel)
+        telemetry = telemetry_pb2_grpc.TelemetryServiceStub(agent.channel)
         await telemetry.Report(iter(()), metadata=bearer(stale))
 
 
@@ -228,12 +140,13 @@ async def test_session_cancelled_right_after_welcome_is_forgotten_each_time(agen
             lambda: not sessions.connected, what="the session to be forgotten", deadline_s=DEADLINE_S
         )
         with refused(grpc.StatusCode.UNAUTHENTICATED):
-            telemetry = telemetry_pb2_grpc.TelemetryServiceStub(agent.served.channel)
+            telemetry = telemetry_pb2_grpc.TelemetryServiceStub(agent.channel)
             await telemetry.Report(iter(()), metadata=bearer(agent.token))
 
 
-async def test_session_that_begins_with_no_message_is_an_invalid_argument(served: Served) -> None:
-    call: Any = served.channel.stream_stream("/orchestrator.api.v1.WorkerService/Session")
+async def test_session_that_begins_with_no_message_is_an_invalid_argument(agent: Agent) -> None:
+    await agent.join()
+    call: Any = agent.connect().stream_stream("/orchestrator.api.v1.WorkerService/Session")
     stream = call(iter((b"\xff\xff\xff",)))
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "request"):
         async with asyncio.timeout(DEADLINE_S):
@@ -245,7 +158,7 @@ async def test_session_that_begins_with_no_message_is_an_invalid_argument(served
 async def test_telemetry_newest_sample_is_shown(agent: Agent) -> None:
     await agent.join()
     await agent.hello()
-    telemetry = telemetry_pb2_grpc.TelemetryServiceStub(agent.served.channel)
+    telemetry = telemetry_pb2_grpc.TelemetryServiceStub(agent.channel)
     samples = [
         telemetry_pb2.ReportRequest(cpu_utilization_ratio=ratio, memory_used_bytes=5) for ratio in (0.1, 0.5)
     ]
@@ -299,7 +212,7 @@ async def test_package_and_log_of_an_attempt_go_both_ways(agent: Agent) -> None:
     assert b"".join(fetched) == data
     assert len(fetched) > 1
 
-    logs = logs_pb2_grpc.LogsServiceStub(agent.served.channel)
+    logs = logs_pb2_grpc.LogsServiceStub(agent.channel)
     chunks = [
         logs_pb2.ShipLogsRequest(attempt_id=attempt_id, offset=0, data=b"one\n"),
         logs_pb2.ShipLogsRequest(attempt_id=attempt_id, offset=9, data=b"beyond a gap"),
@@ -333,7 +246,7 @@ async def test_attempt_of_others_is_forbidden(agent: Agent) -> None:
     request = worker_pb2.FetchPackageRequest(attempt_id=attempt_id, sha256=hashlib.sha256(data).hexdigest())
     with refused(grpc.StatusCode.PERMISSION_DENIED):
         await anext(aiter(stranger.stub.FetchPackage(request, metadata=bearer(stranger.token))))
-    logs = logs_pb2_grpc.LogsServiceStub(agent.served.channel)
+    logs = logs_pb2_grpc.LogsServiceStub(agent.channel)
     chunk = logs_pb2.ShipLogsRequest(attempt_id=attempt_id, data=b"lies")
     with refused(grpc.StatusCode.PERMISSION_DENIED):
         await anext(aiter(logs.ShipLogs(iter((chunk,)), metadata=bearer(stranger.token))))
@@ -429,6 +342,6 @@ async def test_jobs_tenant_sees_only_its_own(served: Served) -> None:
 
 async def test_health_every_service_is_serving_without_a_token(served: Served) -> None:
     stub = health_pb2_grpc.HealthStub(served.channel)
-    for name in ("", "orchestrator.api.v1.WorkerService"):
+    for name in ("", "orchestrator.api.v1.EnrolService"):
         answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING

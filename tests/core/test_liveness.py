@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator.core import messages as m
+from orchestrator.core.clusters import ClusterPhase
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import FleetPolicy, Liveness
-from orchestrator.core.ids import WorkerId
-from orchestrator.core.jobs import JobStatus
+from orchestrator.core.fleet import FleetPolicy, HardwareClass, LeasePolicy, Liveness, Reconcile
+from orchestrator.core.holds import HoldKind
+from orchestrator.core.ids import ClusterId, JobId, WorkerId
+from orchestrator.core.jobs import JobStatus, Requirements
 from orchestrator.core.state import Policies
 from tests.core.worlds import World
 
@@ -154,3 +158,106 @@ def test_control_time_new_boot_with_an_older_wall_clock_never_runs_backwards() -
     lease = world.leases(job_id)[0]
     assert lease.recorded_ms is not None
     assert lease.recorded_ms >= lease.billed_offset_ms == 3_000_000
+
+
+# ---------------------------------------------------------------- policies of one worker
+
+
+def test_worker_with_more_patience_is_lost_later_and_suspect_as_everybody() -> None:
+    world = World()
+    patient, common = world.worker(zone="a"), world.worker(zone="b")
+    world.do(m.SetLeasePolicy(patient, LeasePolicy(300_000)))
+    world.live_on(POLICY.lost_after_ms + 5_000, silent=frozenset({patient, common}))
+    assert world.who(common).liveness is Liveness.LOST
+    assert world.who(patient).liveness is Liveness.SUSPECT
+    world.live_on(220_000, silent=frozenset({patient, common}))
+    assert world.who(patient).liveness is Liveness.SUSPECT
+    world.live_on(10_000, silent=frozenset({patient, common}))
+    assert world.who(patient).liveness is Liveness.LOST
+
+
+def test_worker_policy_that_was_stored_counts_after_loading() -> None:
+    world = World()
+    worker_id = world.worker()
+    world.do(m.SetLeasePolicy(worker_id, LeasePolicy(600_000)))
+    loaded = World()
+    loaded.state.put(world.who(worker_id))
+    loaded.do(m.StartControl("net_test"))
+    loaded.tick(POLICY.lost_after_ms + 1_000)
+    loaded.tick(1_000)
+    assert loaded.who(worker_id).liveness is Liveness.SUSPECT
+
+
+@pytest.mark.parametrize("lost_after_ms", [0, -5, POLICY.suspect_after_ms, 40_999, 24 * 3_600_000 + 1])
+def test_lease_policy_out_of_bounds_is_refused_by_its_field(lost_after_ms: int) -> None:
+    world = World()
+    worker_id = world.worker()
+    with pytest.raises(
+        RefusedError, match=f"{lost_after_ms} ms is not between 41000 and 86400000"
+    ) as refusal:
+        world.do(m.SetLeasePolicy(worker_id, LeasePolicy(lost_after_ms)))
+    assert (refusal.value.code, refusal.value.field) == (RefusalCode.INVALID, "policy.lost_after_ms")
+
+
+def test_lease_policy_less_patient_than_running_nodes_were_promised_is_refused() -> None:
+    world = World()
+    worker_id = world.worker()
+    world.do(m.SetLeasePolicy(worker_id, LeasePolicy(600_000)))
+    job_id = world.running()
+    for policy in (LeasePolicy(300_000), None):
+        with pytest.raises(RefusedError, match="drain the worker first") as refusal:
+            world.do(m.SetLeasePolicy(worker_id, policy))
+        assert refusal.value.code is RefusalCode.CONFLICT
+    world.do(m.SetLeasePolicy(worker_id, LeasePolicy(900_000)))
+    assert world.job(job_id).status is JobStatus.RUNNING
+
+
+def silent_with_spare(
+    reconcile: Reconcile, *, ready: bool = True
+) -> tuple[World, WorkerId, JobId, ClusterId]:
+    """A suspect worker with a job, and another cluster that stands ready for the job or is still forming."""
+    world = World()
+    world.worker()
+    world.finish(world.running())
+    spare_id = next(iter(world.state.open_clusters))
+    worker_id = world.worker(hardware_class=HardwareClass.MINER, zone="shed")
+    job_id = world.running(Requirements(hardware_class=HardwareClass.MINER))
+    world.do(m.SetLeasePolicy(worker_id, LeasePolicy(600_000, replace=True, reconcile=reconcile)))
+    silence(world, frozenset({worker_id}), POLICY.suspect_after_ms + 5_000)
+    assert world.who(worker_id).liveness is Liveness.SUSPECT
+    phase = ClusterPhase.READY if ready else ClusterPhase.JOINING
+    world.state.put(replace(world.state.clusters[spare_id], spare_for=job_id, phase=phase))
+    return world, worker_id, job_id, spare_id
+
+
+def test_worker_that_returns_keeps_its_job_and_the_spare_is_closed() -> None:
+    world, worker_id, job_id, spare_id = silent_with_spare(Reconcile.ORIGINAL)
+    world.do(m.ConnectWorker(worker_id, None))
+    assert world.job(job_id).status is JobStatus.RUNNING
+    assert world.state.clusters[spare_id].phase is ClusterPhase.CLOSING
+    assert world.state.clusters[spare_id].reason == "its machine came back"
+
+
+def test_worker_that_returns_to_a_ready_replacement_loses_its_job_to_it() -> None:
+    world, worker_id, job_id, spare_id = silent_with_spare(Reconcile.REPLACEMENT)
+    old = world.cluster(job_id)
+    world.do(m.ConnectWorker(worker_id, None))
+    assert world.state.clusters[old.cluster_id].reason == "replaced while its machine was silent"
+    assert world.state.clusters[spare_id].phase is ClusterPhase.READY
+    assert world.job(job_id).status is JobStatus.PENDING
+
+
+def test_worker_that_returns_before_its_replacement_is_ready_keeps_its_job() -> None:
+    world, worker_id, job_id, spare_id = silent_with_spare(Reconcile.REPLACEMENT, ready=False)
+    world.do(m.ConnectWorker(worker_id, None))
+    assert world.job(job_id).status is JobStatus.RUNNING
+    assert world.state.clusters[spare_id].phase is not ClusterPhase.READY
+    assert world.state.clusters[spare_id].reason == "its machine came back"
+
+
+def test_worker_that_returns_under_notice_still_needs_the_spare() -> None:
+    world, worker_id, job_id, spare_id = silent_with_spare(Reconcile.ORIGINAL)
+    world.do(m.ReclaimWorker(worker_id, HoldKind.RECLAIMED, "wanted back", 600_000))
+    world.do(m.ConnectWorker(worker_id, None))
+    assert world.job(job_id).status is JobStatus.RUNNING
+    assert world.state.clusters[spare_id].phase is ClusterPhase.READY

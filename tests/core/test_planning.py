@@ -221,7 +221,7 @@ def _memory(world: World) -> Requirements:
 
 def _suspect(world: World) -> Requirements:
     silent = world.worker()
-    world.live_on(20_000, silent=frozenset({silent}))
+    world.live_on(30_000, silent=frozenset({silent}))
     return Requirements()
 
 

@@ -20,7 +20,7 @@ from orchestrator.adapters.node_records import NodeSpec, read_record
 from orchestrator.adapters.process_tree import descendants, marked_processes, sweep
 from orchestrator.agent.keeper import KEEPER_LOCK_FILE, SPEC_FILE, TOKEN_FILE
 from orchestrator.api.v1 import operator_pb2
-from orchestrator.cli.client import Client
+from orchestrator.cli.client import Client, open_channel
 from orchestrator.cli.errors import CliError
 from orchestrator.cli.settings import Settings
 from tests.polling import wait_until
@@ -84,7 +84,7 @@ class Network:
     # Short: Ray puts sockets below it, whose paths may have 107 characters.
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="on-")))
     addresses: Addresses = field(
-        default_factory=lambda: Addresses(*(f"{LOOPBACK}:{port}" for port in free_ports(3)))
+        default_factory=lambda: Addresses(*(f"{LOOPBACK}:{port}" for port in free_ports(4)))
     )
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
@@ -114,8 +114,10 @@ class Network:
 
     def start_serve(self) -> None:
         """Start the control plane, on the data and the ports that it had before; return when it serves."""
-        listen = ("--listen", self.addresses.control, "--gateway", self.addresses.gateway)
-        command = ("serve", "--data-dir", str(self.control_dir), *listen, "--metrics", self.addresses.metrics)
+        at = self.addresses
+        listen = ["--listen", at.control, "--session-listen", at.sessions]
+        listen += ["--gateway", at.gateway, "--metrics", at.metrics]
+        command = ["serve", "--data-dir", str(self.control_dir), *listen]
         process = self._start("serve", command, SETTINGS)
         wait_until(
             lambda: process.poll() is not None or self._serves(), what="the control plane", deadline_s=START_S
@@ -127,9 +129,9 @@ class Network:
         """Offer a machine; where it has joined before, it is the same worker again."""
         data_dir = self.folder / machine.name
         command = ["worker", "join", "--control-plane", self.addresses.control, "--name", machine.name]
-        command += ["--data-dir", str(data_dir), "--hardware-class", machine.hardware_class, "--cpus", "1"]
+        command += ["--data-dir", str(data_dir), "--cpus", "1"]
         command += ["--slots", str(machine.slots), "--head-slots", str(machine.head_slots)]
-        command += ["--simulate", machine.simulate] if machine.simulate else []
+        command += ["--simulate", machine.simulate] if machine.simulate else ["--no-gpus"]
         extra = {}
         if machine.name not in self.workers:
             secret = self.create_token(operator_pb2.TOKEN_ROLE_SUPPLIER, machine.supplier)
@@ -177,11 +179,12 @@ class Network:
 
     def channel(self) -> grpc.Channel:
         """A connection to the control plane; no proxy before loopback."""
-        return grpc.insecure_channel(self.addresses.control, options=[("grpc.enable_http_proxy", 0)])
+        return open_channel(self.addresses.control, (self.control_dir / "ca.pem").read_bytes())
 
     def client(self) -> Client:
         """With the operator's token."""
-        return Client(Settings(url=self.addresses.control, token=self.secrets["admin token"]))
+        ca_file = self.control_dir / "ca.pem"
+        return Client(Settings(self.addresses.control, self.secrets["admin token"], ca_file))
 
     def create_token(self, role: operator_pb2.TokenRole.ValueType, subject: str) -> str:
         """A new token's secret."""

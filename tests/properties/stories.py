@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 
 from orchestrator.adapters.store import Transaction
 from orchestrator.core import messages as m
+from orchestrator.core.clusters import WANTED, ClusterPhase
 from orchestrator.core.decide import needs
 from orchestrator.core.errors import RefusedError
-from orchestrator.core.fleet import HardwareClass, TokenRole
+from orchestrator.core.fleet import HardwareClass, LeasePolicy, Reconcile, TokenRole
+from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import (
     AttemptId,
     ClusterId,
@@ -27,6 +30,7 @@ from orchestrator.core.jobs import AttemptPhase, Outcome, Requirements
 from orchestrator.core.placement import Budget
 from orchestrator.core.scheduling import plan
 from orchestrator.core.state import State
+from orchestrator.core.terms import WEEK_MINUTES, Terms, WeekWindow
 from tests.core.worlds import NETWORK_ID, Driver, World, inventory, request, sha
 
 T = TypeVar("T")
@@ -48,9 +52,18 @@ OFTEN = ("submit", "plan", "reports", "reports", "driver", "state", "state", "be
 SELDOM = (
     "join", "head", "cpu", "submit", "plan", "report", "partial", "stale", "foreign", "log", "log", "fail",
     "fail", "fail", "wait", "stop", "delete", "drain", "leave", "inventory", "restart", "repeat", "revoke", "bad",
+    "reclaim", "reclaim", "lift", "hold", "device", "terms", "policy",
 )  # fmt: skip
 KINDS = OFTEN * 4 + SELDOM
 """Mostly what makes work go on: a story in which everything breaks at once never comes to the money."""
+
+LEAVING = (
+    *("submit", "plan", "begin", "reclaim") * 4, *("lift", "join", "fail", "beat", "log") * 2,
+    "hold", "device", "terms", "policy", "wait", "driver", "stop",
+)  # fmt: skip
+"""What comes and goes: machines that are taken back under jobs that run."""
+
+LEAVING_STEPS = st.lists(st.tuples(st.sampled_from(LEAVING), st.integers(0, 10**6)), min_size=20, max_size=90)
 
 STEPS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 10**6)), min_size=10, max_size=90)
 """A kind of step, and a number from which its choices are taken."""
@@ -76,6 +89,33 @@ def check_held(state: State) -> None:
             )
 
 
+def check_jobs(state: State) -> None:
+    """No job is forgotten, each has one spare at most, and no spare outlives its job."""
+    queued = {job_id for _, _, job_id in state.queue}
+    for job in state.jobs.values():
+        placed = job.attempt_id is not None and state.attempts[job.attempt_id].phase is not AttemptPhase.ENDED
+        assert job.status.terminal or placed or job.job_id in queued, f"{job.job_id} is nowhere"
+        assert not job.status.terminal or job.job_id not in state.spares, "a spare outlives its job"
+    clusters = (state.clusters[cluster_id] for cluster_id in state.open_clusters)
+    standing = Counter(
+        cluster.spare_for
+        for cluster in clusters
+        if cluster.spare_for is not None and cluster.phase is not ClusterPhase.CLOSING
+    )
+    assert standing == Counter(state.spares.keys()), "a job has two spares, or one that nobody knows"
+    for job_id, cluster_id in state.spares.items():
+        assert cluster_id not in state.attempt_in, "somebody runs on a spare"
+        assert state.clusters[cluster_id].tenant_id == state.jobs[job_id].tenant_id
+
+
+def check_deadlines(state: State, at_ms: int) -> None:
+    """After a tick nobody holds on to a machine beyond the notice he was given."""
+    for member_ids in state.members_on.values():
+        for member in (state.members[member_id] for member_id in member_ids):
+            due = member.notice is not None and member.notice.deadline_ms <= at_ms
+            assert not (due and member.phase in WANTED), f"{member.member_id} stays beyond its notice"
+
+
 @dataclass(slots=True)
 class Story:
     """A world, what was written of it, and the reports that are still under way."""
@@ -92,6 +132,16 @@ class Story:
         for number in (0, 1, 2, 3):
             self._fleet("join", number)
         self._fleet("head", 1)
+
+    def busy(self) -> Story:
+        """The same with jobs that run, and machines to which they could go."""
+        for number in (3, 5, 9, 11, 15):
+            self.step("join", number)
+        for number in (0, 1, 0):
+            self.step("submit", number)
+        self.step("plan", 0)
+        self.step("begin", 0)
+        return self
 
     def do(self, command: m.Command) -> object:
         """One command as the loop does it; a refusal must leave everything as it was."""
@@ -112,6 +162,9 @@ class Story:
         if decision.events:
             self.transactions.append(Transaction(version, at_ms, decision.events, rows))
         check_held(state)
+        check_jobs(state)
+        if isinstance(command, m.Tick):
+            check_deadlines(state, self.world.at_ms)
         return decision.result
 
     def play(self, steps: list[tuple[str, int]]) -> None:
@@ -143,6 +196,12 @@ class Story:
                     world.drivers[attempt] = Driver(
                         number % 3 > 0, OUTCOMES[number % len(OUTCOMES)], number % 2
                     )
+            case "reclaim" | "lift" | "hold" | "device" | "terms" | "policy":
+                self._owner(kind, number)
+            case "begin":
+                for under_way in list(world.state.attempt_in.values()):
+                    world.drivers.setdefault(under_way, Driver())
+                self._report("reports", 3)
             case "log":
                 known = pick(list(world.state.attempts), number)
                 if known is not None:
@@ -188,6 +247,44 @@ class Story:
         self.do(m.CreateToken(TokenId(name), TokenRole.SUPPLIER, supplier, digest, 10**9, SupplierId(name)))
         joined = self.do(m.JoinWorker(WorkerId(name), digest, name, sha(name), offer))
         self.do(m.ConnectWorker(WorkerId(str(joined)), None))
+
+    def _owner(self, kind: str, number: int) -> None:
+        """What an owner, an operator or a sick device says of a worker."""
+        busy = [worker_id for worker_id, members in self.world.state.members_on.items() if members]
+        everybody = list(self.world.state.workers)
+        worker_id = pick(busy if number % 3 and busy else everybody, number)
+        if worker_id is None:
+            return
+        worker = self.world.state.workers[worker_id]
+        match kind:
+            case "reclaim":
+                notice_ms = (None, 0, 6_000, 60_000)[number % 4]
+                reclaimed = (HoldKind.RECLAIMED, HoldKind.BUSY)[number % 2]
+                self.do(m.ReclaimWorker(worker_id, reclaimed, f"back {number % 2}", notice_ms))
+            case "lift":
+                for hold in worker.holds:
+                    self.do(m.LiftHold(worker_id, hold.kind))
+                for cordon in worker.device_holds:
+                    self.do(m.ReleaseDevice(worker_id, cordon.device_id))
+            case "hold":
+                self.do(m.PlaceHold(worker_id, list(HoldKind)[number % len(HoldKind)], f"held {number % 2}"))
+            case "device":
+                device = pick(list(worker.inventory.devices), number)
+                if device is not None:
+                    self.do(m.HoldDevice(worker_id, device.device_id, "XID 79"))
+            case "terms":
+                begins = number % WEEK_MINUTES
+                window = WeekWindow(begins, (begins + 5_000 + number % 5_000) % WEEK_MINUTES)
+                terms = Terms(
+                    lease_max_ms=None if number % 2 else 70_000,
+                    schedule=(window,) if number % 3 else (),
+                    notice_ms=1_000 * (1 + number % 60),
+                )
+                self.do(m.SetTerms(worker_id, terms))
+            case _:
+                wins = (Reconcile.ORIGINAL, Reconcile.REPLACEMENT)[number % 2]
+                policy = LeasePolicy(200_000, replace=True, reconcile=wins)
+                self.do(m.SetLeasePolicy(worker_id, policy))
 
     def _fail(self, member_id: MemberId) -> None:
         worker_id = self.world.state.members[member_id].worker_id

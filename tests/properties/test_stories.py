@@ -37,6 +37,16 @@ def index_view(state: State) -> dict[str, object]:
         "unposted": set(state.unposted),
         "tokens": dict(state.token_by_hash),
         "worker_by_key": dict(state.worker_by_key),
+        "on_probation": set(state.on_probation),
+        "spares": dict(state.spares),
+        "noticed": set(state.noticed),
+        "workers_due": set(state.watched.workers_due_ms),
+        "members_due": set(state.watched.members_due_ms),
+        "replacing": set(state.watched.replacing),
+        "shut_out": set(state.watched.shut_out),
+        "spares_closed": {
+            job_id: closed for job_id, closed in state.watched.spares_closed.items() if job_id in state.jobs
+        },
     }
 
 

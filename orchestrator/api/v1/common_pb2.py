@@ -24,21 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n orchestrator/api/v1/common.proto\x12\x13orchestrator.api.v1\")\n\x05\x46\x65nce\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"\x82\x01\n\x06\x44\x65vice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.orchestrator.api.v1.DeviceKind\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x11\n\tsimulated\x18\x05 \x01(\x08\"\xcb\x02\n\tInventory\x12:\n\x0ehardware_class\x18\x01 \x01(\x0e\x32\".orchestrator.api.v1.HardwareClass\x12,\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\x1b.orchestrator.api.v1.Device\x12\x0c\n\x04\x63pus\x18\x03 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\r\n\x05slots\x18\x05 \x01(\r\x12\x12\n\nhead_slots\x18\x06 \x01(\r\x12\x18\n\x10operating_system\x18\x07 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x08 \x01(\t\x12\x16\n\x0epython_version\x18\t \x01(\t\x12\x13\n\x0bray_version\x18\n \x01(\t\x12\x11\n\tisolation\x18\x0b \x01(\t\x12\x0f\n\x07overlay\x18\x0c \x01(\t\x12\x0c\n\x04zone\x18\r \x01(\t*\xb7\x01\n\rHardwareClass\x12\x1e\n\x1aHARDWARE_CLASS_UNSPECIFIED\x10\x00\x12\x1b\n\x17HARDWARE_CLASS_CONSUMER\x10\x01\x12\x18\n\x14HARDWARE_CLASS_MINER\x10\x02\x12\x1d\n\x19HARDWARE_CLASS_DATACENTER\x10\x03\x12\x18\n\x14HARDWARE_CLASS_APPLE\x10\x04\x12\x16\n\x12HARDWARE_CLASS_CPU\x10\x05*S\n\nDeviceKind\x12\x1b\n\x17\x44\x45VICE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45VICE_KIND_GPU\x10\x01\x12\x13\n\x0f\x44\x45VICE_KIND_CPU\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n orchestrator/api/v1/common.proto\x12\x13orchestrator.api.v1\")\n\x05\x46\x65nce\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x12\n\ngeneration\x18\x02 \x01(\x04\"\xf5\x01\n\x06\x44\x65vice\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.orchestrator.api.v1.DeviceKind\x12\r\n\x05model\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x11\n\tsimulated\x18\x05 \x01(\x08\x12\x35\n\x08\x65vidence\x18\x06 \x01(\x0b\x32#.orchestrator.api.v1.DeviceEvidence\x12:\n\x0e\x65vidence_class\x18\x07 \x01(\x0e\x32\".orchestrator.api.v1.EvidenceClass\"K\n\x08Sighting\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x0c\n\x04uuid\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x12\n\npci_bus_id\x18\x04 \x01(\t\"\xa6\x05\n\x0e\x44\x65viceEvidence\x12\x31\n\x06vendor\x18\x01 \x01(\x0e\x32!.orchestrator.api.v1.DeviceVendor\x12\r\n\x05model\x18\x02 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04uuid\x18\x04 \x01(\t\x12\x12\n\npci_bus_id\x18\x05 \x01(\t\x12\x1c\n\x0fpcie_generation\x18\x06 \x01(\rH\x00\x88\x01\x01\x12 \n\x13pcie_generation_max\x18\x07 \x01(\rH\x01\x88\x01\x01\x12\x17\n\npcie_width\x18\x08 \x01(\rH\x02\x88\x01\x01\x12\x1b\n\x0epcie_width_max\x18\t \x01(\rH\x03\x88\x01\x01\x12\x19\n\x0cnvlink_links\x18\n \x01(\rH\x04\x88\x01\x01\x12\x19\n\x0cnvlink_peers\x18\x0b \x01(\rH\x05\x88\x01\x01\x12\x1a\n\x12\x63ompute_capability\x18\x0c \x01(\t\x12\x16\n\x0e\x64river_version\x18\r \x01(\t\x12\x18\n\x0bmig_enabled\x18\x0e \x01(\x08H\x06\x88\x01\x01\x12\x14\n\x0cmig_profiles\x18\x0f \x03(\t\x12\x1b\n\x0epower_limit_mw\x18\x10 \x01(\rH\x07\x88\x01\x01\x12\x18\n\x0b\x65\x63\x63_enabled\x18\x11 \x01(\x08H\x08\x88\x01\x01\x12\x30\n\tsightings\x18\x12 \x03(\x0b\x32\x1d.orchestrator.api.v1.SightingB\x12\n\x10_pcie_generationB\x16\n\x14_pcie_generation_maxB\r\n\x0b_pcie_widthB\x11\n\x0f_pcie_width_maxB\x0f\n\r_nvlink_linksB\x0f\n\r_nvlink_peersB\x0e\n\x0c_mig_enabledB\x11\n\x0f_power_limit_mwB\x0e\n\x0c_ecc_enabled\"\xc6\x01\n\x0fMachineEvidence\x12\x15\n\rsystem_vendor\x18\x01 \x01(\t\x12\x16\n\x0esystem_product\x18\x02 \x01(\t\x12\x14\n\x0c\x62oard_vendor\x18\x03 \x01(\t\x12\x15\n\rboard_product\x18\x04 \x01(\t\x12\x11\n\tprocessor\x18\x05 \x01(\t\x12\x0c\n\x04gpus\x18\x06 \x01(\r\x12\x11\n\tgpus_lost\x18\x07 \x01(\r\x12\x0b\n\x03wsl\x18\x08 \x01(\x08\x12\x16\n\x0evirtualisation\x18\t \x01(\t\"\xd5\x03\n\tInventory\x12:\n\x0ehardware_class\x18\x01 \x01(\x0e\x32\".orchestrator.api.v1.HardwareClass\x12,\n\x07\x64\x65vices\x18\x02 \x03(\x0b\x32\x1b.orchestrator.api.v1.Device\x12\x0c\n\x04\x63pus\x18\x03 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\r\n\x05slots\x18\x05 \x01(\r\x12\x12\n\nhead_slots\x18\x06 \x01(\r\x12\x18\n\x10operating_system\x18\x07 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x08 \x01(\t\x12\x16\n\x0epython_version\x18\t \x01(\t\x12\x13\n\x0bray_version\x18\n \x01(\t\x12\x11\n\tisolation\x18\x0b \x01(\t\x12\x0f\n\x07overlay\x18\x0c \x01(\t\x12\x0c\n\x04zone\x18\r \x01(\t\x12\x36\n\x08\x65vidence\x18\x0e \x01(\x0b\x32$.orchestrator.api.v1.MachineEvidence\x12\x14\n\x0c\x63lass_reason\x18\x0f \x01(\t\x12:\n\x0e\x65vidence_class\x18\x10 \x01(\x0e\x32\".orchestrator.api.v1.EvidenceClass*\xb7\x01\n\rHardwareClass\x12\x1e\n\x1aHARDWARE_CLASS_UNSPECIFIED\x10\x00\x12\x1b\n\x17HARDWARE_CLASS_CONSUMER\x10\x01\x12\x18\n\x14HARDWARE_CLASS_MINER\x10\x02\x12\x1d\n\x19HARDWARE_CLASS_DATACENTER\x10\x03\x12\x18\n\x14HARDWARE_CLASS_APPLE\x10\x04\x12\x16\n\x12HARDWARE_CLASS_CPU\x10\x05*S\n\nDeviceKind\x12\x1b\n\x17\x44\x45VICE_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45VICE_KIND_GPU\x10\x01\x12\x13\n\x0f\x44\x45VICE_KIND_CPU\x10\x02*\x8e\x01\n\x0c\x44\x65viceVendor\x12\x1d\n\x19\x44\x45VICE_VENDOR_UNSPECIFIED\x10\x00\x12\x18\n\x14\x44\x45VICE_VENDOR_NVIDIA\x10\x01\x12\x15\n\x11\x44\x45VICE_VENDOR_AMD\x10\x02\x12\x17\n\x13\x44\x45VICE_VENDOR_APPLE\x10\x03\x12\x15\n\x11\x44\x45VICE_VENDOR_CPU\x10\x04*t\n\rEvidenceClass\x12\x1e\n\x1a\x45VIDENCE_CLASS_UNSPECIFIED\x10\x00\x12\x15\n\x11\x45VIDENCE_CLASS_T0\x10\x01\x12\x15\n\x11\x45VIDENCE_CLASS_T1\x10\x02\x12\x15\n\x11\x45VIDENCE_CLASS_T2\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'orchestrator.api.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HARDWARECLASS']._serialized_start=568
-  _globals['_HARDWARECLASS']._serialized_end=751
-  _globals['_DEVICEKIND']._serialized_start=753
-  _globals['_DEVICEKIND']._serialized_end=836
+  _globals['_HARDWARECLASS']._serialized_start=1780
+  _globals['_HARDWARECLASS']._serialized_end=1963
+  _globals['_DEVICEKIND']._serialized_start=1965
+  _globals['_DEVICEKIND']._serialized_end=2048
+  _globals['_DEVICEVENDOR']._serialized_start=2051
+  _globals['_DEVICEVENDOR']._serialized_end=2193
+  _globals['_EVIDENCECLASS']._serialized_start=2195
+  _globals['_EVIDENCECLASS']._serialized_end=2311
   _globals['_FENCE']._serialized_start=57
   _globals['_FENCE']._serialized_end=98
   _globals['_DEVICE']._serialized_start=101
-  _globals['_DEVICE']._serialized_end=231
-  _globals['_INVENTORY']._serialized_start=234
-  _globals['_INVENTORY']._serialized_end=565
+  _globals['_DEVICE']._serialized_end=346
+  _globals['_SIGHTING']._serialized_start=348
+  _globals['_SIGHTING']._serialized_end=423
+  _globals['_DEVICEEVIDENCE']._serialized_start=426
+  _globals['_DEVICEEVIDENCE']._serialized_end=1104
+  _globals['_MACHINEEVIDENCE']._serialized_start=1107
+  _globals['_MACHINEEVIDENCE']._serialized_end=1305
+  _globals['_INVENTORY']._serialized_start=1308
+  _globals['_INVENTORY']._serialized_end=1777
 # @@protoc_insertion_point(module_scope)

@@ -63,6 +63,56 @@ DEVICE_KIND_CPU: DeviceKind.ValueType  # 2
 """A whole machine without a GPU, offered as one device."""
 Global___DeviceKind: _TypeAlias = DeviceKind  # noqa: Y015
 
+class _DeviceVendor:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeviceVendorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeviceVendor.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DEVICE_VENDOR_UNSPECIFIED: _DeviceVendor.ValueType  # 0
+    DEVICE_VENDOR_NVIDIA: _DeviceVendor.ValueType  # 1
+    DEVICE_VENDOR_AMD: _DeviceVendor.ValueType  # 2
+    DEVICE_VENDOR_APPLE: _DeviceVendor.ValueType  # 3
+    DEVICE_VENDOR_CPU: _DeviceVendor.ValueType  # 4
+    """Any processor."""
+
+class DeviceVendor(_DeviceVendor, metaclass=_DeviceVendorEnumTypeWrapper):
+    """DeviceVendor says who made a device."""
+
+DEVICE_VENDOR_UNSPECIFIED: DeviceVendor.ValueType  # 0
+DEVICE_VENDOR_NVIDIA: DeviceVendor.ValueType  # 1
+DEVICE_VENDOR_AMD: DeviceVendor.ValueType  # 2
+DEVICE_VENDOR_APPLE: DeviceVendor.ValueType  # 3
+DEVICE_VENDOR_CPU: DeviceVendor.ValueType  # 4
+"""Any processor."""
+Global___DeviceVendor: _TypeAlias = DeviceVendor  # noqa: Y015
+
+class _EvidenceClass:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EvidenceClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EvidenceClass.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EVIDENCE_CLASS_UNSPECIFIED: _EvidenceClass.ValueType  # 0
+    EVIDENCE_CLASS_T0: _EvidenceClass.ValueType  # 1
+    """Told by the machine, or simulated."""
+    EVIDENCE_CLASS_T1: _EvidenceClass.ValueType  # 2
+    """Challenged."""
+    EVIDENCE_CLASS_T2: _EvidenceClass.ValueType  # 3
+    """Cross-checked: two independent sources of the machine agree."""
+
+class EvidenceClass(_EvidenceClass, metaclass=_EvidenceClassEnumTypeWrapper):
+    """EvidenceClass says how much the word about a device is worth."""
+
+EVIDENCE_CLASS_UNSPECIFIED: EvidenceClass.ValueType  # 0
+EVIDENCE_CLASS_T0: EvidenceClass.ValueType  # 1
+"""Told by the machine, or simulated."""
+EVIDENCE_CLASS_T1: EvidenceClass.ValueType  # 2
+"""Challenged."""
+EVIDENCE_CLASS_T2: EvidenceClass.ValueType  # 3
+"""Cross-checked: two independent sources of the machine agree."""
+Global___EvidenceClass: _TypeAlias = EvidenceClass  # noqa: Y015
+
 @_typing.final
 class Fence(_message.Message):
     """Fence orders holders of the same member: compare term first, then generation. A lower fence is refused."""
@@ -100,6 +150,8 @@ class Device(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     SIMULATED_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    EVIDENCE_CLASS_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     """The vendor's UUID, or an id made once by the agent for a simulated device."""
     kind: Global___DeviceKind.ValueType
@@ -108,6 +160,12 @@ class Device(_message.Message):
     memory_bytes: _builtins.int
     simulated: _builtins.bool
     """True when no such hardware exists on the worker. Shown wherever the device is."""
+    evidence_class: Global___EvidenceClass.ValueType
+    """What that is worth. Told by the control plane; ignored where an agent sends it."""
+    @_builtins.property
+    def evidence(self) -> Global___DeviceEvidence:
+        """What the machine shows of it; unset for a simulated device."""
+
     def __init__(
         self,
         *,
@@ -116,14 +174,210 @@ class Device(_message.Message):
         model: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
         simulated: _builtins.bool = ...,
+        evidence: Global___DeviceEvidence | None = ...,
+        evidence_class: Global___EvidenceClass.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "kind", b"kind", "memory_bytes", b"memory_bytes", "model", b"model", "simulated", b"simulated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "evidence", b"evidence", "evidence_class", b"evidence_class", "kind", b"kind", "memory_bytes", b"memory_bytes", "model", b"model", "simulated", b"simulated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Device: _TypeAlias = Device  # noqa: Y015
+
+@_typing.final
+class Sighting(_message.Message):
+    """Sighting is one device as one source shows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    UUID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PCI_BUS_ID_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """nvml, procfs, sysfs, amdsmi, system_profiler or sysctl."""
+    uuid: _builtins.str
+    model: _builtins.str
+    pci_bus_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        uuid: _builtins.str = ...,
+        model: _builtins.str = ...,
+        pci_bus_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "pci_bus_id", b"pci_bus_id", "source", b"source", "uuid", b"uuid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Sighting: _TypeAlias = Sighting  # noqa: Y015
+
+@_typing.final
+class DeviceEvidence(_message.Message):
+    """DeviceEvidence is what the drivers say of one device. What is unset or empty was not said."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VENDOR_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    UUID_FIELD_NUMBER: _builtins.int
+    PCI_BUS_ID_FIELD_NUMBER: _builtins.int
+    PCIE_GENERATION_FIELD_NUMBER: _builtins.int
+    PCIE_GENERATION_MAX_FIELD_NUMBER: _builtins.int
+    PCIE_WIDTH_FIELD_NUMBER: _builtins.int
+    PCIE_WIDTH_MAX_FIELD_NUMBER: _builtins.int
+    NVLINK_LINKS_FIELD_NUMBER: _builtins.int
+    NVLINK_PEERS_FIELD_NUMBER: _builtins.int
+    COMPUTE_CAPABILITY_FIELD_NUMBER: _builtins.int
+    DRIVER_VERSION_FIELD_NUMBER: _builtins.int
+    MIG_ENABLED_FIELD_NUMBER: _builtins.int
+    MIG_PROFILES_FIELD_NUMBER: _builtins.int
+    POWER_LIMIT_MW_FIELD_NUMBER: _builtins.int
+    ECC_ENABLED_FIELD_NUMBER: _builtins.int
+    SIGHTINGS_FIELD_NUMBER: _builtins.int
+    vendor: Global___DeviceVendor.ValueType
+    model: _builtins.str
+    """The driver's own name."""
+    memory_bytes: _builtins.int
+    uuid: _builtins.str
+    pci_bus_id: _builtins.str
+    pcie_generation: _builtins.int
+    pcie_generation_max: _builtins.int
+    pcie_width: _builtins.int
+    pcie_width_max: _builtins.int
+    """Of the device and its slot together."""
+    nvlink_links: _builtins.int
+    """Active links."""
+    nvlink_peers: _builtins.int
+    """Different devices at their other ends."""
+    compute_capability: _builtins.str
+    driver_version: _builtins.str
+    mig_enabled: _builtins.bool
+    power_limit_mw: _builtins.int
+    ecc_enabled: _builtins.bool
+    @_builtins.property
+    def mig_profiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def sightings(self) -> _containers.RepeatedCompositeFieldContainer[Global___Sighting]:
+        """What each source said, unjudged."""
+
+    def __init__(
+        self,
+        *,
+        vendor: Global___DeviceVendor.ValueType = ...,
+        model: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        uuid: _builtins.str = ...,
+        pci_bus_id: _builtins.str = ...,
+        pcie_generation: _builtins.int | None = ...,
+        pcie_generation_max: _builtins.int | None = ...,
+        pcie_width: _builtins.int | None = ...,
+        pcie_width_max: _builtins.int | None = ...,
+        nvlink_links: _builtins.int | None = ...,
+        nvlink_peers: _builtins.int | None = ...,
+        compute_capability: _builtins.str = ...,
+        driver_version: _builtins.str = ...,
+        mig_enabled: _builtins.bool | None = ...,
+        mig_profiles: _abc.Iterable[_builtins.str] | None = ...,
+        power_limit_mw: _builtins.int | None = ...,
+        ecc_enabled: _builtins.bool | None = ...,
+        sightings: _abc.Iterable[Global___Sighting] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ecc_enabled", b"_ecc_enabled", "_mig_enabled", b"_mig_enabled", "_nvlink_links", b"_nvlink_links", "_nvlink_peers", b"_nvlink_peers", "_pcie_generation", b"_pcie_generation", "_pcie_generation_max", b"_pcie_generation_max", "_pcie_width", b"_pcie_width", "_pcie_width_max", b"_pcie_width_max", "_power_limit_mw", b"_power_limit_mw", "ecc_enabled", b"ecc_enabled", "mig_enabled", b"mig_enabled", "nvlink_links", b"nvlink_links", "nvlink_peers", b"nvlink_peers", "pcie_generation", b"pcie_generation", "pcie_generation_max", b"pcie_generation_max", "pcie_width", b"pcie_width", "pcie_width_max", b"pcie_width_max", "power_limit_mw", b"power_limit_mw"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ecc_enabled", b"_ecc_enabled", "_mig_enabled", b"_mig_enabled", "_nvlink_links", b"_nvlink_links", "_nvlink_peers", b"_nvlink_peers", "_pcie_generation", b"_pcie_generation", "_pcie_generation_max", b"_pcie_generation_max", "_pcie_width", b"_pcie_width", "_pcie_width_max", b"_pcie_width_max", "_power_limit_mw", b"_power_limit_mw", "compute_capability", b"compute_capability", "driver_version", b"driver_version", "ecc_enabled", b"ecc_enabled", "memory_bytes", b"memory_bytes", "mig_enabled", b"mig_enabled", "mig_profiles", b"mig_profiles", "model", b"model", "nvlink_links", b"nvlink_links", "nvlink_peers", b"nvlink_peers", "pci_bus_id", b"pci_bus_id", "pcie_generation", b"pcie_generation", "pcie_generation_max", b"pcie_generation_max", "pcie_width", b"pcie_width", "pcie_width_max", b"pcie_width_max", "power_limit_mw", b"power_limit_mw", "sightings", b"sightings", "uuid", b"uuid", "vendor", b"vendor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ecc_enabled: _TypeAlias = _typing.Literal["ecc_enabled"]  # noqa: Y015
+    _WhichOneofArgType__ecc_enabled: _TypeAlias = _typing.Literal["_ecc_enabled", b"_ecc_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__mig_enabled: _TypeAlias = _typing.Literal["mig_enabled"]  # noqa: Y015
+    _WhichOneofArgType__mig_enabled: _TypeAlias = _typing.Literal["_mig_enabled", b"_mig_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__nvlink_links: _TypeAlias = _typing.Literal["nvlink_links"]  # noqa: Y015
+    _WhichOneofArgType__nvlink_links: _TypeAlias = _typing.Literal["_nvlink_links", b"_nvlink_links"]  # noqa: Y015
+    _WhichOneofReturnType__nvlink_peers: _TypeAlias = _typing.Literal["nvlink_peers"]  # noqa: Y015
+    _WhichOneofArgType__nvlink_peers: _TypeAlias = _typing.Literal["_nvlink_peers", b"_nvlink_peers"]  # noqa: Y015
+    _WhichOneofReturnType__pcie_generation: _TypeAlias = _typing.Literal["pcie_generation"]  # noqa: Y015
+    _WhichOneofArgType__pcie_generation: _TypeAlias = _typing.Literal["_pcie_generation", b"_pcie_generation"]  # noqa: Y015
+    _WhichOneofReturnType__pcie_generation_max: _TypeAlias = _typing.Literal["pcie_generation_max"]  # noqa: Y015
+    _WhichOneofArgType__pcie_generation_max: _TypeAlias = _typing.Literal["_pcie_generation_max", b"_pcie_generation_max"]  # noqa: Y015
+    _WhichOneofReturnType__pcie_width: _TypeAlias = _typing.Literal["pcie_width"]  # noqa: Y015
+    _WhichOneofArgType__pcie_width: _TypeAlias = _typing.Literal["_pcie_width", b"_pcie_width"]  # noqa: Y015
+    _WhichOneofReturnType__pcie_width_max: _TypeAlias = _typing.Literal["pcie_width_max"]  # noqa: Y015
+    _WhichOneofArgType__pcie_width_max: _TypeAlias = _typing.Literal["_pcie_width_max", b"_pcie_width_max"]  # noqa: Y015
+    _WhichOneofReturnType__power_limit_mw: _TypeAlias = _typing.Literal["power_limit_mw"]  # noqa: Y015
+    _WhichOneofArgType__power_limit_mw: _TypeAlias = _typing.Literal["_power_limit_mw", b"_power_limit_mw"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ecc_enabled) -> _WhichOneofReturnType__ecc_enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mig_enabled) -> _WhichOneofReturnType__mig_enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__nvlink_links) -> _WhichOneofReturnType__nvlink_links | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__nvlink_peers) -> _WhichOneofReturnType__nvlink_peers | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pcie_generation) -> _WhichOneofReturnType__pcie_generation | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pcie_generation_max) -> _WhichOneofReturnType__pcie_generation_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pcie_width) -> _WhichOneofReturnType__pcie_width | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pcie_width_max) -> _WhichOneofReturnType__pcie_width_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__power_limit_mw) -> _WhichOneofReturnType__power_limit_mw | None: ...
+
+Global___DeviceEvidence: _TypeAlias = DeviceEvidence  # noqa: Y015
+
+@_typing.final
+class MachineEvidence(_message.Message):
+    """MachineEvidence is what a machine shows of itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SYSTEM_VENDOR_FIELD_NUMBER: _builtins.int
+    SYSTEM_PRODUCT_FIELD_NUMBER: _builtins.int
+    BOARD_VENDOR_FIELD_NUMBER: _builtins.int
+    BOARD_PRODUCT_FIELD_NUMBER: _builtins.int
+    PROCESSOR_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    GPUS_LOST_FIELD_NUMBER: _builtins.int
+    WSL_FIELD_NUMBER: _builtins.int
+    VIRTUALISATION_FIELD_NUMBER: _builtins.int
+    system_vendor: _builtins.str
+    system_product: _builtins.str
+    board_vendor: _builtins.str
+    board_product: _builtins.str
+    processor: _builtins.str
+    gpus: _builtins.int
+    """All that were seen, offered or not."""
+    gpus_lost: _builtins.int
+    """Those that fell off their bus."""
+    wsl: _builtins.bool
+    virtualisation: _builtins.str
+    """The hypervisor underneath, as far as it shows."""
+    def __init__(
+        self,
+        *,
+        system_vendor: _builtins.str = ...,
+        system_product: _builtins.str = ...,
+        board_vendor: _builtins.str = ...,
+        board_product: _builtins.str = ...,
+        processor: _builtins.str = ...,
+        gpus: _builtins.int = ...,
+        gpus_lost: _builtins.int = ...,
+        wsl: _builtins.bool = ...,
+        virtualisation: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["board_product", b"board_product", "board_vendor", b"board_vendor", "gpus", b"gpus", "gpus_lost", b"gpus_lost", "processor", b"processor", "system_product", b"system_product", "system_vendor", b"system_vendor", "virtualisation", b"virtualisation", "wsl", b"wsl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MachineEvidence: _TypeAlias = MachineEvidence  # noqa: Y015
 
 @_typing.final
 class Inventory(_message.Message):
@@ -144,7 +398,11 @@ class Inventory(_message.Message):
     ISOLATION_FIELD_NUMBER: _builtins.int
     OVERLAY_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    CLASS_REASON_FIELD_NUMBER: _builtins.int
+    EVIDENCE_CLASS_FIELD_NUMBER: _builtins.int
     hardware_class: Global___HardwareClass.ValueType
+    """Derived by the control plane from the devices; ignored where an agent sends it."""
     cpus: _builtins.int
     memory_bytes: _builtins.int
     slots: _builtins.int
@@ -161,8 +419,14 @@ class Inventory(_message.Message):
     """How members reach each other: none (one host or one network) or nebula."""
     zone: _builtins.str
     """Workers with the same zone share a fate, such as one site's uplink."""
+    class_reason: _builtins.str
+    """Why the class is what it is. Told by the control plane; ignored where an agent sends it."""
+    evidence_class: Global___EvidenceClass.ValueType
+    """The weakest of its devices'. Told by the control plane; ignored where an agent sends it."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
+    @_builtins.property
+    def evidence(self) -> Global___MachineEvidence: ...
     def __init__(
         self,
         *,
@@ -179,10 +443,13 @@ class Inventory(_message.Message):
         isolation: _builtins.str = ...,
         overlay: _builtins.str = ...,
         zone: _builtins.str = ...,
+        evidence: Global___MachineEvidence | None = ...,
+        class_reason: _builtins.str = ...,
+        evidence_class: Global___EvidenceClass.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "cpus", b"cpus", "devices", b"devices", "hardware_class", b"hardware_class", "head_slots", b"head_slots", "isolation", b"isolation", "memory_bytes", b"memory_bytes", "operating_system", b"operating_system", "overlay", b"overlay", "python_version", b"python_version", "ray_version", b"ray_version", "slots", b"slots", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "class_reason", b"class_reason", "cpus", b"cpus", "devices", b"devices", "evidence", b"evidence", "evidence_class", b"evidence_class", "hardware_class", b"hardware_class", "head_slots", b"head_slots", "isolation", b"isolation", "memory_bytes", b"memory_bytes", "operating_system", b"operating_system", "overlay", b"overlay", "python_version", b"python_version", "ray_version", b"ray_version", "slots", b"slots", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

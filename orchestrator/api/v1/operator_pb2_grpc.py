@@ -75,6 +75,56 @@ class OperatorServiceStub:
                 request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.LeaveWorkerRequest.SerializeToString,
                 response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.LeaveWorkerResponse.FromString,
                 _registered_method=True)
+        self.GetWorker = channel.unary_unary(
+                '/orchestrator.api.v1.OperatorService/GetWorker',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetWorkerRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetWorkerResponse.FromString,
+                _registered_method=True)
+        self.CordonWorker = channel.unary_unary(
+                '/orchestrator.api.v1.OperatorService/CordonWorker',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.CordonWorkerRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.CordonWorkerResponse.FromString,
+                _registered_method=True)
+        self.UncordonWorker = channel.unary_unary(
+                '/orchestrator.api.v1.OperatorService/UncordonWorker',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.UncordonWorkerRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.UncordonWorkerResponse.FromString,
+                _registered_method=True)
+        self.ReclaimWorker = channel.unary_unary(
+                '/orchestrator.api.v1.OperatorService/ReclaimWorker',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.ReclaimWorkerRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.ReclaimWorkerResponse.FromString,
+                _registered_method=True)
+        self.RevokeWorker = channel.unary_unary(
+                '/orchestrator.api.v1.OperatorService/RevokeWorker',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RevokeWorkerRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RevokeWorkerResponse.FromString,
+                _registered_method=True)
+        self.SetHardwareClass = channel.unary_unary(
+                '/orchestrator.api.v1.OperatorService/SetHardwareClass',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.SetHardwareClassRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.SetHardwareClassResponse.FromString,
+                _registered_method=True)
+        self.SetLeasePolicy = channel.unary_unary(
+                '/orchestrator.api.v1.OperatorService/SetLeasePolicy',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.SetLeasePolicyRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.SetLeasePolicyResponse.FromString,
+                _registered_method=True)
+        self.GetAuthority = channel.unary_unary(
+                '/orchestrator.api.v1.OperatorService/GetAuthority',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetAuthorityRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetAuthorityResponse.FromString,
+                _registered_method=True)
+        self.RotateAuthority = channel.unary_unary(
+                '/orchestrator.api.v1.OperatorService/RotateAuthority',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RotateAuthorityRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RotateAuthorityResponse.FromString,
+                _registered_method=True)
+        self.RetireAuthority = channel.unary_unary(
+                '/orchestrator.api.v1.OperatorService/RetireAuthority',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RetireAuthorityRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RetireAuthorityResponse.FromString,
+                _registered_method=True)
         self.ListClusters = channel.unary_unary(
                 '/orchestrator.api.v1.OperatorService/ListClusters',
                 request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.ListClustersRequest.SerializeToString,
@@ -150,6 +200,76 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetWorker(self, request, context):
+        """GetWorker returns everything known about one worker, with reasons.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CordonWorker(self, request, context):
+        """CordonWorker gives a worker, or one device of it, nothing new.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UncordonWorker(self, request, context):
+        """UncordonWorker ends a cordon; for a worker that was shut out or quarantined it is a readmission.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReclaimWorker(self, request, context):
+        """ReclaimWorker gives a machine back to its owner: notice, then the end of what runs there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeWorker(self, request, context):
+        """RevokeWorker throws a worker out: its session ends, its certificate is good for nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetHardwareClass(self, request, context):
+        """SetHardwareClass puts an operator's word in place of the rule.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetLeasePolicy(self, request, context):
+        """SetLeasePolicy says how patient the network is with one worker.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAuthority(self, request, context):
+        """GetAuthority shows the certificate authorities trusted now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateAuthority(self, request, context):
+        """RotateAuthority makes a new authority; the older ones stay trusted until they are retired.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetireAuthority(self, request, context):
+        """RetireAuthority ends the trust in all but the newest authority.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListClusters(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -217,6 +337,56 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.LeaveWorker,
                     request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.LeaveWorkerRequest.FromString,
                     response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.LeaveWorkerResponse.SerializeToString,
+            ),
+            'GetWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWorker,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetWorkerRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetWorkerResponse.SerializeToString,
+            ),
+            'CordonWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.CordonWorker,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.CordonWorkerRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.CordonWorkerResponse.SerializeToString,
+            ),
+            'UncordonWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.UncordonWorker,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.UncordonWorkerRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.UncordonWorkerResponse.SerializeToString,
+            ),
+            'ReclaimWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReclaimWorker,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.ReclaimWorkerRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.ReclaimWorkerResponse.SerializeToString,
+            ),
+            'RevokeWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeWorker,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RevokeWorkerRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RevokeWorkerResponse.SerializeToString,
+            ),
+            'SetHardwareClass': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetHardwareClass,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.SetHardwareClassRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.SetHardwareClassResponse.SerializeToString,
+            ),
+            'SetLeasePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLeasePolicy,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.SetLeasePolicyRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.SetLeasePolicyResponse.SerializeToString,
+            ),
+            'GetAuthority': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuthority,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetAuthorityRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetAuthorityResponse.SerializeToString,
+            ),
+            'RotateAuthority': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateAuthority,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RotateAuthorityRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RotateAuthorityResponse.SerializeToString,
+            ),
+            'RetireAuthority': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireAuthority,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RetireAuthorityRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RetireAuthorityResponse.SerializeToString,
             ),
             'ListClusters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListClusters,
@@ -456,6 +626,276 @@ class OperatorService:
             '/orchestrator.api.v1.OperatorService/LeaveWorker',
             orchestrator_dot_api_dot_v1_dot_operator__pb2.LeaveWorkerRequest.SerializeToString,
             orchestrator_dot_api_dot_v1_dot_operator__pb2.LeaveWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.OperatorService/GetWorker',
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.GetWorkerRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.GetWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CordonWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.OperatorService/CordonWorker',
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.CordonWorkerRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.CordonWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UncordonWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.OperatorService/UncordonWorker',
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.UncordonWorkerRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.UncordonWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReclaimWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.OperatorService/ReclaimWorker',
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.ReclaimWorkerRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.ReclaimWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.OperatorService/RevokeWorker',
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.RevokeWorkerRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.RevokeWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetHardwareClass(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.OperatorService/SetHardwareClass',
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.SetHardwareClassRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.SetHardwareClassResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLeasePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.OperatorService/SetLeasePolicy',
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.SetLeasePolicyRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.SetLeasePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.OperatorService/GetAuthority',
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.GetAuthorityRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.GetAuthorityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.OperatorService/RotateAuthority',
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.RotateAuthorityRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.RotateAuthorityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.OperatorService/RetireAuthority',
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.RetireAuthorityRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.RetireAuthorityResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,6 +42,26 @@ class OperatorServiceStub:
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListWorkersRequest, _operator_pb2.ListWorkersResponse]
     LeaveWorker: _grpc.UnaryUnaryMultiCallable[_operator_pb2.LeaveWorkerRequest, _operator_pb2.LeaveWorkerResponse]
     """LeaveWorker drains a worker and lets it go, as its own agent would on Ctrl-C."""
+    GetWorker: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetWorkerRequest, _operator_pb2.GetWorkerResponse]
+    """GetWorker returns everything known about one worker, with reasons."""
+    CordonWorker: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CordonWorkerRequest, _operator_pb2.CordonWorkerResponse]
+    """CordonWorker gives a worker, or one device of it, nothing new."""
+    UncordonWorker: _grpc.UnaryUnaryMultiCallable[_operator_pb2.UncordonWorkerRequest, _operator_pb2.UncordonWorkerResponse]
+    """UncordonWorker ends a cordon; for a worker that was shut out or quarantined it is a readmission."""
+    ReclaimWorker: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ReclaimWorkerRequest, _operator_pb2.ReclaimWorkerResponse]
+    """ReclaimWorker gives a machine back to its owner: notice, then the end of what runs there."""
+    RevokeWorker: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RevokeWorkerRequest, _operator_pb2.RevokeWorkerResponse]
+    """RevokeWorker throws a worker out: its session ends, its certificate is good for nothing."""
+    SetHardwareClass: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetHardwareClassRequest, _operator_pb2.SetHardwareClassResponse]
+    """SetHardwareClass puts an operator's word in place of the rule."""
+    SetLeasePolicy: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetLeasePolicyRequest, _operator_pb2.SetLeasePolicyResponse]
+    """SetLeasePolicy says how patient the network is with one worker."""
+    GetAuthority: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetAuthorityRequest, _operator_pb2.GetAuthorityResponse]
+    """GetAuthority shows the certificate authorities trusted now."""
+    RotateAuthority: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RotateAuthorityRequest, _operator_pb2.RotateAuthorityResponse]
+    """RotateAuthority makes a new authority; the older ones stay trusted until they are retired."""
+    RetireAuthority: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RetireAuthorityRequest, _operator_pb2.RetireAuthorityResponse]
+    """RetireAuthority ends the trust in all but the newest authority."""
     ListClusters: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListClustersRequest, _operator_pb2.ListClustersResponse]
     GetCluster: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetClusterRequest, _operator_pb2.GetClusterResponse]
     ListReceipts: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListReceiptsRequest, _operator_pb2.ListReceiptsResponse]
@@ -62,6 +82,26 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     ListWorkers: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListWorkersRequest, _operator_pb2.ListWorkersResponse]  # type: ignore[assignment]
     LeaveWorker: _aio.UnaryUnaryMultiCallable[_operator_pb2.LeaveWorkerRequest, _operator_pb2.LeaveWorkerResponse]  # type: ignore[assignment]
     """LeaveWorker drains a worker and lets it go, as its own agent would on Ctrl-C."""
+    GetWorker: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetWorkerRequest, _operator_pb2.GetWorkerResponse]  # type: ignore[assignment]
+    """GetWorker returns everything known about one worker, with reasons."""
+    CordonWorker: _aio.UnaryUnaryMultiCallable[_operator_pb2.CordonWorkerRequest, _operator_pb2.CordonWorkerResponse]  # type: ignore[assignment]
+    """CordonWorker gives a worker, or one device of it, nothing new."""
+    UncordonWorker: _aio.UnaryUnaryMultiCallable[_operator_pb2.UncordonWorkerRequest, _operator_pb2.UncordonWorkerResponse]  # type: ignore[assignment]
+    """UncordonWorker ends a cordon; for a worker that was shut out or quarantined it is a readmission."""
+    ReclaimWorker: _aio.UnaryUnaryMultiCallable[_operator_pb2.ReclaimWorkerRequest, _operator_pb2.ReclaimWorkerResponse]  # type: ignore[assignment]
+    """ReclaimWorker gives a machine back to its owner: notice, then the end of what runs there."""
+    RevokeWorker: _aio.UnaryUnaryMultiCallable[_operator_pb2.RevokeWorkerRequest, _operator_pb2.RevokeWorkerResponse]  # type: ignore[assignment]
+    """RevokeWorker throws a worker out: its session ends, its certificate is good for nothing."""
+    SetHardwareClass: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetHardwareClassRequest, _operator_pb2.SetHardwareClassResponse]  # type: ignore[assignment]
+    """SetHardwareClass puts an operator's word in place of the rule."""
+    SetLeasePolicy: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetLeasePolicyRequest, _operator_pb2.SetLeasePolicyResponse]  # type: ignore[assignment]
+    """SetLeasePolicy says how patient the network is with one worker."""
+    GetAuthority: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetAuthorityRequest, _operator_pb2.GetAuthorityResponse]  # type: ignore[assignment]
+    """GetAuthority shows the certificate authorities trusted now."""
+    RotateAuthority: _aio.UnaryUnaryMultiCallable[_operator_pb2.RotateAuthorityRequest, _operator_pb2.RotateAuthorityResponse]  # type: ignore[assignment]
+    """RotateAuthority makes a new authority; the older ones stay trusted until they are retired."""
+    RetireAuthority: _aio.UnaryUnaryMultiCallable[_operator_pb2.RetireAuthorityRequest, _operator_pb2.RetireAuthorityResponse]  # type: ignore[assignment]
+    """RetireAuthority ends the trust in all but the newest authority."""
     ListClusters: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListClustersRequest, _operator_pb2.ListClustersResponse]  # type: ignore[assignment]
     GetCluster: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetClusterRequest, _operator_pb2.GetClusterResponse]  # type: ignore[assignment]
     ListReceipts: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListReceiptsRequest, _operator_pb2.ListReceiptsResponse]  # type: ignore[assignment]
@@ -127,6 +167,86 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.LeaveWorkerResponse, _abc.Awaitable[_operator_pb2.LeaveWorkerResponse]]:
         """LeaveWorker drains a worker and lets it go, as its own agent would on Ctrl-C."""
+
+    @_abc_1.abstractmethod
+    def GetWorker(
+        self,
+        request: _operator_pb2.GetWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetWorkerResponse, _abc.Awaitable[_operator_pb2.GetWorkerResponse]]:
+        """GetWorker returns everything known about one worker, with reasons."""
+
+    @_abc_1.abstractmethod
+    def CordonWorker(
+        self,
+        request: _operator_pb2.CordonWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.CordonWorkerResponse, _abc.Awaitable[_operator_pb2.CordonWorkerResponse]]:
+        """CordonWorker gives a worker, or one device of it, nothing new."""
+
+    @_abc_1.abstractmethod
+    def UncordonWorker(
+        self,
+        request: _operator_pb2.UncordonWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.UncordonWorkerResponse, _abc.Awaitable[_operator_pb2.UncordonWorkerResponse]]:
+        """UncordonWorker ends a cordon; for a worker that was shut out or quarantined it is a readmission."""
+
+    @_abc_1.abstractmethod
+    def ReclaimWorker(
+        self,
+        request: _operator_pb2.ReclaimWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.ReclaimWorkerResponse, _abc.Awaitable[_operator_pb2.ReclaimWorkerResponse]]:
+        """ReclaimWorker gives a machine back to its owner: notice, then the end of what runs there."""
+
+    @_abc_1.abstractmethod
+    def RevokeWorker(
+        self,
+        request: _operator_pb2.RevokeWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RevokeWorkerResponse, _abc.Awaitable[_operator_pb2.RevokeWorkerResponse]]:
+        """RevokeWorker throws a worker out: its session ends, its certificate is good for nothing."""
+
+    @_abc_1.abstractmethod
+    def SetHardwareClass(
+        self,
+        request: _operator_pb2.SetHardwareClassRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.SetHardwareClassResponse, _abc.Awaitable[_operator_pb2.SetHardwareClassResponse]]:
+        """SetHardwareClass puts an operator's word in place of the rule."""
+
+    @_abc_1.abstractmethod
+    def SetLeasePolicy(
+        self,
+        request: _operator_pb2.SetLeasePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.SetLeasePolicyResponse, _abc.Awaitable[_operator_pb2.SetLeasePolicyResponse]]:
+        """SetLeasePolicy says how patient the network is with one worker."""
+
+    @_abc_1.abstractmethod
+    def GetAuthority(
+        self,
+        request: _operator_pb2.GetAuthorityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetAuthorityResponse, _abc.Awaitable[_operator_pb2.GetAuthorityResponse]]:
+        """GetAuthority shows the certificate authorities trusted now."""
+
+    @_abc_1.abstractmethod
+    def RotateAuthority(
+        self,
+        request: _operator_pb2.RotateAuthorityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RotateAuthorityResponse, _abc.Awaitable[_operator_pb2.RotateAuthorityResponse]]:
+        """RotateAuthority makes a new authority; the older ones stay trusted until they are retired."""
+
+    @_abc_1.abstractmethod
+    def RetireAuthority(
+        self,
+        request: _operator_pb2.RetireAuthorityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.RetireAuthorityResponse, _abc.Awaitable[_operator_pb2.RetireAuthorityResponse]]:
+        """RetireAuthority ends the trust in all but the newest authority."""
 
     @_abc_1.abstractmethod
     def ListClusters(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#orchestrator/api/v1/telemetry.proto\x12\x13orchestrator.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x01\n\rReportRequest\x12.\n\nsampled_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x15\x63pu_utilization_ratio\x18\x02 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x04\x12\x32\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32!.orchestrator.api.v1.DeviceSample\"\x89\x01\n\x0c\x44\x65viceSample\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x19\n\x11utilization_ratio\x18\x02 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bpower_watts\x18\x04 \x01(\x01\x12\x1b\n\x13temperature_celsius\x18\x05 \x01(\x01\"!\n\x0eReportResponse\x12\x0f\n\x07samples\x18\x01 \x01(\x04\x32g\n\x10TelemetryService\x12S\n\x06Report\x12\".orchestrator.api.v1.ReportRequest\x1a#.orchestrator.api.v1.ReportResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#orchestrator/api/v1/telemetry.proto\x12\x13orchestrator.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x01\n\rReportRequest\x12.\n\nsampled_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x15\x63pu_utilization_ratio\x18\x02 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x04\x12\x32\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32!.orchestrator.api.v1.DeviceSample\"\xd1\x02\n\x0c\x44\x65viceSample\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x19\n\x11utilization_ratio\x18\x02 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bpower_watts\x18\x04 \x01(\x01\x12\x1b\n\x13temperature_celsius\x18\x05 \x01(\x01\x12\x19\n\x11power_limit_watts\x18\x06 \x01(\x01\x12\x1c\n\x0f\x65\x63\x63_uncorrected\x18\x07 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\recc_corrected\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x10\n\x08last_xid\x18\t \x01(\r\x12\x18\n\x10throttle_reasons\x18\n \x03(\t\x12\x1f\n\x17owner_utilization_ratio\x18\x0b \x01(\x01\x42\x12\n\x10_ecc_uncorrectedB\x10\n\x0e_ecc_corrected\"!\n\x0eReportResponse\x12\x0f\n\x07samples\x18\x01 \x01(\x04\x32g\n\x10TelemetryService\x12S\n\x06Report\x12\".orchestrator.api.v1.ReportRequest\x1a#.orchestrator.api.v1.ReportResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,9 +35,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTREQUEST']._serialized_start=94
   _globals['_REPORTREQUEST']._serialized_end=267
   _globals['_DEVICESAMPLE']._serialized_start=270
-  _globals['_DEVICESAMPLE']._serialized_end=407
-  _globals['_REPORTRESPONSE']._serialized_start=409
-  _globals['_REPORTRESPONSE']._serialized_end=442
-  _globals['_TELEMETRYSERVICE']._serialized_start=444
-  _globals['_TELEMETRYSERVICE']._serialized_end=547
+  _globals['_DEVICESAMPLE']._serialized_end=607
+  _globals['_REPORTRESPONSE']._serialized_start=609
+  _globals['_REPORTRESPONSE']._serialized_end=642
+  _globals['_TELEMETRYSERVICE']._serialized_start=644
+  _globals['_TELEMETRYSERVICE']._serialized_end=747
 # @@protoc_insertion_point(module_scope)

@@ -59,11 +59,29 @@ class DeviceSample(_message.Message):
     MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
     POWER_WATTS_FIELD_NUMBER: _builtins.int
     TEMPERATURE_CELSIUS_FIELD_NUMBER: _builtins.int
+    POWER_LIMIT_WATTS_FIELD_NUMBER: _builtins.int
+    ECC_UNCORRECTED_FIELD_NUMBER: _builtins.int
+    ECC_CORRECTED_FIELD_NUMBER: _builtins.int
+    LAST_XID_FIELD_NUMBER: _builtins.int
+    THROTTLE_REASONS_FIELD_NUMBER: _builtins.int
+    OWNER_UTILIZATION_RATIO_FIELD_NUMBER: _builtins.int
     device_id: _builtins.str
     utilization_ratio: _builtins.float
     memory_used_bytes: _builtins.int
     power_watts: _builtins.float
     temperature_celsius: _builtins.float
+    power_limit_watts: _builtins.float
+    ecc_uncorrected: _builtins.int
+    """Since the driver was loaded; absent where the device does not count them."""
+    ecc_corrected: _builtins.int
+    last_xid: _builtins.int
+    """The newest error code of the driver; zero: none yet."""
+    owner_utilization_ratio: _builtins.float
+    """Used by processes that are not the network's."""
+    @_builtins.property
+    def throttle_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why the device runs slower than it could, such as hw_thermal or power_cap."""
+
     def __init__(
         self,
         *,
@@ -72,12 +90,25 @@ class DeviceSample(_message.Message):
         memory_used_bytes: _builtins.int = ...,
         power_watts: _builtins.float = ...,
         temperature_celsius: _builtins.float = ...,
+        power_limit_watts: _builtins.float = ...,
+        ecc_uncorrected: _builtins.int | None = ...,
+        ecc_corrected: _builtins.int | None = ...,
+        last_xid: _builtins.int = ...,
+        throttle_reasons: _abc.Iterable[_builtins.str] | None = ...,
+        owner_utilization_ratio: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ecc_corrected", b"_ecc_corrected", "_ecc_uncorrected", b"_ecc_uncorrected", "ecc_corrected", b"ecc_corrected", "ecc_uncorrected", b"ecc_uncorrected"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "memory_used_bytes", b"memory_used_bytes", "power_watts", b"power_watts", "temperature_celsius", b"temperature_celsius", "utilization_ratio", b"utilization_ratio"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ecc_corrected", b"_ecc_corrected", "_ecc_uncorrected", b"_ecc_uncorrected", "device_id", b"device_id", "ecc_corrected", b"ecc_corrected", "ecc_uncorrected", b"ecc_uncorrected", "last_xid", b"last_xid", "memory_used_bytes", b"memory_used_bytes", "owner_utilization_ratio", b"owner_utilization_ratio", "power_limit_watts", b"power_limit_watts", "power_watts", b"power_watts", "temperature_celsius", b"temperature_celsius", "throttle_reasons", b"throttle_reasons", "utilization_ratio", b"utilization_ratio"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__ecc_corrected: _TypeAlias = _typing.Literal["ecc_corrected"]  # noqa: Y015
+    _WhichOneofArgType__ecc_corrected: _TypeAlias = _typing.Literal["_ecc_corrected", b"_ecc_corrected"]  # noqa: Y015
+    _WhichOneofReturnType__ecc_uncorrected: _TypeAlias = _typing.Literal["ecc_uncorrected"]  # noqa: Y015
+    _WhichOneofArgType__ecc_uncorrected: _TypeAlias = _typing.Literal["_ecc_uncorrected", b"_ecc_uncorrected"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ecc_corrected) -> _WhichOneofReturnType__ecc_corrected | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ecc_uncorrected) -> _WhichOneofReturnType__ecc_uncorrected | None: ...
 
 Global___DeviceSample: _TypeAlias = DeviceSample  # noqa: Y015
 

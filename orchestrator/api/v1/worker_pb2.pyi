@@ -134,6 +134,41 @@ LEAVING_STAGE_DONE: LeavingStage.ValueType  # 2
 Global___LeavingStage: _TypeAlias = LeavingStage  # noqa: Y015
 
 @_typing.final
+class GetTrustRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTrustRequest: _TypeAlias = GetTrustRequest  # noqa: Y015
+
+@_typing.final
+class GetTrustResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRUST_BUNDLE_FIELD_NUMBER: _builtins.int
+    trust_bundle: _builtins.bytes
+    """PEM certificates of every authority trusted now, the newest first."""
+    def __init__(
+        self,
+        *,
+        trust_bundle: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["trust_bundle", b"trust_bundle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTrustResponse: _TypeAlias = GetTrustResponse  # noqa: Y015
+
+@_typing.final
 class JoinRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -144,17 +179,25 @@ class JoinRequest(_message.Message):
     PROOF_FIELD_NUMBER: _builtins.int
     INVENTORY_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    TLS_CSR_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     join_token: _builtins.str
-    """Single use, short-lived, bound to one supplier."""
+    """Single use, short-lived, bound to one supplier. Empty where strangers may join."""
     worker_name: _builtins.str
     statement_public_key: _builtins.bytes
     """Raw Ed25519 public key, 32 bytes."""
     proof: _builtins.bytes
-    """Ed25519 signature over the SHA-256 of join_token: the sender holds the key."""
+    """Ed25519 signature over "orchestrator-join-v1" + SHA-256 of join_token + SHA-256 of tls_csr: one sender holds
+    both keys.
+    """
     agent_version: _builtins.str
+    tls_csr: _builtins.bytes
+    """PKCS#10 request, DER, for the P-256 key that the worker speaks TLS with. It asks for no name."""
     @_builtins.property
     def inventory(self) -> _common_pb2.Inventory: ...
+    @_builtins.property
+    def terms(self) -> Global___Terms: ...
     def __init__(
         self,
         *,
@@ -165,10 +208,12 @@ class JoinRequest(_message.Message):
         proof: _builtins.bytes = ...,
         inventory: _common_pb2.Inventory | None = ...,
         agent_version: _builtins.str = ...,
+        tls_csr: _builtins.bytes = ...,
+        terms: Global___Terms | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory", "terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "inventory", b"inventory", "join_token", b"join_token", "proof", b"proof", "request_id", b"request_id", "statement_public_key", b"statement_public_key", "worker_name", b"worker_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "inventory", b"inventory", "join_token", b"join_token", "proof", b"proof", "request_id", b"request_id", "statement_public_key", b"statement_public_key", "terms", b"terms", "tls_csr", b"tls_csr", "worker_name", b"worker_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -181,23 +226,159 @@ class JoinResponse(_message.Message):
     WORKER_ID_FIELD_NUMBER: _builtins.int
     SUPPLIER_ID_FIELD_NUMBER: _builtins.int
     NETWORK_ID_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    SESSION_ADDRESS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     supplier_id: _builtins.str
     network_id: _builtins.str
+    session_address: _builtins.str
+    """HOST:PORT of the session listener; an empty host means the one that was joined at."""
+    @_builtins.property
+    def certificate(self) -> Global___Certificate: ...
     def __init__(
         self,
         *,
         worker_id: _builtins.str = ...,
         supplier_id: _builtins.str = ...,
         network_id: _builtins.str = ...,
+        certificate: Global___Certificate | None = ...,
+        session_address: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["network_id", b"network_id", "supplier_id", b"supplier_id", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "network_id", b"network_id", "session_address", b"session_address", "supplier_id", b"supplier_id", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinResponse: _TypeAlias = JoinResponse  # noqa: Y015
+
+@_typing.final
+class Certificate(_message.Message):
+    """Certificate is what a worker shows at the session listener, and whom it trusts there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHAIN_FIELD_NUMBER: _builtins.int
+    TRUST_BUNDLE_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_UNIX_MS_FIELD_NUMBER: _builtins.int
+    RENEW_AFTER_UNIX_MS_FIELD_NUMBER: _builtins.int
+    chain: _builtins.bytes
+    """PEM, the worker's own certificate first."""
+    trust_bundle: _builtins.bytes
+    """PEM of every authority trusted now."""
+    not_after_unix_ms: _builtins.int
+    renew_after_unix_ms: _builtins.int
+    """After this the worker asks for the next one."""
+    def __init__(
+        self,
+        *,
+        chain: _builtins.bytes = ...,
+        trust_bundle: _builtins.bytes = ...,
+        not_after_unix_ms: _builtins.int = ...,
+        renew_after_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "not_after_unix_ms", b"not_after_unix_ms", "renew_after_unix_ms", b"renew_after_unix_ms", "trust_bundle", b"trust_bundle"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Certificate: _TypeAlias = Certificate  # noqa: Y015
+
+@_typing.final
+class GetRecoveryNonceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRecoveryNonceRequest: _TypeAlias = GetRecoveryNonceRequest  # noqa: Y015
+
+@_typing.final
+class GetRecoveryNonceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NONCE_FIELD_NUMBER: _builtins.int
+    nonce: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        nonce: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRecoveryNonceResponse: _TypeAlias = GetRecoveryNonceResponse  # noqa: Y015
+
+@_typing.final
+class RecoverRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    TLS_CSR_FIELD_NUMBER: _builtins.int
+    PROOF_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    nonce: _builtins.bytes
+    tls_csr: _builtins.bytes
+    """As at joining, for the same TLS key."""
+    proof: _builtins.bytes
+    """Ed25519 signature over "orchestrator-recover-v1" + nonce + worker_id + SHA-256 of tls_csr."""
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        nonce: _builtins.bytes = ...,
+        tls_csr: _builtins.bytes = ...,
+        proof: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "proof", b"proof", "tls_csr", b"tls_csr", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoverRequest: _TypeAlias = RecoverRequest  # noqa: Y015
+
+@_typing.final
+class RecoverResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    SESSION_ADDRESS_FIELD_NUMBER: _builtins.int
+    RECOVERIES_LEFT_FIELD_NUMBER: _builtins.int
+    session_address: _builtins.str
+    recoveries_left: _builtins.int
+    """Recoveries left before a new join token is needed."""
+    @_builtins.property
+    def certificate(self) -> Global___Certificate: ...
+    def __init__(
+        self,
+        *,
+        certificate: Global___Certificate | None = ...,
+        session_address: _builtins.str = ...,
+        recoveries_left: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "recoveries_left", b"recoveries_left", "session_address", b"session_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoverResponse: _TypeAlias = RecoverResponse  # noqa: Y015
 
 @_typing.final
 class SessionRequest(_message.Message):
@@ -208,6 +389,9 @@ class SessionRequest(_message.Message):
     OBSERVED_FIELD_NUMBER: _builtins.int
     STATEMENTS_FIELD_NUMBER: _builtins.int
     LEAVING_FIELD_NUMBER: _builtins.int
+    RENEW_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    OWNER_WISH_FIELD_NUMBER: _builtins.int
+    FAULT_REPORT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -218,6 +402,12 @@ class SessionRequest(_message.Message):
     def statements(self) -> Global___StatementBatch: ...
     @_builtins.property
     def leaving(self) -> Global___Leaving: ...
+    @_builtins.property
+    def renew_certificate(self) -> Global___RenewCertificate: ...
+    @_builtins.property
+    def owner_wish(self) -> Global___OwnerWish: ...
+    @_builtins.property
+    def fault_report(self) -> Global___FaultReport: ...
     def __init__(
         self,
         *,
@@ -226,12 +416,15 @@ class SessionRequest(_message.Message):
         observed: Global___Observed | None = ...,
         statements: Global___StatementBatch | None = ...,
         leaving: Global___Leaving | None = ...,
+        renew_certificate: Global___RenewCertificate | None = ...,
+        owner_wish: Global___OwnerWish | None = ...,
+        fault_report: Global___FaultReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "hello", b"hello", "leaving", b"leaving", "message", b"message", "observed", b"observed", "statements", b"statements"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fault_report", b"fault_report", "heartbeat", b"heartbeat", "hello", b"hello", "leaving", b"leaving", "message", b"message", "observed", b"observed", "owner_wish", b"owner_wish", "renew_certificate", b"renew_certificate", "statements", b"statements"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "hello", b"hello", "leaving", b"leaving", "message", b"message", "observed", b"observed", "statements", b"statements"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault_report", b"fault_report", "heartbeat", b"heartbeat", "hello", b"hello", "leaving", b"leaving", "message", b"message", "observed", b"observed", "owner_wish", b"owner_wish", "renew_certificate", b"renew_certificate", "statements", b"statements"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "observed", "statements", "leaving"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "observed", "statements", "leaving", "renew_certificate", "owner_wish", "fault_report"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -247,6 +440,8 @@ class SessionResponse(_message.Message):
     DESIRED_FIELD_NUMBER: _builtins.int
     STATEMENT_ACK_FIELD_NUMBER: _builtins.int
     FAREWELL_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def challenge(self) -> Global___Challenge: ...
     @_builtins.property
@@ -259,6 +454,10 @@ class SessionResponse(_message.Message):
     def statement_ack(self) -> Global___StatementAck: ...
     @_builtins.property
     def farewell(self) -> Global___Farewell: ...
+    @_builtins.property
+    def certificate(self) -> Global___Certificate: ...
+    @_builtins.property
+    def standing(self) -> Global___Standing: ...
     def __init__(
         self,
         *,
@@ -268,12 +467,14 @@ class SessionResponse(_message.Message):
         desired: Global___Desired | None = ...,
         statement_ack: Global___StatementAck | None = ...,
         farewell: Global___Farewell | None = ...,
+        certificate: Global___Certificate | None = ...,
+        standing: Global___Standing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "statement_ack", b"statement_ack", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "standing", b"standing", "statement_ack", b"statement_ack", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "statement_ack", b"statement_ack", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "standing", b"standing", "statement_ack", b"statement_ack", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["challenge", "welcome", "heartbeat_ack", "desired", "statement_ack", "farewell"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["challenge", "welcome", "heartbeat_ack", "desired", "statement_ack", "farewell", "certificate", "standing"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -311,12 +512,18 @@ class Hello(_message.Message):
     INVENTORY_FIELD_NUMBER: _builtins.int
     AGENT_VERSION_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    SESSION_NUMBER_FIELD_NUMBER: _builtins.int
+    WALL_MS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     signature: _builtins.bytes
     """Ed25519 signature, by the statement key, over "orchestrator-session-v1" + nonce + worker_id."""
     agent_version: _builtins.str
     term: _builtins.int
     """Highest term this agent has obeyed."""
+    session_number: _builtins.int
+    """Sessions this agent has begun, this one too: counted durably before each, so that a copy of its files falls behind."""
+    wall_ms: _builtins.int
+    """Unix milliseconds by the worker's own clock: a wrong one is told to its owner."""
     @_builtins.property
     def inventory(self) -> _common_pb2.Inventory: ...
     def __init__(
@@ -327,10 +534,12 @@ class Hello(_message.Message):
         inventory: _common_pb2.Inventory | None = ...,
         agent_version: _builtins.str = ...,
         term: _builtins.int = ...,
+        session_number: _builtins.int = ...,
+        wall_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "inventory", b"inventory", "signature", b"signature", "term", b"term", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "inventory", b"inventory", "session_number", b"session_number", "signature", b"signature", "term", b"term", "wall_ms", b"wall_ms", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -374,6 +583,424 @@ class Welcome(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
+
+@_typing.final
+class RenewCertificate(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TLS_CSR_FIELD_NUMBER: _builtins.int
+    tls_csr: _builtins.bytes
+    """As at joining, for the same TLS key."""
+    def __init__(
+        self,
+        *,
+        tls_csr: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tls_csr", b"tls_csr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewCertificate: _TypeAlias = RenewCertificate  # noqa: Y015
+
+@_typing.final
+class OwnerWish(_message.Message):
+    """OwnerWish is what the owner asks of the network from his own machine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CORDON_FIELD_NUMBER: _builtins.int
+    UNCORDON_FIELD_NUMBER: _builtins.int
+    RECLAIM_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def cordon(self) -> Global___Cordon:
+        """Nothing new; what runs goes on."""
+
+    @_builtins.property
+    def uncordon(self) -> Global___Uncordon:
+        """Ends a cordon, a reclaim or being busy."""
+
+    @_builtins.property
+    def reclaim(self) -> Global___Reclaim:
+        """Gives the machine back."""
+
+    @_builtins.property
+    def terms(self) -> Global___Terms:
+        """For whatever is placed from now on."""
+
+    def __init__(
+        self,
+        *,
+        cordon: Global___Cordon | None = ...,
+        uncordon: Global___Uncordon | None = ...,
+        reclaim: Global___Reclaim | None = ...,
+        terms: Global___Terms | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cordon", b"cordon", "reclaim", b"reclaim", "terms", b"terms", "uncordon", b"uncordon", "wish", b"wish"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordon", b"cordon", "reclaim", b"reclaim", "terms", b"terms", "uncordon", b"uncordon", "wish", b"wish"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_wish: _TypeAlias = _typing.Literal["cordon", "uncordon", "reclaim", "terms"]  # noqa: Y015
+    _WhichOneofArgType_wish: _TypeAlias = _typing.Literal["wish", b"wish"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_wish) -> _WhichOneofReturnType_wish | None: ...
+
+Global___OwnerWish: _TypeAlias = OwnerWish  # noqa: Y015
+
+@_typing.final
+class Cordon(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cordon: _TypeAlias = Cordon  # noqa: Y015
+
+@_typing.final
+class Uncordon(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUSY_ONLY_FIELD_NUMBER: _builtins.int
+    busy_only: _builtins.bool
+    """Ends only being busy, which the agent itself reported."""
+    def __init__(
+        self,
+        *,
+        busy_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_only", b"busy_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Uncordon: _TypeAlias = Uncordon  # noqa: Y015
+
+@_typing.final
+class Reclaim(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    NOTICE_MS_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    notice_ms: _builtins.int
+    """Notice to what runs; zero: as the terms say."""
+    busy: _builtins.bool
+    """The owner uses his machine, which is offered while idle only."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        notice_ms: _builtins.int = ...,
+        busy: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "notice_ms", b"notice_ms", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reclaim: _TypeAlias = Reclaim  # noqa: Y015
+
+@_typing.final
+class Terms(_message.Message):
+    """Terms are what the owner asks and allows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASKS_FIELD_NUMBER: _builtins.int
+    REGIONS_FIELD_NUMBER: _builtins.int
+    LEASE_MAX_MS_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    IDLE_ONLY_FIELD_NUMBER: _builtins.int
+    COMMITTED_FIELD_NUMBER: _builtins.int
+    NOTICE_MS_FIELD_NUMBER: _builtins.int
+    WEBHOOK_URL_FIELD_NUMBER: _builtins.int
+    lease_max_ms: _builtins.int
+    """Zero: no limit."""
+    idle_only: _builtins.bool
+    """The agent takes the machine back when its owner uses the GPU."""
+    committed: _builtins.bool
+    """Not interruptible: the owner gives a notice of five minutes at least."""
+    notice_ms: _builtins.int
+    """Zero: the network's default."""
+    webhook_url: _builtins.str
+    @_builtins.property
+    def asks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ask]: ...
+    @_builtins.property
+    def regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def schedule(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeekWindow]:
+        """Empty: always."""
+
+    def __init__(
+        self,
+        *,
+        asks: _abc.Iterable[Global___Ask] | None = ...,
+        regions: _abc.Iterable[_builtins.str] | None = ...,
+        lease_max_ms: _builtins.int = ...,
+        schedule: _abc.Iterable[Global___WeekWindow] | None = ...,
+        idle_only: _builtins.bool = ...,
+        committed: _builtins.bool = ...,
+        notice_ms: _builtins.int = ...,
+        webhook_url: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["asks", b"asks", "committed", b"committed", "idle_only", b"idle_only", "lease_max_ms", b"lease_max_ms", "notice_ms", b"notice_ms", "regions", b"regions", "schedule", b"schedule", "webhook_url", b"webhook_url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Terms: _TypeAlias = Terms  # noqa: Y015
+
+@_typing.final
+class Ask(_message.Message):
+    """Ask is the price of one model; a model without one is priced by the market."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    MICROCREDITS_PER_GPU_HOUR_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    microcredits_per_gpu_hour: _builtins.int
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        microcredits_per_gpu_hour: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["microcredits_per_gpu_hour", b"microcredits_per_gpu_hour", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ask: _TypeAlias = Ask  # noqa: Y015
+
+@_typing.final
+class WeekWindow(_message.Message):
+    """WeekWindow is in minutes of the UTC week from Monday 00:00, the end exclusive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_MINUTE_FIELD_NUMBER: _builtins.int
+    END_MINUTE_FIELD_NUMBER: _builtins.int
+    start_minute: _builtins.int
+    end_minute: _builtins.int
+    def __init__(
+        self,
+        *,
+        start_minute: _builtins.int = ...,
+        end_minute: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_minute", b"end_minute", "start_minute", b"start_minute"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WeekWindow: _TypeAlias = WeekWindow  # noqa: Y015
+
+@_typing.final
+class FaultReport(_message.Message):
+    """FaultReport says that devices fail."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceFault]: ...
+    def __init__(
+        self,
+        *,
+        faults: _abc.Iterable[Global___DeviceFault] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["faults", b"faults"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FaultReport: _TypeAlias = FaultReport  # noqa: Y015
+
+@_typing.final
+class DeviceFault(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    kind: _builtins.str
+    """Such as xid, lost, ecc or thermal."""
+    text: _builtins.str
+    """The evidence, in words."""
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "kind", b"kind", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceFault: _TypeAlias = DeviceFault  # noqa: Y015
+
+@_typing.final
+class Standing(_message.Message):
+    """Standing is how the network sees this worker; sent at the beginning of a session and whenever it changes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDS_FIELD_NUMBER: _builtins.int
+    DEVICE_HOLDS_FIELD_NUMBER: _builtins.int
+    TERMS_FIELD_NUMBER: _builtins.int
+    HARDWARE_CLASS_FIELD_NUMBER: _builtins.int
+    CLASS_REASON_FIELD_NUMBER: _builtins.int
+    RELIABILITY_BP_FIELD_NUMBER: _builtins.int
+    RELIABILITY_REASONS_FIELD_NUMBER: _builtins.int
+    ALERTS_FIELD_NUMBER: _builtins.int
+    UPGRADE_NOTICE_FIELD_NUMBER: _builtins.int
+    CLOCK_NOTICE_FIELD_NUMBER: _builtins.int
+    hardware_class: _builtins.str
+    class_reason: _builtins.str
+    """How the class was found."""
+    reliability_bp: _builtins.int
+    """0 to 10000."""
+    upgrade_notice: _builtins.str
+    """A sentence for the owner where the agent should be upgraded; empty otherwise."""
+    clock_notice: _builtins.str
+    """A sentence for the owner where the machine's clock is off; empty otherwise."""
+    @_builtins.property
+    def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerHold]: ...
+    @_builtins.property
+    def device_holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceHold]: ...
+    @_builtins.property
+    def terms(self) -> Global___Terms: ...
+    @_builtins.property
+    def reliability_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[Global___OwnerAlert]: ...
+    def __init__(
+        self,
+        *,
+        holds: _abc.Iterable[Global___WorkerHold] | None = ...,
+        device_holds: _abc.Iterable[Global___DeviceHold] | None = ...,
+        terms: Global___Terms | None = ...,
+        hardware_class: _builtins.str = ...,
+        class_reason: _builtins.str = ...,
+        reliability_bp: _builtins.int = ...,
+        reliability_reasons: _abc.Iterable[_builtins.str] | None = ...,
+        alerts: _abc.Iterable[Global___OwnerAlert] | None = ...,
+        upgrade_notice: _builtins.str = ...,
+        clock_notice: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "class_reason", b"class_reason", "clock_notice", b"clock_notice", "device_holds", b"device_holds", "hardware_class", b"hardware_class", "holds", b"holds", "reliability_bp", b"reliability_bp", "reliability_reasons", b"reliability_reasons", "terms", b"terms", "upgrade_notice", b"upgrade_notice"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Standing: _TypeAlias = Standing  # noqa: Y015
+
+@_typing.final
+class WorkerHold(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    UNTIL_UNIX_MS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """Such as owner, reclaimed, probation or quarantined."""
+    reason: _builtins.str
+    since_unix_ms: _builtins.int
+    until_unix_ms: _builtins.int
+    """Zero: until somebody lifts it."""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        since_unix_ms: _builtins.int = ...,
+        until_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "reason", b"reason", "since_unix_ms", b"since_unix_ms", "until_unix_ms", b"until_unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerHold: _TypeAlias = WorkerHold  # noqa: Y015
+
+@_typing.final
+class DeviceHold(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
+    device_id: _builtins.str
+    reason: _builtins.str
+    since_unix_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        device_id: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        since_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "reason", b"reason", "since_unix_ms", b"since_unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceHold: _TypeAlias = DeviceHold  # noqa: Y015
+
+@_typing.final
+class OwnerAlert(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    AT_UNIX_MS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    kind: _builtins.str
+    text: _builtins.str
+    at_unix_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        kind: _builtins.str = ...,
+        text: _builtins.str = ...,
+        at_unix_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_ms", b"at_unix_ms", "kind", b"kind", "number", b"number", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OwnerAlert: _TypeAlias = OwnerAlert  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):
@@ -518,6 +1145,7 @@ class DesiredMember(_message.Message):
     CLUSTER_TOKEN_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     LEASES_FIELD_NUMBER: _builtins.int
+    NOTICES_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     cluster_id: _builtins.str
     role: Global___MemberRole.ValueType
@@ -541,6 +1169,10 @@ class DesiredMember(_message.Message):
     def leases(self) -> _containers.RepeatedCompositeFieldContainer[Global___DesiredLease]:
         """Leases running on this member's devices."""
 
+    @_builtins.property
+    def notices(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberNotice]:
+        """Members of this cluster that are about to go, this one perhaps among them."""
+
     def __init__(
         self,
         *,
@@ -555,14 +1187,43 @@ class DesiredMember(_message.Message):
         cluster_token: _builtins.str = ...,
         attempts: _abc.Iterable[Global___DesiredAttempt] | None = ...,
         leases: _abc.Iterable[Global___DesiredLease] | None = ...,
+        notices: _abc.Iterable[Global___MemberNotice] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "head", b"head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cluster_id", b"cluster_id", "cluster_token", b"cluster_token", "device_ids", b"device_ids", "fence", b"fence", "head", b"head", "leases", b"leases", "member_id", b"member_id", "role", b"role", "slot", b"slot", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cluster_id", b"cluster_id", "cluster_token", b"cluster_token", "device_ids", b"device_ids", "fence", b"fence", "head", b"head", "leases", b"leases", "member_id", b"member_id", "notices", b"notices", "role", b"role", "slot", b"slot", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DesiredMember: _TypeAlias = DesiredMember  # noqa: Y015
+
+@_typing.final
+class MemberNotice(_message.Message):
+    """MemberNotice gives a job time to write a checkpoint."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    REMAINING_MS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    remaining_ms: _builtins.int
+    """From the sending of this message to the member's end."""
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        remaining_ms: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member_id", b"member_id", "reason", b"reason", "remaining_ms", b"remaining_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberNotice: _TypeAlias = MemberNotice  # noqa: Y015
 
 @_typing.final
 class DesiredAttempt(_message.Message):

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class EnrolServiceStub:
-    """EnrolService turns a join token into a registered worker.
+    """EnrolService turns a join token into a registered worker. Its listener shows a certificate and asks for none.
     """
 
     def __init__(self, channel):
@@ -35,19 +35,55 @@ class EnrolServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.GetTrust = channel.unary_unary(
+                '/orchestrator.api.v1.EnrolService/GetTrust',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.GetTrustRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.GetTrustResponse.FromString,
+                _registered_method=True)
         self.Join = channel.unary_unary(
                 '/orchestrator.api.v1.EnrolService/Join',
                 request_serializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.JoinRequest.SerializeToString,
                 response_deserializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.JoinResponse.FromString,
                 _registered_method=True)
+        self.GetRecoveryNonce = channel.unary_unary(
+                '/orchestrator.api.v1.EnrolService/GetRecoveryNonce',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.GetRecoveryNonceRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.GetRecoveryNonceResponse.FromString,
+                _registered_method=True)
+        self.Recover = channel.unary_unary(
+                '/orchestrator.api.v1.EnrolService/Recover',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.RecoverRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.RecoverResponse.FromString,
+                _registered_method=True)
 
 
 class EnrolServiceServicer:
-    """EnrolService turns a join token into a registered worker.
+    """EnrolService turns a join token into a registered worker. Its listener shows a certificate and asks for none.
     """
 
+    def GetTrust(self, request, context):
+        """GetTrust returns the network's certificate authorities; whoever asks compares them with the pin in a token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Join(self, request, context):
-        """Join registers the worker's statement key. The same request_id gives the same answer.
+        """Join registers the worker's keys. The same keys with the same token get the same answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRecoveryNonce(self, request, context):
+        """GetRecoveryNonce begins a recovery: what it returns is signed by the worker's keys, and good for a minute.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Recover(self, request, context):
+        """Recover gives a registered key another certificate after its last one has run out; this is counted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -56,10 +92,25 @@ class EnrolServiceServicer:
 
 def add_EnrolServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetTrust': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrust,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.GetTrustRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.GetTrustResponse.SerializeToString,
+            ),
             'Join': grpc.unary_unary_rpc_method_handler(
                     servicer.Join,
                     request_deserializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.JoinRequest.FromString,
                     response_serializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.JoinResponse.SerializeToString,
+            ),
+            'GetRecoveryNonce': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRecoveryNonce,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.GetRecoveryNonceRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.GetRecoveryNonceResponse.SerializeToString,
+            ),
+            'Recover': grpc.unary_unary_rpc_method_handler(
+                    servicer.Recover,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.RecoverRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.RecoverResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -70,8 +121,35 @@ def add_EnrolServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class EnrolService:
-    """EnrolService turns a join token into a registered worker.
+    """EnrolService turns a join token into a registered worker. Its listener shows a certificate and asks for none.
     """
+
+    @staticmethod
+    def GetTrust(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.EnrolService/GetTrust',
+            orchestrator_dot_api_dot_v1_dot_worker__pb2.GetTrustRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_worker__pb2.GetTrustResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def Join(request,
@@ -100,9 +178,63 @@ class EnrolService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def GetRecoveryNonce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.EnrolService/GetRecoveryNonce',
+            orchestrator_dot_api_dot_v1_dot_worker__pb2.GetRecoveryNonceRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_worker__pb2.GetRecoveryNonceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Recover(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.EnrolService/Recover',
+            orchestrator_dot_api_dot_v1_dot_worker__pb2.RecoverRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_worker__pb2.RecoverResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class WorkerServiceStub:
-    """WorkerService carries the control stream of registered workers.
+    """WorkerService carries the control stream of registered workers, over mutual TLS.
     """
 
     def __init__(self, channel):
@@ -124,7 +256,7 @@ class WorkerServiceStub:
 
 
 class WorkerServiceServicer:
-    """WorkerService carries the control stream of registered workers.
+    """WorkerService carries the control stream of registered workers, over mutual TLS.
     """
 
     def Session(self, request_iterator, context):
@@ -163,7 +295,7 @@ def add_WorkerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WorkerService:
-    """WorkerService carries the control stream of registered workers.
+    """WorkerService carries the control stream of registered workers, over mutual TLS.
     """
 
     @staticmethod

@@ -27,25 +27,45 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class EnrolServiceStub:
-    """EnrolService turns a join token into a registered worker."""
+    """EnrolService turns a join token into a registered worker. Its listener shows a certificate and asks for none."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> EnrolServiceAsyncStub: ...
+    GetTrust: _grpc.UnaryUnaryMultiCallable[_worker_pb2.GetTrustRequest, _worker_pb2.GetTrustResponse]
+    """GetTrust returns the network's certificate authorities; whoever asks compares them with the pin in a token."""
     Join: _grpc.UnaryUnaryMultiCallable[_worker_pb2.JoinRequest, _worker_pb2.JoinResponse]
-    """Join registers the worker's statement key. The same request_id gives the same answer."""
+    """Join registers the worker's keys. The same keys with the same token get the same answer."""
+    GetRecoveryNonce: _grpc.UnaryUnaryMultiCallable[_worker_pb2.GetRecoveryNonceRequest, _worker_pb2.GetRecoveryNonceResponse]
+    """GetRecoveryNonce begins a recovery: what it returns is signed by the worker's keys, and good for a minute."""
+    Recover: _grpc.UnaryUnaryMultiCallable[_worker_pb2.RecoverRequest, _worker_pb2.RecoverResponse]
+    """Recover gives a registered key another certificate after its last one has run out; this is counted."""
 
 @_typing.type_check_only
 class EnrolServiceAsyncStub(EnrolServiceStub):
-    """EnrolService turns a join token into a registered worker."""
+    """EnrolService turns a join token into a registered worker. Its listener shows a certificate and asks for none."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    GetTrust: _aio.UnaryUnaryMultiCallable[_worker_pb2.GetTrustRequest, _worker_pb2.GetTrustResponse]  # type: ignore[assignment]
+    """GetTrust returns the network's certificate authorities; whoever asks compares them with the pin in a token."""
     Join: _aio.UnaryUnaryMultiCallable[_worker_pb2.JoinRequest, _worker_pb2.JoinResponse]  # type: ignore[assignment]
-    """Join registers the worker's statement key. The same request_id gives the same answer."""
+    """Join registers the worker's keys. The same keys with the same token get the same answer."""
+    GetRecoveryNonce: _aio.UnaryUnaryMultiCallable[_worker_pb2.GetRecoveryNonceRequest, _worker_pb2.GetRecoveryNonceResponse]  # type: ignore[assignment]
+    """GetRecoveryNonce begins a recovery: what it returns is signed by the worker's keys, and good for a minute."""
+    Recover: _aio.UnaryUnaryMultiCallable[_worker_pb2.RecoverRequest, _worker_pb2.RecoverResponse]  # type: ignore[assignment]
+    """Recover gives a registered key another certificate after its last one has run out; this is counted."""
 
 class EnrolServiceServicer(metaclass=_abc_1.ABCMeta):
-    """EnrolService turns a join token into a registered worker."""
+    """EnrolService turns a join token into a registered worker. Its listener shows a certificate and asks for none."""
+
+    @_abc_1.abstractmethod
+    def GetTrust(
+        self,
+        request: _worker_pb2.GetTrustRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.GetTrustResponse, _abc.Awaitable[_worker_pb2.GetTrustResponse]]:
+        """GetTrust returns the network's certificate authorities; whoever asks compares them with the pin in a token."""
 
     @_abc_1.abstractmethod
     def Join(
@@ -53,12 +73,28 @@ class EnrolServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.JoinRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.JoinResponse, _abc.Awaitable[_worker_pb2.JoinResponse]]:
-        """Join registers the worker's statement key. The same request_id gives the same answer."""
+        """Join registers the worker's keys. The same keys with the same token get the same answer."""
+
+    @_abc_1.abstractmethod
+    def GetRecoveryNonce(
+        self,
+        request: _worker_pb2.GetRecoveryNonceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.GetRecoveryNonceResponse, _abc.Awaitable[_worker_pb2.GetRecoveryNonceResponse]]:
+        """GetRecoveryNonce begins a recovery: what it returns is signed by the worker's keys, and good for a minute."""
+
+    @_abc_1.abstractmethod
+    def Recover(
+        self,
+        request: _worker_pb2.RecoverRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.RecoverResponse, _abc.Awaitable[_worker_pb2.RecoverResponse]]:
+        """Recover gives a registered key another certificate after its last one has run out; this is counted."""
 
 def add_EnrolServiceServicer_to_server(servicer: EnrolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class WorkerServiceStub:
-    """WorkerService carries the control stream of registered workers."""
+    """WorkerService carries the control stream of registered workers, over mutual TLS."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -71,7 +107,7 @@ class WorkerServiceStub:
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
-    """WorkerService carries the control stream of registered workers."""
+    """WorkerService carries the control stream of registered workers, over mutual TLS."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Session: _aio.StreamStreamMultiCallable[_worker_pb2.SessionRequest, _worker_pb2.SessionResponse]  # type: ignore[assignment]
@@ -80,7 +116,7 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """FetchPackage streams the bytes of a job's package to the agent beside the head."""
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """WorkerService carries the control stream of registered workers."""
+    """WorkerService carries the control stream of registered workers, over mutual TLS."""
 
     @_abc_1.abstractmethod
     def Session(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.control.authority import peer_of
+from orchestrator.control.secrets import digest_of
 from orchestrator.core.decisions.operators import authenticate
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid
 from orchestrator.core.fleet import Token, TokenRole
@@ -12,6 +13,7 @@ from orchestrator.core.fleet import Token, TokenRole
 if TYPE_CHECKING:
     import grpc.aio
 
+    from orchestrator.control.authority import Peer
     from orchestrator.control.loop import Loop
     from orchestrator.control.sessions import Sessions
     from orchestrator.core.ids import WorkerId
@@ -59,7 +61,7 @@ class Access:
 
     async def token(self, context: Context) -> Token:
         """The live token of the call, whatever its role."""
-        digest = hashlib.sha256(bearer(context).encode()).hexdigest()
+        digest = digest_of(bearer(context))
         return await self._loop.read(
             lambda state: authenticate(state, digest, state.time_ms(self._loop.now()))
         )
@@ -73,8 +75,15 @@ class Access:
         return _with_role(await self.token(context), TokenRole.OPERATOR, TokenRole.TENANT)
 
     def worker(self, context: Context) -> WorkerId:
-        """The worker whose session's token this is."""
-        return self._sessions.worker_of(bearer(context))
+        """The worker whose session's token this is, on a connection that shows the same worker."""
+        worker_id = self._sessions.worker_of(bearer(context))
+        if self.peer(context).worker_id != worker_id:
+            raise RefusedError(RefusalCode.FORBIDDEN, "this session token is another worker's")
+        return worker_id
+
+    def peer(self, context: Context) -> Peer:
+        """The worker whose certificate the connection shows."""
+        return peer_of(context.auth_context(), self._loop.network_id)
 
 
 def _with_role(token: Token, *roles: TokenRole) -> Token:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import traceback
-from typing import TYPE_CHECKING, Any, NoReturn, assert_never
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeAlias, assert_never
 
 import grpc
 import grpc.aio
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 log = structlog.get_logger(__name__)
+
+Guard: TypeAlias = "Callable[[grpc.aio.ServicerContext[Any, Any]], Awaitable[object]]"
+"""Asked before each call of a service; raises RefusedError."""
 
 RETRY_MS = "1000"
 """A full inbox drains within a second."""
@@ -86,13 +89,18 @@ class _MalformedError(Exception):
     """Passes through every handler: what is no message is the door's to answer, even in a stream."""
 
 
+class DoorObserver(Protocol):
+    """Where refusals are counted."""
+
+    def refused(self, door: str, code: str) -> None: ...
+
+
 class Door(grpc.aio.ServerInterceptor):
     """Stands before every handler. ``guards`` by full service name are asked before each of its calls."""
 
-    def __init__(
-        self, guards: dict[str, Callable[[grpc.aio.ServicerContext[Any, Any]], Awaitable[object]]]
-    ) -> None:
+    def __init__(self, guards: dict[str, Guard], observer: DoorObserver) -> None:
         self._guards = guards
+        self._observer = observer
 
     async def intercept_service(
         self,
@@ -107,14 +115,63 @@ class Door(grpc.aio.ServerInterceptor):
         guard = self._guards.get(method.strip("/").partition("/")[0])
         codecs = (_lenient(handler.request_deserializer), handler.response_serializer)
         if handler.request_streaming and handler.response_streaming:
-            streams = _streaming(handler.stream_stream, method, guard)
+            streams = self._streaming(handler.stream_stream, method, guard)
             return grpc.stream_stream_rpc_method_handler(streams, *codecs)
         if handler.response_streaming:
-            streams = _streaming(handler.unary_stream, method, guard)
+            streams = self._streaming(handler.unary_stream, method, guard)
             return grpc.unary_stream_rpc_method_handler(streams, *codecs)
         if handler.request_streaming:
-            return grpc.stream_unary_rpc_method_handler(_unary(handler.stream_unary, method, guard), *codecs)
-        return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary, method, guard), *codecs)
+            return grpc.stream_unary_rpc_method_handler(
+                self._unary(handler.stream_unary, method, guard), *codecs
+            )
+        return grpc.unary_unary_rpc_method_handler(self._unary(handler.unary_unary, method, guard), *codecs)
+
+    def _unary(self, behaviour: Any, method: str, guard: Any) -> Any:
+        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                if guard is not None:
+                    await guard(context)
+                return await behaviour(_incoming(request), context)
+            except RefusedError as refusal:
+                await self._refuse(context, method, refusal)
+            except _MalformedError:
+                await self._refuse(context, method, MALFORMED)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 -- whatever it is, the caller gets a status and no text of ours
+                await _fail(context, method, error)
+
+        return answer
+
+    def _streaming(self, behaviour: Any, method: str, guard: Any) -> Any:
+        async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            try:
+                if guard is not None:
+                    await guard(context)
+                answers = behaviour(_incoming(request), context)
+                if inspect.isasyncgen(answers):
+                    # A caller who leaves ends this in the middle: what the handler began must end with it.
+                    async with contextlib.aclosing(answers):
+                        async for one in answers:
+                            await context.write(one)
+                else:
+                    await answers
+            except RefusedError as refusal:
+                await self._refuse(context, method, refusal)
+            except _MalformedError:
+                await self._refuse(context, method, MALFORMED)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:  # noqa: BLE001 -- the same
+                await _fail(context, method, error)
+
+        return answer
+
+    async def _refuse(
+        self, context: grpc.aio.ServicerContext[Any, Any], method: str, refusal: RefusedError
+    ) -> NoReturn:
+        self._observer.refused(method.rpartition("/")[2], refusal.code.value)
+        await refuse(context, refusal)
 
 
 def _lenient(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
@@ -152,49 +209,6 @@ class _EachChecked:
 
 def _incoming(request: Any) -> Any:
     return _EachChecked(request) if hasattr(request, "__aiter__") else _checked(request)
-
-
-def _unary(behaviour: Any, method: str, guard: Any) -> Any:
-    async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        try:
-            if guard is not None:
-                await guard(context)
-            return await behaviour(_incoming(request), context)
-        except RefusedError as refusal:
-            await refuse(context, refusal)
-        except _MalformedError:
-            await refuse(context, MALFORMED)
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- whatever it is, the caller gets a status and no text of ours
-            await _fail(context, method, error)
-
-    return answer
-
-
-def _streaming(behaviour: Any, method: str, guard: Any) -> Any:
-    async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        try:
-            if guard is not None:
-                await guard(context)
-            answers = behaviour(_incoming(request), context)
-            if inspect.isasyncgen(answers):
-                # A caller who leaves ends this in the middle: what the handler began must end with it.
-                async with contextlib.aclosing(answers):
-                    async for one in answers:
-                        await context.write(one)
-            else:
-                await answers
-        except RefusedError as refusal:
-            await refuse(context, refusal)
-        except _MalformedError:
-            await refuse(context, MALFORMED)
-        except grpc.aio.AbortError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- the same
-            await _fail(context, method, error)
-
-    return answer
 
 
 async def _fail(context: grpc.aio.ServicerContext[Any, Any], method: str, error: Exception) -> NoReturn:

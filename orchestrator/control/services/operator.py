@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.api.v1 import operator_pb2, operator_pb2_grpc
+from orchestrator.api.v1 import operator_pb2
+from orchestrator.control.secrets import digest_of, pinned
 from orchestrator.control.services import views
 from orchestrator.control.services.access import word
+from orchestrator.control.services.operator_workers import WorkerActions
 from orchestrator.control.services.workers import Sample
 from orchestrator.control.uptime import counts
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
-from orchestrator.core.fleet import Isolation, Liveness, TokenRole, Worker
+from orchestrator.core.fleet import Isolation, Liveness, TokenRole
 from orchestrator.core.ids import ClusterId, JobId, SupplierId, TenantId, TokenId, WorkerId
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     import grpc.aio
 
+    from orchestrator.control.authority import Authority
     from orchestrator.control.loop import Loop
     from orchestrator.control.sessions import Sessions
     from orchestrator.core.state import State
@@ -34,16 +36,14 @@ HOUR_S = 3600
 DEFAULT_TTL_S = {
     TokenRole.OPERATOR: 30 * 24 * HOUR_S,
     TokenRole.TENANT: 90 * 24 * HOUR_S,
-    # A join token is used within minutes of being handed over; a day covers a supplier in another time zone.
-    TokenRole.SUPPLIER: 24 * HOUR_S,
+    # A join token is used within minutes of being handed over.
+    TokenRole.SUPPLIER: HOUR_S,
 }
 
 TTL_S_MAX = 366 * 24 * HOUR_S
 """What the core takes at most; checked here so that the multiplication below stays small."""
 
 SECRET_PREFIX = {role: f"orch_{role.value}" for role in TokenRole}
-
-UNMEASURED = Sample(0.0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Addresses:
     receipt_public_key: bytes
 
 
-class OperatorServicer(operator_pb2_grpc.OperatorServiceServicer):
+class OperatorServicer(WorkerActions):
     """Reads whole tables in one go: an operator's questions are few."""
 
     def __init__(
@@ -67,11 +67,10 @@ class OperatorServicer(operator_pb2_grpc.OperatorServiceServicer):
         addresses: Addresses,
         new_id: Callable[[str], str],
         new_secret: Callable[[str, str], str],
+        authority: Authority,
     ) -> None:
         """``new_secret(prefix, request_id)`` gives the same secret for the same non-empty request id."""
-        self._loop = loop
-        self._sessions = sessions
-        self._samples = samples
+        super().__init__(loop, sessions, samples, authority)
         self._addresses = addresses
         self._new_id = new_id
         self._new_secret = new_secret
@@ -113,7 +112,7 @@ class OperatorServicer(operator_pb2_grpc.OperatorServiceServicer):
             raise invalid("ttl_seconds", f"ttl_seconds must be at most {TTL_S_MAX}")
         request_id = word("request_id", request.request_id, empty=True)
         secret = self._new_secret(SECRET_PREFIX[role], request_id)
-        digest = hashlib.sha256(secret.encode()).hexdigest()
+        digest = digest_of(secret)
         await self._loop.read(lambda state: _check_fresh(state, digest, request_id))
         command = m.CreateToken(
             token_id=TokenId(self._new_id("tok")),
@@ -126,7 +125,7 @@ class OperatorServicer(operator_pb2_grpc.OperatorServiceServicer):
         )
         token_id = str((await self._loop.submit(command)).result)
         token = await self._loop.read(lambda state: self._token(state, token_id))
-        return operator_pb2.CreateTokenResponse(token=token, secret=secret)
+        return operator_pb2.CreateTokenResponse(token=token, secret=pinned(secret, self._authority.pin))
 
     async def ListTokens(  # noqa: N802 -- the proto's name
         self, _request: operator_pb2.ListTokensRequest, _context: Context
@@ -146,43 +145,6 @@ class OperatorServicer(operator_pb2_grpc.OperatorServiceServicer):
 
     def _token(self, state: State, token_id: str) -> operator_pb2.Token:
         return views.token_message(state.tokens[token_id], state.time_ms(self._loop.now()))
-
-    # ------------------------------------------------------------ workers
-
-    async def ListWorkers(  # noqa: N802 -- the proto's name
-        self, _request: operator_pb2.ListWorkersRequest, _context: Context
-    ) -> operator_pb2.ListWorkersResponse:
-        """All of them, with their newest measurements."""
-        workers = await self._loop.read(
-            lambda state: [self._worker(state, worker) for worker in state.workers.values()]
-        )
-        return operator_pb2.ListWorkersResponse(workers=workers)
-
-    async def LeaveWorker(  # noqa: N802 -- the proto's name
-        self, request: operator_pb2.LeaveWorkerRequest, _context: Context
-    ) -> operator_pb2.LeaveWorkerResponse:
-        """Drain it; one that is not there and holds nothing leaves at once."""
-        name = word("worker", request.worker)
-        worker_id = await self._loop.read(lambda state: _find_worker(state, name))
-        await self._loop.submit(m.DrainWorker(worker_id, dismiss=True))
-        if worker_id not in self._sessions.connected:
-            try:
-                await self._loop.submit(m.LeaveWorker(worker_id))
-            except RefusedError as refusal:
-                if refusal.code is not RefusalCode.CONFLICT:
-                    raise
-        worker = await self._loop.read(lambda state: self._worker(state, state.workers[worker_id]))
-        return operator_pb2.LeaveWorkerResponse(worker=worker)
-
-    def _worker(self, state: State, worker: Worker) -> operator_pb2.Worker:
-        sample = self._samples.get(worker.worker_id, UNMEASURED)
-        return views.worker_message(
-            state,
-            worker,
-            connected=worker.worker_id in self._sessions.connected,
-            cpu_utilization_ratio=sample.cpu_utilization_ratio,
-            memory_used_bytes=sample.memory_used_bytes,
-        )
 
     # ------------------------------------------------------------ clusters and receipts
 
@@ -272,21 +234,6 @@ def _check_fresh(state: State, secret_sha256: str, request_id: str) -> None:
         raise RefusedError(
             RefusalCode.CONFLICT, "this request_id was used before; take a new one", "request_id"
         )
-
-
-def _find_worker(state: State, name: str) -> WorkerId:
-    if WorkerId(name) in state.workers:
-        return WorkerId(name)
-    named = [
-        worker.worker_id
-        for worker in state.workers.values()
-        if worker.name == name and worker.liveness is not Liveness.LEFT
-    ]
-    if not named:
-        raise not_found("worker", name)
-    if len(named) > 1:
-        raise invalid("worker", f"{len(named)} workers are called {name!r}; give the worker's id")
-    return named[0]
 
 
 def _jobs_by_cluster(state: State) -> dict[ClusterId, list[str]]:

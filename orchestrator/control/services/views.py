@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator.api.v1 import jobs_pb2, operator_pb2
-from orchestrator.control.wire import CLASS_NUMBERS, inventory_to, timestamp
+from orchestrator.control.inventory_wire import CLASS_NUMBERS, inventory_to
+from orchestrator.control.terms_wire import standing_to
+from orchestrator.control.wire import timestamp
 from orchestrator.core.fleet import TokenRole
+from orchestrator.core.hardware import worker_evidence_class
 from orchestrator.core.ids import attempt_id_of
 from orchestrator.core.jobs import JobStatus
 from orchestrator.receipts import bundle, ids
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from orchestrator.core.clusters import Cluster, Member
-    from orchestrator.core.fleet import Tenant, Token, Worker
+    from orchestrator.core.fleet import LeasePolicy, Tenant, Token, Worker
     from orchestrator.core.jobs import Attempt, Job
     from orchestrator.core.metering import Receipt
     from orchestrator.core.state import State
@@ -56,9 +59,16 @@ def token_message(token: Token, at_ms: int) -> operator_pb2.Token:
 
 
 def worker_message(
-    state: State, worker: Worker, *, connected: bool, cpu_utilization_ratio: float, memory_used_bytes: int
+    state: State,
+    worker: Worker,
+    at_ms: int,
+    *,
+    connected: bool,
+    cpu_utilization_ratio: float,
+    memory_used_bytes: int,
 ) -> operator_pb2.Worker:
     """A worker and its newest measurements."""
+    override = worker.class_override
     supplier = state.suppliers.get(worker.supplier_id)
     free = state.free_devices.get(worker.worker_id, {})
     return operator_pb2.Worker(
@@ -74,6 +84,21 @@ def worker_message(
         joined_at=timestamp(worker.joined_at_ms),
         cpu_utilization_ratio=cpu_utilization_ratio,
         memory_used_bytes=memory_used_bytes,
+        standing=standing_to(state, worker, at_ms),
+        agent_version=worker.agent_version,
+        recoveries=worker.recoveries,
+        evidence_class=worker_evidence_class(worker.inventory.devices).value,
+        lease_policy=lease_policy_to(worker.lease_policy),
+        class_override_reason=override.reason if override is not None else "",
+    )
+
+
+def lease_policy_to(policy: LeasePolicy | None) -> operator_pb2.LeasePolicy | None:
+    """None stays unset: the network's policy counts."""
+    if policy is None:
+        return None
+    return operator_pb2.LeasePolicy(
+        lost_after_ms=policy.lost_after_ms, replace=policy.replace, reconcile=policy.reconcile.value
     )
 
 

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from orchestrator.api.v1 import (
     logs_pb2,
@@ -18,14 +14,12 @@ from orchestrator.api.v1 import (
     worker_pb2,
     worker_pb2_grpc,
 )
-from orchestrator.control import wire
-from orchestrator.control.services.access import SECRET_CHARACTERS_MAX, Access, word
-from orchestrator.core import messages as m
+from orchestrator.control.services.access import Access, word
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
 from orchestrator.core.ids import AttemptId, WorkerId
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
     import grpc.aio
 
@@ -46,51 +40,6 @@ DEVICE_SAMPLES_MAX = 64
 """As many as a worker may have devices."""
 
 
-class EnrolServicer(worker_pb2_grpc.EnrolServiceServicer):
-    """Turns a join token into a registered worker."""
-
-    def __init__(self, loop: Loop, new_id: Callable[[str], str]) -> None:
-        self._loop = loop
-        self._new_id = new_id
-
-    async def Join(  # noqa: N802 -- the proto's name
-        self, request: worker_pb2.JoinRequest, _context: Context
-    ) -> worker_pb2.JoinResponse:
-        """The same key with the same token gets the same worker again: an answer may have been lost."""
-        if not 0 < len(request.join_token) <= SECRET_CHARACTERS_MAX:
-            raise invalid("join_token", "join_token is missing; ask the operator for one")
-        digest = hashlib.sha256(request.join_token.encode())
-        _check_proof(request.statement_public_key, request.proof, digest.digest())
-        command = m.JoinWorker(
-            worker_id=WorkerId(self._new_id("wrk")),
-            token_sha256=digest.hexdigest(),
-            name=word("worker_name", request.worker_name),
-            statement_key=request.statement_public_key.hex(),
-            inventory=wire.inventory_from(request.inventory),
-        )
-        committed = await self._loop.submit(command)
-        worker_id = WorkerId(str(committed.result))
-        return await self._loop.read(
-            lambda state: worker_pb2.JoinResponse(
-                worker_id=worker_id,
-                supplier_id=state.workers[worker_id].supplier_id,
-                network_id=state.control.network_id,
-            )
-        )
-
-
-def _check_proof(public_key: bytes, proof: bytes, message: bytes) -> None:
-    """The sender holds the key that it wants registered."""
-    if len(public_key) != PUBLIC_KEY_BYTES:
-        reason = f"statement_public_key must be a raw Ed25519 public key of {PUBLIC_KEY_BYTES} bytes"
-        raise invalid("statement_public_key", reason)
-    try:
-        Ed25519PublicKey.from_public_bytes(public_key).verify(proof, message)
-    except (InvalidSignature, ValueError):
-        reason = "proof is not statement_public_key's signature over the SHA-256 of join_token"
-        raise invalid("proof", reason) from None
-
-
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     """The control stream, and packages for the agents beside a head."""
 
@@ -101,12 +50,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self._packages = packages
 
     async def Session(  # noqa: N802 -- the proto's name
-        self, request_iterator: AsyncIterator[worker_pb2.SessionRequest], _context: Context
+        self, request_iterator: AsyncIterator[worker_pb2.SessionRequest], context: Context
     ) -> AsyncIterator[worker_pb2.SessionResponse]:
         """One stream: what the session sends waits here until the network takes it."""
+        peer = self._access.peer(context)
         waiting: asyncio.Queue[worker_pb2.SessionResponse] = asyncio.Queue(WAITING_MAX)
 
-        serving = asyncio.create_task(self._sessions.serve(request_iterator, waiting.put))
+        serving = asyncio.create_task(self._sessions.serve(request_iterator, waiting.put, peer))
         try:
             while not (serving.done() and waiting.empty()):
                 getting = asyncio.create_task(waiting.get())
@@ -179,6 +129,7 @@ class Sample(NamedTuple):
 
     cpu_utilization_ratio: float
     memory_used_bytes: int
+    devices: tuple[telemetry_pb2.DeviceSample, ...] = ()
 
 
 class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
@@ -199,6 +150,8 @@ class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
                 raise invalid("cpu_utilization_ratio", "cpu_utilization_ratio must be from 0 to 1")
             if len(sample.devices) > DEVICE_SAMPLES_MAX:
                 raise invalid("devices", f"devices has more than {DEVICE_SAMPLES_MAX} samples")
-            self.newest[worker_id] = Sample(sample.cpu_utilization_ratio, sample.memory_used_bytes)
+            self.newest[worker_id] = Sample(
+                sample.cpu_utilization_ratio, sample.memory_used_bytes, tuple(sample.devices)
+            )
             samples += 1
         return telemetry_pb2.ReportResponse(samples=samples)

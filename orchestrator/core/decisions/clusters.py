@@ -1,4 +1,4 @@
-"""Clusters: making a plan true, forming, failing, replacing, closing."""
+"""Clusters: forming, failing, replacing, closing."""
 
 from __future__ import annotations
 
@@ -17,202 +17,19 @@ from orchestrator.core.clusters import (
     head_of,
     missing_nodes,
 )
-from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import DeviceKind, Liveness
-from orchestrator.core.ids import attempt_id_of, member_id_of
-from orchestrator.core.jobs import Attempt, AttemptPhase, JobStatus, Outcome
+from orchestrator.core.fleet import Liveness
+from orchestrator.core.jobs import AttemptPhase, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator.core.ids import ClusterId, JobId, WorkerId
-    from orchestrator.core.placement import Filling, Placement, Plan, Reuse, Share
+    from orchestrator.core.ids import ClusterId, WorkerId
     from orchestrator.core.state import State
 
 NEXT_PHASE = {
     ClusterPhase.PREPARING: ClusterPhase.STARTING_HEAD,
     ClusterPhase.STARTING_HEAD: ClusterPhase.JOINING,
 }
-
-
-# ---------------------------------------------------------------- plans
-
-
-def apply_plan(state: State, command: m.ApplyPlan, at_ms: int) -> m.Decision:
-    """All of a plan, or STALE: capacity changed since it was made. Jobs that left the queue are passed over."""
-    plan = command.plan
-    if plan.capacity_version != state.capacity_version and not _still_true(state, plan):
-        raise RefusedError(RefusalCode.STALE, "the plan was made on an older state; make it again")
-    events: list[m.Event] = []
-    fresh = iter(command.cluster_ids)
-    slots = _Slots(state)
-    for placement in plan.placements:
-        if _is_waiting(state, placement.job_id):
-            events.extend(_form(state, placement, next(fresh), slots, at_ms))
-    events.extend(_reuse(state, one, at_ms) for one in plan.reuses if _is_waiting(state, one.job_id))
-    events.extend(_fill(state, filling, slots) for filling in plan.fillings)
-    return m.Decision(tuple(events), len(events))
-
-
-def _still_true(state: State, plan: Plan) -> bool:
-    """Whether all the capacity that a plan names is still there: other changes since do not matter."""
-    heads: dict[WorkerId, int] = {}
-    members: dict[WorkerId, int] = {}
-    shares = [share for one in plan.placements for share in one.shares] + [one.share for one in plan.fillings]
-    for share in shares:
-        if not state.workers[share.worker_id].placeable or not state.free_devices[
-            share.worker_id
-        ].keys() >= set(share.device_ids):
-            return False
-        members[share.worker_id] = members.get(share.worker_id, 0) + 1
-    for placement in plan.placements:
-        if placement.head_host is not None:
-            heads[placement.head_host] = heads.get(placement.head_host, 0) + 1
-    return (
-        all(state.head_hosts.get(worker_id, 0) >= count for worker_id, count in heads.items())
-        and all(state.free_slots(worker_id) >= count for worker_id, count in members.items())
-        and all(_reusable(state, one.cluster_id) for one in plan.reuses)
-        and all(state.clusters[one.cluster_id].vacancies for one in plan.fillings)
-    )
-
-
-def _reusable(state: State, cluster_id: ClusterId) -> bool:
-    members = state.cluster_members(state.clusters[cluster_id])
-    idle = cluster_id not in state.attempt_in and state.is_idle(cluster_id)
-    return idle and all(state.workers[member.worker_id].placeable for member in members)
-
-
-class _Slots:
-    """Slots given out by one plan: several of its members may go to one worker."""
-
-    def __init__(self, state: State) -> None:
-        self._state = state
-        self._taken: dict[WorkerId, set[int]] = {}
-
-    def take(self, worker_id: WorkerId) -> int:
-        """The worker's lowest slot that is still free."""
-        taken = self._taken.setdefault(worker_id, set())
-        slot = self._state.free_slot(worker_id, taken)
-        taken.add(slot)
-        return slot
-
-
-def _is_waiting(state: State, job_id: JobId) -> bool:
-    job = state.jobs.get(job_id)
-    return job is not None and job.status is JobStatus.PENDING and job.attempt_id is None
-
-
-def _form(
-    state: State, placement: Placement, cluster_id: ClusterId, slots: _Slots, at_ms: int
-) -> Iterator[m.Event]:
-    job = state.jobs[placement.job_id]
-    workers = [state.workers[share.worker_id] for share in placement.shares]
-    members: list[Member] = []
-    if placement.head_host is not None:
-        slot = slots.take(placement.head_host)
-        members.append(_member(state, cluster_id, 0, placement.head_host, (), MemberRole.HEAD, 1, slot))
-    role = MemberRole.SOLO if placement.head_host is None else MemberRole.MEMBER
-    for share in placement.shares:
-        slot = slots.take(share.worker_id)
-        members.append(
-            _member(state, cluster_id, len(members), share.worker_id, share.device_ids, role, 1, slot)
-        )
-    cluster = Cluster(
-        cluster_id=cluster_id,
-        tenant_id=job.tenant_id,
-        hardware_class=workers[0].inventory.hardware_class,
-        generation=1,
-        phase=ClusterPhase.PREPARING,
-        phase_since_ms=at_ms,
-        member_ids=tuple(member.member_id for member in members),
-        next_ordinal=len(members),
-        vacancies=(),
-        created_at_ms=at_ms,
-        ready_at_ms=None,
-        idle_since_ms=None,
-        reason="",
-        certificate=(),
-    )
-    yield m.ClusterPlanned(cluster, tuple(members))
-    message = f"Forming a cluster of {len(placement.shares)} worker(s) for the job."
-    yield m.AttemptPlaced(_attempt(state, job.job_id, cluster_id, message, placement.explanation, at_ms))
-
-
-def _member(
-    state: State,
-    cluster_id: ClusterId,
-    ordinal: int,
-    worker_id: WorkerId,
-    device_ids: tuple[str, ...],
-    role: MemberRole,
-    generation: int,
-    slot: int,
-) -> Member:
-    worker = state.workers[worker_id]
-    held = set(device_ids)
-    devices = [device for device in worker.inventory.devices if device.device_id in held]
-    return Member(
-        member_id=member_id_of(cluster_id, ordinal),
-        cluster_id=cluster_id,
-        ordinal=ordinal,
-        worker_id=worker_id,
-        supplier_id=worker.supplier_id,
-        role=role,
-        device_ids=tuple(device.device_id for device in devices),
-        gpus=sum(device.kind is DeviceKind.GPU for device in devices),
-        slot=slot,
-        generation=generation,
-        phase=MemberPhase.PLANNED,
-        stopping_version=0,
-        address=None,
-        reason="",
-    )
-
-
-def _attempt(
-    state: State, job_id: JobId, cluster_id: ClusterId, message: str, explanation: tuple[str, ...], at_ms: int
-) -> Attempt:
-    job = state.jobs[job_id]
-    number = job.attempts + 1
-    return Attempt(
-        attempt_id=attempt_id_of(job_id, number),
-        job_id=job_id,
-        tenant_id=job.tenant_id,
-        number=number,
-        cluster_id=cluster_id,
-        phase=AttemptPhase.PLACED,
-        outcome=Outcome.NONE,
-        message=message,
-        placed_at_ms=at_ms,
-        started_at_ms=None,
-        ended_at_ms=None,
-        log_bytes=0,
-        log_complete=False,
-        explanation=explanation,
-    )
-
-
-def _reuse(state: State, reuse: Reuse, at_ms: int) -> m.Event:
-    message = "Starting the job on a warm cluster."
-    return m.AttemptPlaced(_attempt(state, reuse.job_id, reuse.cluster_id, message, reuse.explanation, at_ms))
-
-
-def _fill(state: State, filling: Filling, slots: _Slots) -> m.Event:
-    cluster = state.clusters[filling.cluster_id]
-    share: Share = filling.share
-    role, generation = MemberRole.MEMBER, cluster.generation + 1
-    slot = slots.take(share.worker_id)
-    member = _member(
-        state,
-        cluster.cluster_id,
-        cluster.next_ordinal,
-        share.worker_id,
-        share.device_ids,
-        role,
-        generation,
-        slot,
-    )
-    return m.MemberReplaced(cluster.cluster_id, member)
 
 
 # ---------------------------------------------------------------- what agents report
@@ -310,7 +127,8 @@ def after_member_failed(state: State, event: m.MemberFailed) -> Iterator[m.Event
         return
     name = state.workers[member.worker_id].name
     if event.vacancy is None:
-        yield m.ClusterClosing(cluster.cluster_id, f"{member.role} on {name} failed: {event.reason}")
+        how = "failed" if member.notice is None else "went as announced"
+        yield m.ClusterClosing(cluster.cluster_id, f"{member.role} on {name} {how}: {event.reason}")
     elif cluster.generation > state.policies.clusters.replacements_max:
         yield m.ClusterClosing(cluster.cluster_id, f"too many members failed to start, the last on {name}")
 
@@ -400,6 +218,8 @@ def tick_clusters(state: State, at_ms: int) -> Iterator[m.Event]:
 
 def _tick_ready(state: State, cluster: Cluster, at_ms: int) -> Iterator[m.Event]:
     policy = state.policies.clusters
+    if cluster.spare_for is not None:
+        return  # it waits for its job, which ends it: see spares
     attempt_id = state.attempt_in.get(cluster.cluster_id)
     if attempt_id is not None:
         attempt = state.attempts[attempt_id]

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
 from orchestrator.core.catalogue import CPU_MODEL, GIB, MODELS, nearest
 from orchestrator.core.decisions.operators import authenticate, check_name
+from orchestrator.core.decisions.terms import check_terms
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
-from orchestrator.core.fleet import Inventory, Liveness, TokenRole, Worker, held_zones
+from orchestrator.core.fleet import Inventory, Liveness, Supplier, Token, TokenRole, Worker
+from orchestrator.core.hardware import check_device_count, evidence_fault, hardware_changes, misfit
+from orchestrator.core.holds import Hold, HoldKind
 from orchestrator.core.ids import SupplierId
+from orchestrator.core.versions import is_outdated, upgrade_notice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from orchestrator.core.ids import Now, WorkerId
     from orchestrator.core.state import State
-
-DEVICES_MAX = 64
-"""No machine on sale holds more; a larger list is a mistake or an attack."""
 
 SLOTS_MAX = 64
 
@@ -33,10 +35,7 @@ forty characters."""
 
 def check_inventory(inventory: Inventory) -> None:
     """Refuse what no machine can be; the field at fault is named."""
-    if len(inventory.devices) > DEVICES_MAX:
-        raise invalid(
-            "inventory.devices", f"{len(inventory.devices)} devices on one machine; at most {DEVICES_MAX}"
-        )
+    check_device_count(len(inventory.devices))
     seen: set[str] = set()
     for device in inventory.devices:
         if not DEVICE_ID.fullmatch(device.device_id):
@@ -51,15 +50,19 @@ def check_inventory(inventory: Inventory) -> None:
             raise invalid(
                 "inventory.devices.model", f"unknown model {device.model[:80]!r}: did you mean {hint!r}?"
             )
-        if inventory.hardware_class not in model.classes:
-            offered = ", ".join(sorted(model.classes))
-            message = f"a {model.name} is offered by class {offered}, not by {inventory.hardware_class}"
-            raise invalid("inventory.hardware_class", message)
         if model.name != CPU_MODEL and device.memory_bytes > model.memory_gb * GIB:
             message = (
                 f"{model.name} has {model.memory_gb} GB, less than the {device.memory_bytes} bytes declared"
             )
             raise invalid("inventory.devices.memory_bytes", message)
+        fault = evidence_fault(device)
+        if fault is not None:
+            raise invalid("inventory.devices.evidence", f"device {device.device_id}: {fault}")
+    wrong = misfit(inventory.devices, inventory.hardware_class)
+    if wrong is not None:
+        offered = ", ".join(sorted(wrong.classes))
+        message = f"a {wrong.name} is offered by class {offered}, not by {inventory.hardware_class}"
+        raise invalid("inventory.hardware_class", message)
     if inventory.slots > SLOTS_MAX or inventory.head_slots > SLOTS_MAX:
         raise invalid("inventory.slots", f"at most {SLOTS_MAX} slots and head slots a worker")
     if inventory.slots + inventory.head_slots == 0:
@@ -67,25 +70,60 @@ def check_inventory(inventory: Inventory) -> None:
 
 
 def join_worker(state: State, command: m.JoinWorker, at_ms: int) -> m.Decision:
-    """A join token's one use. The same key with the same token gets the same worker again: the answer was lost."""
+    """A join token's one use, or a stranger's joining.
+
+    The same keys with the same token get the same worker again: the answer was lost.
+    """
     check_name("worker_name", command.name)
     check_inventory(command.inventory)
+    check_terms(command.terms)
     known_id = state.worker_by_key.get(command.statement_key)
-    token = state.token_by_hash.get(command.token_sha256)
+    token = state.token_by_hash.get(command.token_sha256) if command.token_sha256 else None
     token = state.tokens[token.token_id] if token is not None else None
     if known_id is not None:
-        worker = state.workers[known_id]
-        if token is not None and token.used and token.subject_id == worker.supplier_id:
-            return m.Decision((), known_id)
-        raise RefusedError(
-            RefusalCode.ALREADY_EXISTS, f"this key is registered as worker {known_id}", "statement_key"
-        )
+        return _joined_before(state, command, state.workers[known_id], token)
+    if not command.token_sha256:
+        return _join_stranger(state, command, at_ms)
     token = authenticate(state, command.token_sha256, at_ms)
     if token.role is not TokenRole.SUPPLIER:
         raise RefusedError(RefusalCode.FORBIDDEN, "only a supplier token joins a worker", "join_token")
-    worker = Worker(
+    worker = _new_worker(command, SupplierId(token.subject_id), at_ms)
+    joined = m.WorkerJoined(worker, token.token_id)
+    return m.Decision((joined, *_taken_devices(state, worker, at_ms)), worker.worker_id)
+
+
+def _joined_before(state: State, command: m.JoinWorker, worker: Worker, token: Token | None) -> m.Decision:
+    same_keys = command.tls_key_sha256 == worker.tls_key_sha256
+    spent_here = token is not None and token.used and token.subject_id == worker.supplier_id
+    stranger = not command.token_sha256 and worker.supplier_id in state.suppliers_unvouched
+    if same_keys and (spent_here or stranger) and worker.sessions == 0:
+        return m.Decision((), worker.worker_id)
+    raise RefusedError(
+        RefusalCode.ALREADY_EXISTS, f"this key is registered as worker {worker.worker_id}", "statement_key"
+    )
+
+
+def _join_stranger(state: State, command: m.JoinWorker, at_ms: int) -> m.Decision:
+    """Anybody may come where the operator says so; paid work comes after probation."""
+    policy = state.policies.fleet
+    if not policy.open_enrolment:
+        reason = "this network takes workers by join token only; ask its operator for one"
+        raise RefusedError(RefusalCode.FORBIDDEN, reason, "join_token")
+    if len(state.on_probation) >= policy.probation_max:
+        reason = f"{policy.probation_max} newcomers are on probation already; try again in an hour"
+        raise RefusedError(RefusalCode.EXHAUSTED, reason, "join_token")
+    supplier = Supplier(command.supplier_id, f"open {command.supplier_id[-12:]}", at_ms, vouched=False)
+    worker = _new_worker(command, supplier.supplier_id, at_ms)
+    reason = f"on probation: paid work comes after {policy.probation_ms // 60_000} minutes without a break"
+    worker = replace(worker, holds=(Hold(HoldKind.PROBATION, reason, at_ms),))
+    joined = m.StrangerJoined(worker, supplier)
+    return m.Decision((joined, *_taken_devices(state, worker, at_ms)), worker.worker_id)
+
+
+def _new_worker(command: m.JoinWorker, supplier_id: SupplierId, at_ms: int) -> Worker:
+    return Worker(
         worker_id=command.worker_id,
-        supplier_id=SupplierId(token.subject_id),
+        supplier_id=supplier_id,
         name=command.name,
         statement_key=command.statement_key,
         inventory=command.inventory,
@@ -94,26 +132,112 @@ def join_worker(state: State, command: m.JoinWorker, at_ms: int) -> m.Decision:
         draining=False,
         dismissed=False,
         joined_at_ms=at_ms,
+        tls_key_sha256=command.tls_key_sha256,
+        terms=command.terms,
     )
-    return m.Decision((m.WorkerJoined(worker, token.token_id),), worker.worker_id)
+
+
+def _taken_devices(state: State, worker: Worker, at_ms: int) -> Iterator[m.Event]:
+    """A device is in one machine: whoever brings it later is quarantined with the evidence."""
+    for device in worker.inventory.devices:
+        owner_id = state.device_owner.get(device.device_id)
+        if owner_id is None or owner_id == worker.worker_id:
+            continue
+        reason = f"device {device.device_id} is worker {owner_id}'s; one of the two is not what it says"
+        known = worker.hold(HoldKind.QUARANTINED)
+        if known is None or known.reason != reason:
+            yield m.HoldPlaced(worker.worker_id, Hold(HoldKind.QUARANTINED, reason, at_ms))
+        return
+
+
+def recover_worker(state: State, command: m.RecoverWorker) -> m.Decision:
+    """Another certificate for a worker that was away for longer than its last one lived: counted, and not for ever."""
+    worker = find_worker(state, command.worker_id)
+    if command.tls_key_sha256 != worker.tls_key_sha256:
+        reason = f"this TLS key is not the one that {worker.worker_id} joined with"
+        raise RefusedError(RefusalCode.FORBIDDEN, reason, "tls_csr")
+    check_admitted(worker)
+    limit = state.policies.fleet.recoveries_max
+    if worker.recoveries >= limit:
+        reason = f"recovered {limit} times already; join again with a new token from the operator"
+        raise RefusedError(RefusalCode.EXHAUSTED, reason, "worker_id")
+    return m.Decision((m.WorkerRecovered(worker.worker_id),), worker.worker_id)
+
+
+def check_admitted(worker: Worker) -> None:
+    """Refuse a worker that may have no session, with the reason."""
+    if worker.shut_out is not None:
+        raise RefusedError(RefusalCode.FORBIDDEN, worker.shut_out.reason, "worker_id")
 
 
 def connect_worker(state: State, command: m.ConnectWorker, now: Now, at_ms: int) -> m.Decision:
     """A worker is there: it becomes live, with the inventory it brings.
 
-    The result is None where the operator let it go meanwhile: that it must be told first.
+    The result is False where it is shut out, which its reason says; None where the operator let it go meanwhile,
+    which it must be told first.
     """
     worker = find_worker(state, command.worker_id)
+    if worker.shut_out is not None:
+        return m.Decision((), result=False)
+    if command.session is not None and command.session <= worker.sessions:
+        reason = (
+            f"its keys were used in two places: session {command.session} was opened after session"
+            f" {worker.sessions}; join again with new keys, or ask the operator to readmit this one"
+        )
+        return m.Decision(
+            (m.HoldPlaced(worker.worker_id, Hold(HoldKind.CLONED, reason, at_ms)),), result=False
+        )
     if worker.liveness is Liveness.LEFT and worker.dismissed:
         return m.Decision((m.DismissalTold(worker.worker_id),), None)
+    if command.inventory is not None:
+        check_inventory(command.inventory)
+    inventory = _reclassed(command.inventory, worker)
     state.heartbeats.heard(worker.worker_id, now.monotonic_ms)
     events: list[m.Event] = []
-    if command.inventory is not None and command.inventory != worker.inventory:
-        check_inventory(command.inventory)
-        events.append(m.InventoryChanged(worker.worker_id, command.inventory))
+    if command.session is not None:
+        events.extend(_opened(worker, command.session, command.agent_version))
+    if inventory is not None and inventory != worker.inventory:
+        changes = hardware_changes(worker.inventory, inventory)
+        events.append(m.InventoryChanged(worker.worker_id, inventory, changes))
+        events.extend(_taken_devices(state, replace(worker, inventory=inventory), at_ms))
     if worker.liveness is not Liveness.LIVE:
         events.append(m.LivenessChanged(worker.worker_id, Liveness.LIVE, at_ms))
     return m.Decision(tuple(events), worker.worker_id)
+
+
+def _opened(worker: Worker, number: int, agent_version: str) -> Iterator[m.Event]:
+    outdated = is_outdated(agent_version)
+    yield m.SessionOpened(worker.worker_id, number, agent_version, outdated)
+    if not outdated and worker.hold(HoldKind.OUTDATED) is not None:
+        yield m.HoldLifted(worker.worker_id, HoldKind.OUTDATED)
+
+
+def tick_outdated(state: State, at_ms: int) -> Iterator[m.Event]:
+    """An agent that was not upgraded in its time gets nothing new; what runs there goes on."""
+    grace_ms = state.policies.fleet.outdated_grace_ms
+    for worker_id in list(state.outdated):
+        worker = state.workers[worker_id]
+        since_ms = worker.outdated_since_ms
+        if since_ms is None or at_ms - since_ms < grace_ms or worker.hold(HoldKind.OUTDATED) is not None:
+            continue
+        hold = Hold(HoldKind.OUTDATED, upgrade_notice(worker.agent_version, 0), at_ms)
+        yield m.HoldPlaced(worker_id, hold)
+
+
+def _reclassed(inventory: Inventory | None, worker: Worker) -> Inventory | None:
+    """An operator's word on the class stands, whatever the machine brings."""
+    if inventory is None or worker.class_override is None:
+        return inventory
+    return replace(inventory, hardware_class=worker.class_override.hardware_class)
+
+
+def set_terms(state: State, command: m.SetTerms) -> m.Decision:
+    """The owner's terms for whatever is placed from now on."""
+    worker = find_worker(state, command.worker_id)
+    check_terms(command.terms)
+    if worker.terms == command.terms:
+        return m.Decision((), worker.worker_id)
+    return m.Decision((m.TermsChanged(worker.worker_id, command.terms),), worker.worker_id)
 
 
 def pass_term(state: State, command: m.PassTerm) -> m.Decision:
@@ -153,34 +277,3 @@ def find_worker(state: State, worker_id: WorkerId) -> Worker:
     if worker is None:
         raise not_found("worker", worker_id)
     return worker
-
-
-def tick_liveness(state: State, now: Now, at_ms: int) -> Iterator[m.Event]:
-    """Silence turns live into suspect and suspect into lost, unless so much of a zone is silent that it is us."""
-    policy = state.policies.fleet
-    silent = {
-        worker_id: now.monotonic_ms - state.heartbeats.heard_ms(worker_id, now.monotonic_ms)
-        for worker_id in state.heartbeats.silent_since(now.monotonic_ms - policy.suspect_after_ms)
-    }
-    if not silent:
-        return
-    held: frozenset[str] | None = None
-    for worker_id, silence_ms in silent.items():
-        worker = state.workers.get(worker_id)
-        if worker is None or worker.liveness in (Liveness.LOST, Liveness.LEFT):
-            continue
-        heard_ms = at_ms - silence_ms
-        if worker.liveness is Liveness.LIVE:
-            yield m.LivenessChanged(worker_id, Liveness.SUSPECT, heard_ms)
-        elif silence_ms > policy.lost_after_ms:
-            if held is None:
-                held = held_zones(state.workers.values(), silent, policy)
-            if worker.inventory.zone not in held:
-                yield m.LivenessChanged(worker_id, Liveness.LOST, heard_ms)
-
-
-def start_heartbeats(state: State, now: Now) -> None:
-    """After a start nobody has been heard yet: everybody gets a full term from now."""
-    for worker in state.workers.values():
-        if worker.liveness in (Liveness.LIVE, Liveness.SUSPECT):
-            state.heartbeats.heard(worker.worker_id, now.monotonic_ms)

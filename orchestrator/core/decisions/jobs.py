@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase
+from orchestrator.core.decisions.leaving import noticed_in
 from orchestrator.core.errors import RefusalCode, RefusedError, not_found
 from orchestrator.core.jobs import Attempt, AttemptPhase, Job, JobStatus, Outcome
 
@@ -95,7 +96,16 @@ def observe_attempt(state: State, report: m.ObservedAttempt, cluster_id: str) ->
     if attempt.phase is AttemptPhase.PLACED and (report.running or _driver_ran(report)):
         yield m.AttemptStarted(attempt.attempt_id)
     if report.outcome is not Outcome.NONE:
-        yield m.AttemptEnded(attempt.attempt_id, report.outcome, report.message, report.driver_exit_code)
+        outcome, message = report.outcome, report.message
+        if outcome is Outcome.FAILED and _told_to_go(state, attempt):
+            outcome, message = Outcome.GROUND, f"ended under notice: {message}"
+        yield m.AttemptEnded(attempt.attempt_id, outcome, message, report.driver_exit_code)
+
+
+def _told_to_go(state: State, attempt: Attempt) -> bool:
+    """Whether a driver that ends now may have done as it was asked: write its checkpoint and go."""
+    stopped = state.jobs[attempt.job_id].stop_requested
+    return not stopped and bool(noticed_in(state, state.clusters[attempt.cluster_id]))
 
 
 def _driver_ran(report: m.ObservedAttempt) -> bool:
@@ -122,7 +132,10 @@ def end_unstarted(attempt: Attempt) -> Iterator[m.Event]:
 
 
 def after_attempt_ended(state: State, event: m.AttemptEnded, at_ms: int) -> Iterator[m.Event]:
-    """The user's own result is reported as it is; a failure of the ground is tried again."""
+    """The user's own result is reported as it is; a failure of the ground is tried again.
+
+    Ground that was taken back by notice is no failure: the try does not count, and the next one begins at once.
+    """
     attempt = state.attempts[event.attempt_id]
     job = state.jobs[attempt.job_id]
     if event.outcome is not Outcome.GROUND:
@@ -133,8 +146,9 @@ def after_attempt_ended(state: State, event: m.AttemptEnded, at_ms: int) -> Iter
         return
     policy = state.policies.jobs
     started = attempt.started_at_ms is not None
-    failures = 0 if started else job.formation_failures + 1
-    if started and job.starts >= job.request.max_attempts:
+    noticed = bool(noticed_in(state, state.clusters[attempt.cluster_id]))
+    failures = 0 if started else job.formation_failures + (not noticed)
+    if started and not noticed and job.starts - job.preemptions >= job.request.max_attempts:
         message = (
             f"attempt {attempt.number} lost its ground ({event.message}) and orch.max_attempts is reached"
         )
@@ -142,10 +156,14 @@ def after_attempt_ended(state: State, event: m.AttemptEnded, at_ms: int) -> Iter
     elif failures > policy.formation_failures_max:
         yield m.JobEnded(job.job_id, JobStatus.FAILED, f"no cluster could be formed: {event.message}", None)
     else:
-        pause_ms = policy.backoff_ms(failures)
-        message = f"trying again: {event.message}"
+        pause_ms = 0 if noticed or job.job_id in state.spares else policy.backoff_ms(failures)
         yield m.JobRequeued(
-            job.job_id, message, at_ms + pause_ms, _failed_workers(state, attempt.attempt_id), failures
+            job.job_id,
+            f"trying again: {event.message}",
+            at_ms + pause_ms,
+            _failed_workers(state, attempt.attempt_id),
+            failures,
+            preempted=started and noticed,
         )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
 from orchestrator.core.errors import not_found
+from orchestrator.core.hardware import worker_evidence_class
 from orchestrator.core.ids import Fence, lease_id_of, receipt_id_of
 from orchestrator.core.metering import (
     EPOCH_MS,
@@ -61,6 +62,7 @@ def after_attempt_started(state: State, attempt_id: AttemptId, at_ms: int) -> It
             next_receipt=0,
             settled=False,
             disputed_ms=0,
+            evidence_class=worker_evidence_class(devices).value.upper(),
         )
         yield m.LeaseStarted(lease)
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.core.clusters import NodeAddress, NodeSeen
-from orchestrator.core.fleet import Inventory, TokenRole
+from orchestrator.core.fleet import ClassOverride, Inventory, LeasePolicy, TokenRole
+from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import (
     AttemptId,
     ClusterId,
+    DeviceId,
     JobId,
     LeaseId,
     MemberId,
@@ -20,6 +22,7 @@ from orchestrator.core.ids import (
     WorkerId,
 )
 from orchestrator.core.jobs import JobRequest, Outcome
+from orchestrator.core.terms import Terms
 
 if TYPE_CHECKING:
     from orchestrator.core.placement import Plan
@@ -71,21 +74,119 @@ class RevokeToken:
 
 @dataclass(frozen=True, slots=True)
 class JoinWorker:
-    """A join token's one use. The shell has checked that the sender holds ``statement_key``."""
+    """A join token's one use, or a stranger where those may come (``token_sha256`` is empty then).
+
+    The shell has checked that the sender holds both keys.
+    """
 
     worker_id: WorkerId
     token_sha256: str
     name: str
     statement_key: str
     inventory: Inventory
+    tls_key_sha256: str = ""
+    terms: Terms = Terms()
+    supplier_id: SupplierId = SupplierId("")
+    """Used only for a stranger, who becomes a supplier by joining."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverWorker:
+    """A worker whose certificate has run out asks for another; the shell has checked both keys."""
+
+    worker_id: WorkerId
+    tls_key_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectWorker:
-    """A session was opened, or a worker that was not live was heard again."""
+    """A session was opened, or (without a ``session``) a worker that was not live was heard again."""
 
     worker_id: WorkerId
     inventory: Inventory | None
+    session: int | None = None
+    """The agent's own durable count of its sessions."""
+    agent_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetTerms:
+    """The owner's terms, for whatever is placed from now on."""
+
+    worker_id: WorkerId
+    terms: Terms
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceHold:
+    """Give a worker nothing new. Repeating it replaces the reason."""
+
+    worker_id: WorkerId
+    kind: HoldKind
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LiftHold:
+    """End a hold; without one nothing changes."""
+
+    worker_id: WorkerId
+    kind: HoldKind
+
+
+@dataclass(frozen=True, slots=True)
+class ReclaimWorker:
+    """Give a worker back to its owner: notice to what runs there, and its end after ``notice_ms``.
+
+    ``kind`` is the hold that stays: RECLAIMED, or BUSY for one that is offered while idle. ``notice_ms`` None: as
+    the terms say under which each member was placed.
+    """
+
+    worker_id: WorkerId
+    kind: HoldKind
+    reason: str
+    notice_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HoldDevice:
+    """A device fails: cordon it with the evidence and move its work."""
+
+    worker_id: WorkerId
+    device_id: DeviceId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseDevice:
+    """A cordoned device may be used again."""
+
+    worker_id: WorkerId
+    device_id: DeviceId
+
+
+@dataclass(frozen=True, slots=True)
+class OverrideClass:
+    """An operator's word on a worker's hardware class; None goes back to the rule."""
+
+    worker_id: WorkerId
+    override: ClassOverride | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetLeasePolicy:
+    """How patient to be with one worker; None goes back to the network's policy."""
+
+    worker_id: WorkerId
+    policy: LeasePolicy | None
+
+
+@dataclass(frozen=True, slots=True)
+class SettleAlert:
+    """Outcome of DeliverAlert: it was delivered, or is given up."""
+
+    worker_id: WorkerId
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,16 +325,29 @@ class Tick:
     """Time has passed: deadlines, liveness, idle clusters, the hour's receipts."""
 
 
+WorkerCommand = (
+    JoinWorker
+    | RecoverWorker
+    | ConnectWorker
+    | SetTerms
+    | PlaceHold
+    | LiftHold
+    | ReclaimWorker
+    | HoldDevice
+    | ReleaseDevice
+    | OverrideClass
+    | SetLeasePolicy
+    | SettleAlert
+    | DrainWorker
+    | LeaveWorker
+)
+
 Command = (
     StartControl
     | PassTerm
     | CreateTenant
     | CreateToken
     | RevokeToken
-    | JoinWorker
-    | ConnectWorker
-    | DrainWorker
-    | LeaveWorker
     | ObserveWorker
     | SubmitJob
     | StopJob
@@ -243,5 +357,6 @@ Command = (
     | RecordSignature
     | RecordPosting
     | ApplyPlan
+    | WorkerCommand
     | Tick
 )

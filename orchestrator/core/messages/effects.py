@@ -36,7 +36,22 @@ class PostReceipt:
     receipt_id: ReceiptId
 
 
-Effect = SyncWorker | SignReceipt | PostReceipt
+@dataclass(frozen=True, slots=True)
+class ShutOut:
+    """End the session of a worker that may have none; harmless to repeat."""
+
+    worker_id: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverAlert:
+    """Tell the owner at his webhook; the outcome is SettleAlert."""
+
+    worker_id: WorkerId
+    number: int
+
+
+Effect = SyncWorker | SignReceipt | PostReceipt | ShutOut | DeliverAlert
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +71,8 @@ class DesiredMember:
     run: bool
     head: NodeAddress | None
     attempts: tuple[DesiredAttempt, ...] = field(default=())
+    notices: tuple[Member, ...] = ()
+    """Members of its cluster that are about to go."""
     leases: tuple[Lease, ...] = field(default=())
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.core.clusters import Cluster, Member, NodeAddress, NodeSeen, Vacancy
-from orchestrator.core.fleet import Inventory, Liveness, Supplier, Tenant, Token, Worker
+from orchestrator.core.clusters import Cluster, Member, MemberNotice, NodeAddress, NodeSeen, Vacancy
+from orchestrator.core.fleet import Supplier, Tenant, Token
 from orchestrator.core.ids import (
     AttemptId,
     ClusterId,
@@ -17,6 +17,7 @@ from orchestrator.core.ids import (
     WorkerId,
 )
 from orchestrator.core.jobs import Attempt, Job, JobStatus, Outcome
+from orchestrator.core.messages.fleet_events import StandingEvent, WorkerEvent
 from orchestrator.core.metering import Lease, Receipt, Statement
 
 
@@ -35,13 +36,6 @@ class TermPassed:
     """The term rose above what an agent had obeyed already."""
 
     term: int
-
-
-@dataclass(frozen=True, slots=True)
-class DismissalTold:
-    """The agent of a dismissed worker knows; if its supplier starts it again, it may come back."""
-
-    worker_id: WorkerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,40 +80,6 @@ class TokenRevoked:
     """A token is of no more use."""
 
     token_id: TokenId
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerJoined:
-    """A worker exists, and the token that let it in is used."""
-
-    worker: Worker
-    token_id: TokenId
-
-
-@dataclass(frozen=True, slots=True)
-class InventoryChanged:
-    """A worker came back with other hardware, software or limits."""
-
-    worker_id: WorkerId
-    inventory: Inventory
-
-
-@dataclass(frozen=True, slots=True)
-class LivenessChanged:
-    """A transition of a worker's liveness."""
-
-    worker_id: WorkerId
-    liveness: Liveness
-    heard_ms: int
-    """Control time of the last sign of life: what a lost worker's leases end at."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerDrained:
-    """The worker gets nothing new; its members go."""
-
-    worker_id: WorkerId
-    dismissed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +169,21 @@ class MemberStopping:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberNoticed:
+    """The member ends at ``notice.deadline_ms``; its job has until then to write a checkpoint."""
+
+    member_id: MemberId
+    notice: MemberNotice
+
+
+@dataclass(frozen=True, slots=True)
+class SpareReleased:
+    """A cluster that stood ready for a job is nobody's in particular any more."""
+
+    cluster_id: ClusterId
+
+
+@dataclass(frozen=True, slots=True)
 class MemberReleased:
     """The agent has shown that nothing of the member is left: devices and slot are free."""
 
@@ -238,6 +213,8 @@ class JobRequeued:
     not_before_ms: int
     avoid: tuple[WorkerId, ...]
     formation_failures: int
+    preempted: bool = False
+    """Its ground was taken back, not broken: the try does not count against ``max_attempts``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,17 +334,12 @@ class ReceiptPosted:
 Event = (
     ControlStarted
     | TermPassed
-    | DismissalTold
     | RequestRecorded
     | RequestForgotten
     | TenantCreated
     | SupplierCreated
     | TokenCreated
     | TokenRevoked
-    | WorkerJoined
-    | InventoryChanged
-    | LivenessChanged
-    | WorkerDrained
     | ClusterPlanned
     | ClusterAdvanced
     | ClusterReady
@@ -379,6 +351,8 @@ Event = (
     | MemberFailed
     | MemberReplaced
     | MemberStopping
+    | MemberNoticed
+    | SpareReleased
     | MemberReleased
     | JobSubmitted
     | JobStopRequested
@@ -397,4 +371,6 @@ Event = (
     | ReceiptSealed
     | ReceiptSigned
     | ReceiptPosted
+    | WorkerEvent
+    | StandingEvent
 )

@@ -1,0 +1,292 @@
+"""Enrolment from the worker's side: learning whom to trust, joining, and recovering.
+
+The first connection verifies nothing, so nothing secret goes over it: it only fetches the network's CA, which is
+compared with the pin in the join token. The token itself travels on a second connection, which verifies the
+server against that CA.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+from cryptography import x509
+
+from orchestrator.adapters import peers
+from orchestrator.agent.connection import Endpoint, open_channel, said
+from orchestrator.agent.identity import Keys, StartError
+from orchestrator.api.v1 import common_pb2, worker_pb2
+from orchestrator.api.v1.worker_pb2_grpc import EnrolServiceStub
+
+if TYPE_CHECKING:
+    from orchestrator.api.v1.worker_pb2_grpc import EnrolServiceAsyncStub
+
+JOIN_CONTEXT = b"orchestrator-join-v1"
+RECOVER_CONTEXT = b"orchestrator-recover-v1"
+"""What is signed begins with one of these, so that no signature is good for anything else."""
+
+ANSWER_S = 20.0
+"""A commit takes milliseconds; a control plane that takes longer to answer has a fault to be told of."""
+
+UNREACHABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+ABOUT_TOKEN = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
+
+SHUT_OUT = frozenset({grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT_FOUND})
+"""Asking again changes nothing."""
+
+UNVERIFIED = "CERTIFICATE_VERIFY_FAILED"
+"""How gRPC's reason names a server whose certificate does not do."""
+
+_PIN = re.compile(r"[A-Za-z0-9_-]{43}")
+"""As `peers.pin_of` writes the 32 bytes of a hash."""
+
+
+class JoinRefusedError(Exception):
+    """The control plane answered with a no; the message is its reason. ``for_good``: asking again is pointless."""
+
+    def __init__(self, message: str, *, about_token: bool = False, for_good: bool = True) -> None:
+        super().__init__(message)
+        self.about_token = about_token
+        self.for_good = for_good
+
+
+class TrustError(Exception):
+    """Somebody answers who is not the control plane that was meant; the message says how that shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinToken:
+    """Both parts of what the operator handed out. Without a token both are empty."""
+
+    secret: str = field(default="", repr=False)
+    pin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Applicant:
+    """What somebody who wants to join brings, beside keys and token."""
+
+    control_plane: str
+    name: str
+    inventory: common_pb2.Inventory
+    agent_version: str
+    terms: worker_pb2.Terms
+
+
+def parse_join_token(text: str) -> JoinToken:
+    """Split a token at its last dot. Raises StartError, which repeats nothing of it."""
+    secret, _, pin = text.strip().rpartition(".")
+    if not secret or not _PIN.fullmatch(pin):
+        raise StartError(
+            "the join token is cut short: its end, a dot and 43 characters that name the network's CA, is missing"
+            " or incomplete; copy the whole line that `orch token create --role supplier` printed"
+        )
+    return JoinToken(secret, pin)
+
+
+def known_pin(token: JoinToken, ca_pin: str) -> str:
+    """The pin to hold the control plane to; empty where there is none. Raises StartError."""
+    if ca_pin and not _PIN.fullmatch(ca_pin):
+        raise StartError(
+            f"--ca-pin: a pin has 43 letters, digits, dashes and underscores, not {ca_pin[:80]!r}"
+        )
+    if ca_pin and token.pin and ca_pin != token.pin:
+        raise StartError(
+            f"--ca-pin {ca_pin} and the join token's own pin {token.pin} name two CAs; leave --ca-pin out, or"
+            " get a token of the network that it names"
+        )
+    return token.pin or ca_pin
+
+
+async def enrol(
+    applicant: Applicant, keys: Keys, token: JoinToken, pin: str, wall_ms: int, say: Callable[[str], None]
+) -> tuple[worker_pb2.JoinResponse, str]:
+    """Join; the answer and the pin that was held to. Raises StartError.
+
+    The same keys with the same token get the same answer again, so a crash at any moment costs nothing.
+    """
+    address = applicant.control_plane
+    try:
+        ca_pem = await fetch_trust(address, pin, wall_ms)
+        if not pin:
+            pin = peers.pin_of(ca_pem)
+            say(
+                f"trusting the control plane at {address} at first sight: the pin of its CA is {pin}; compare it"
+                " with the operator's, or give --ca-pin"
+            )
+        answer = await join(Endpoint(address, ca_pem), _join_request(applicant, keys, token))
+    except TrustError as error:
+        raise StartError(str(error)) from None
+    except ConnectionError as error:
+        reason = str(error)
+        if UNVERIFIED in reason:
+            raise StartError(
+                f"what answers at {address} showed the right CA and could not prove to be of it: something"
+                " between here and the control plane answers in its place; the token was not sent"
+            ) from None
+        raise StartError(
+            f"cannot reach the control plane at {address} to join: is `orch serve` running there, and is this the"
+            f" address for joining? check --control-plane ({reason})"
+        ) from None
+    except JoinRefusedError as error:
+        remedy = " (made by `orch token create --role supplier`)" if error.about_token else ""
+        raise StartError(f"the control plane at {address} refused the join: {error}{remedy}") from None
+    if not answer.session_address.rpartition(":")[2].isdecimal():
+        raise StartError(
+            f"the control plane at {address} names no address for sessions; it has to be upgraded"
+        )
+    return answer, pin
+
+
+def _join_request(applicant: Applicant, keys: Keys, token: JoinToken) -> worker_pb2.JoinRequest:
+    token_hash = hashlib.sha256(token.secret.encode()).digest()
+    public_key = keys.statement.public_key().public_bytes_raw()
+    csr = peers.make_csr(keys.tls)
+    return worker_pb2.JoinRequest(
+        request_id=f"join_{hashlib.sha256(token_hash + public_key).hexdigest()[:32]}",
+        join_token=token.secret,
+        worker_name=applicant.name,
+        statement_public_key=public_key,
+        proof=keys.statement.sign(JOIN_CONTEXT + token_hash + hashlib.sha256(csr).digest()),
+        inventory=applicant.inventory,
+        agent_version=applicant.agent_version,
+        tls_csr=csr,
+        terms=applicant.terms,
+    )
+
+
+async def fetch_trust(address: str, pin: str, wall_ms: int) -> bytes:
+    """The certificate (PEM) of the CA that ``pin`` names, or of the newest. Raises ConnectionError, TrustError.
+
+    Nothing secret is sent: the server is taken for whoever it says it is until its CA has the right pin.
+    """
+    leaf = await read_leaf(address)
+    fault = clock_fault(leaf, wall_ms)
+    if fault is not None:
+        raise TrustError(fault)
+    async with open_channel(Endpoint(address, leaf)) as channel:
+        enrolment: EnrolServiceAsyncStub = EnrolServiceStub(channel)
+        try:
+            answer = await enrolment.GetTrust(worker_pb2.GetTrustRequest(), timeout=ANSWER_S)
+        except grpc.aio.AioRpcError as error:
+            raise ConnectionError(said(error)) from None
+    try:
+        pins = peers.bundle_pins(answer.trust_bundle)
+        if not pin and pins:
+            return next(iter(pins.values()))
+        if pin in pins:
+            return peers.check_bundle(answer.trust_bundle, pin)
+    except ValueError as error:
+        raise TrustError(f"what answers at {address} is no control plane: {error}") from None
+    raise TrustError(
+        f"the control plane at {address} is not the one that this token or pin is for: expected a CA with pin"
+        f" {pin}, found {', '.join(pins) or 'none'}; nothing secret was sent: check --control-plane, or ask the"
+        " operator for a new join token"
+    )
+
+
+async def read_leaf(address: str) -> bytes:
+    """The certificate (PEM) that a server shows, whoever it is. Raises ConnectionError."""
+    host, _, port = address.rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    # What is read here is compared or explained, never trusted as it is.
+    context.verify_mode = ssl.CERT_NONE
+    context.set_alpn_protocols(["h2"])
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            _, writer = await asyncio.open_connection(
+                host.strip("[]"), int(port), ssl=context, server_hostname=peers.SERVER_NAME
+            )
+    except ssl.SSLError as error:
+        raise ConnectionError(f"no TLS is spoken at {address}: {error.reason or error}") from None
+    except TimeoutError:
+        raise ConnectionError(f"no answer from {address} within {ANSWER_S:g} s") from None
+    except OSError as error:
+        raise ConnectionError(error.strerror or str(error)) from None
+    try:
+        leaf: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        if leaf is None:
+            raise ConnectionError(f"the server at {address} shows no certificate")
+        return peers.certificate_to_pem(x509.load_der_x509_certificate(leaf))
+    except ValueError:
+        raise ConnectionError(f"the server at {address} shows a certificate that cannot be read") from None
+    finally:
+        writer.transport.abort()
+
+
+def clock_fault(leaf_pem: bytes, wall_ms: int) -> str | None:
+    """Why a server's certificate cannot be right by this machine's clock, in words for its owner.
+
+    The control plane makes its own certificate anew every few days, so an old one means a wrong clock.
+    """
+    try:
+        before_ms, after_ms = peers.certificate_times(leaf_pem)
+    except ValueError:
+        return None
+    if before_ms <= wall_ms <= after_ms:
+        return None
+    return (
+        f"this machine's clock says {instant(wall_ms)}, and the control plane's certificate is valid from"
+        f" {instant(before_ms)} to {instant(after_ms)}: set the clock"
+    )
+
+
+def instant(unix_ms: int) -> str:
+    """UTC, to the second, whatever a clock may say."""
+    try:
+        return f"{datetime.fromtimestamp(unix_ms // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):
+        return f"{unix_ms} ms after 1970"
+
+
+async def join(endpoint: Endpoint, request: worker_pb2.JoinRequest) -> worker_pb2.JoinResponse:
+    """Enrol. Raises ConnectionError where nobody answers, JoinRefusedError where the answer is no."""
+    async with open_channel(endpoint) as channel:
+        enrolment: EnrolServiceAsyncStub = EnrolServiceStub(channel)
+        try:
+            return await enrolment.Join(request, timeout=ANSWER_S)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in UNREACHABLE:
+                raise ConnectionError(said(error)) from None
+            raise JoinRefusedError(said(error), about_token=error.code() in ABOUT_TOKEN) from None
+
+
+async def recover(endpoint: Endpoint, worker_id: str, keys: Keys) -> worker_pb2.RecoverResponse:
+    """Another certificate for a registered key. Raises ConnectionError, JoinRefusedError."""
+    csr = peers.make_csr(keys.tls)
+    async with open_channel(endpoint) as channel:
+        enrolment: EnrolServiceAsyncStub = EnrolServiceStub(channel)
+        try:
+            request = worker_pb2.GetRecoveryNonceRequest(worker_id=worker_id)
+            nonce = (await enrolment.GetRecoveryNonce(request, timeout=ANSWER_S)).nonce
+        except grpc.aio.AioRpcError as error:
+            raise _recovery_error(error, exhausted_for_good=False) from None
+        signed = RECOVER_CONTEXT + nonce + worker_id.encode() + hashlib.sha256(csr).digest()
+        try:
+            return await enrolment.Recover(
+                worker_pb2.RecoverRequest(
+                    worker_id=worker_id, nonce=nonce, tls_csr=csr, proof=keys.statement.sign(signed)
+                ),
+                timeout=ANSWER_S,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise _recovery_error(error, exhausted_for_good=True) from None
+
+
+def _recovery_error(error: grpc.aio.AioRpcError, *, exhausted_for_good: bool) -> Exception:
+    """Nonces run out for a minute, recoveries for ever."""
+    if error.code() in UNREACHABLE:
+        return ConnectionError(said(error))
+    exhausted = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    return JoinRefusedError(
+        said(error), for_good=error.code() in SHUT_OUT or (exhausted and exhausted_for_good)
+    )

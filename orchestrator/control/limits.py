@@ -1,0 +1,54 @@
+"""How often somebody may try: token buckets by key, in memory, forgotten when they are full again."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections import OrderedDict
+from dataclasses import dataclass
+
+KEYS_MAX = 50_000
+"""Buckets kept at once; past it the one longest untouched is dropped, which only forgives its owner early."""
+
+IPV4_BITS = 32
+IPV6_SITE_BITS = 64
+"""One subscriber has at least so much of the address space: more addresses are no more people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """``burst`` at once, then one each ``interval_ms``."""
+
+    burst: int
+    interval_ms: int
+
+
+class Buckets:
+    """One bucket a key, all of one limit."""
+
+    def __init__(self, limit: Limit) -> None:
+        self._limit = limit
+        self._levels: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        """Key → (tries used in units of interval_ms, when that was)."""
+
+    def take(self, key: str, now_ms: int) -> bool:
+        """Use one try; False where none is left."""
+        full_ms = self._limit.burst * self._limit.interval_ms
+        used_ms, at_ms = self._levels.pop(key, (0, now_ms))
+        used_ms = max(0, used_ms - (now_ms - at_ms))
+        allowed = used_ms + self._limit.interval_ms <= full_ms
+        self._levels[key] = (used_ms + self._limit.interval_ms if allowed else used_ms, now_ms)
+        if len(self._levels) > KEYS_MAX:
+            self._levels.popitem(last=False)
+        return allowed
+
+
+def site_of(peer: str) -> str:
+    """What of a gRPC peer such as ``ipv4:192.0.2.7:5301`` stands for one subscriber."""
+    kind, _, rest = peer.partition(":")
+    host = rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return kind
+    bits = IPV4_BITS if address.version == 4 else IPV6_SITE_BITS  # noqa: PLR2004 -- the protocol's own number
+    return str(ipaddress.ip_network((address, bits), strict=False))

@@ -1,0 +1,100 @@
+"""Terms, holds and alerts between protobuf and core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.api.v1 import worker_pb2
+from orchestrator.core.errors import invalid
+from orchestrator.core.reliability import explain, score_bp
+from orchestrator.core.terms import Ask, Terms, Tier, WeekWindow
+from orchestrator.core.versions import upgrade_notice
+
+if TYPE_CHECKING:
+    from orchestrator.core.fleet import Worker
+    from orchestrator.core.state import State
+
+DAY_MS = 24 * 3_600_000
+
+LIST_MAX = 64
+"""Longer lists than any owner writes are refused before they are looked at."""
+
+
+def terms_from(wire: worker_pb2.Terms) -> Terms:
+    """The owner's terms; core checks what they say. Raises RefusedError."""
+    for field in ("asks", "regions", "schedule"):
+        if len(getattr(wire, field)) > LIST_MAX:
+            raise invalid(f"terms.{field}", f"at most {LIST_MAX} entries")
+    known = Terms()
+    tier = Tier.COMMITTED if wire.committed else Tier.INTERRUPTIBLE
+    return Terms(
+        asks=tuple(Ask(ask.model, ask.microcredits_per_gpu_hour) for ask in wire.asks),
+        regions=tuple(wire.regions),
+        lease_max_ms=wire.lease_max_ms or None,
+        schedule=tuple(WeekWindow(one.start_minute, one.end_minute) for one in wire.schedule),
+        idle_only=wire.idle_only,
+        tier=tier,
+        notice_ms=wire.notice_ms or known.notice_ms,
+        webhook_url=wire.webhook_url,
+    )
+
+
+def terms_to(terms: Terms) -> worker_pb2.Terms:
+    """The inverse of ``terms_from``."""
+    return worker_pb2.Terms(
+        asks=[
+            worker_pb2.Ask(model=ask.model, microcredits_per_gpu_hour=ask.microcredits_per_gpu_hour)
+            for ask in terms.asks
+        ],
+        regions=terms.regions,
+        lease_max_ms=terms.lease_max_ms or 0,
+        schedule=[
+            worker_pb2.WeekWindow(start_minute=one.start_minute, end_minute=one.end_minute)
+            for one in terms.schedule
+        ],
+        idle_only=terms.idle_only,
+        committed=terms.tier is Tier.COMMITTED,
+        notice_ms=terms.notice_ms,
+        webhook_url=terms.webhook_url,
+    )
+
+
+def standing_to(state: State, worker: Worker, at_ms: int) -> worker_pb2.Standing:
+    """How the network sees a worker, for its owner and for operators."""
+    half_life_ms = state.policies.fleet.reliability_half_life_ms
+    return worker_pb2.Standing(
+        holds=[
+            worker_pb2.WorkerHold(
+                kind=hold.kind.value,
+                reason=hold.reason,
+                since_unix_ms=hold.since_ms,
+                until_unix_ms=hold.until_ms or 0,
+            )
+            for hold in worker.holds
+        ],
+        device_holds=[
+            worker_pb2.DeviceHold(device_id=one.device_id, reason=one.reason, since_unix_ms=one.since_ms)
+            for one in worker.device_holds
+        ],
+        terms=terms_to(worker.terms),
+        hardware_class=worker.inventory.hardware_class.value,
+        class_reason=worker.class_override.reason
+        if worker.class_override is not None
+        else worker.inventory.class_reason,
+        reliability_bp=score_bp(worker.reliability, at_ms, half_life_ms),
+        reliability_reasons=explain(worker.reliability, at_ms, half_life_ms),
+        alerts=[
+            worker_pb2.OwnerAlert(
+                number=alert.number, kind=alert.kind.value, text=alert.text, at_unix_ms=alert.at_ms
+            )
+            for alert in worker.alerts
+        ],
+        upgrade_notice=_upgrade_notice(state, worker, at_ms),
+    )
+
+
+def _upgrade_notice(state: State, worker: Worker, at_ms: int) -> str:
+    if worker.outdated_since_ms is None:
+        return ""
+    left_ms = worker.outdated_since_ms + state.policies.fleet.outdated_grace_ms - at_ms
+    return upgrade_notice(worker.agent_version, max(0, -(-left_ms // DAY_MS)))
