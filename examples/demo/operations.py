@@ -43,7 +43,7 @@ def wait_serving(network: Network, progress: Progress) -> None:
     """Until the control plane's health service says SERVING and the admin token lies there."""
 
     def look() -> str | None:
-        if not network.admin_token_file.exists():
+        if not (network.admin_token_file.exists() and network.ca_file.exists()):
             return "starting"
         try:
             with open_channel(network.addresses.control, network.ca_file.read_bytes()) as channel:

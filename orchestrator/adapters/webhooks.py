@@ -2,56 +2,56 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 if TYPE_CHECKING:
-    from aiohttp import ClientSession
+    from aiohttp import AddrInfoType, ClientSession
 
 TIMEOUT_S = 10.0
 """An owner's server that takes longer is as good as not there; the alert is tried again."""
 
 RESPONSE_OK = range(200, 300)
 
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+"""RFC 6052: the last 32 bits are an IPv4 address, which the network's translator connects to."""
 
-class PublicResolver(AbstractResolver):
-    """Resolves names to public addresses only: the check and the connection use the same answer."""
+TUNNELS = (ipaddress.IPv6Network("2002::/16"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+"""Others that lead to IPv4 addresses inside them: no owner's server is named by these."""
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """Raises OSError where no public address is found."""
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-        public = [
-            ResolveResult(
-                hostname=host,
-                host=str(address[0]),
-                port=port,
-                family=kind,
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for kind, _, _, _, address in found
-            if is_public(str(address[0]))
-        ]
-        if not public:
-            raise OSError(f"{host} has no public address")
-        return public
 
-    async def close(self) -> None:
-        """Nothing is kept."""
+class NotPublicError(OSError):
+    """The address is one of a private network."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an address is one of the open internet."""
-    return ipaddress.ip_address(address.partition("%")[0]).is_global
+    """Whether an address is one of the open internet; raises ValueError for what is no address."""
+    one = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(one, ipaddress.IPv6Address):
+        if one.ipv4_mapped is not None:
+            return is_public(str(one.ipv4_mapped))
+        if one in NAT64:
+            return is_public(str(ipaddress.IPv4Address(int(one) & 0xFFFF_FFFF)))
+        if any(one in network for network in TUNNELS):
+            return False
+    return one.is_global and not one.is_multicast
+
+
+def public_socket(dialled: AddrInfoType) -> socket.socket:
+    """A socket for an address that is about to be connected to. Raises NotPublicError.
+
+    The last place before the connection, whatever the URL looked like and however its name was resolved: nothing
+    can be one address when it is checked and another when it is used.
+    """
+    family, kind, protocol, _, address = dialled
+    host = str(address[0])
+    if not _is_literal(host) or not is_public(host):
+        raise NotPublicError(f"{host} is no public address")
+    return socket.socket(family, kind, protocol)
 
 
 class Webhooks:
@@ -70,20 +70,28 @@ class Webhooks:
         if not self._private and _is_literal(host) and not is_public(host):
             raise ValueError(f"the webhook's address {host} is no public one")
         if self._session is None:
-            resolver = None if self._private else PublicResolver()
-            connector = aiohttp.TCPConnector(resolver=resolver, limit=32)
-            self._session = aiohttp.ClientSession(
-                connector=connector, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), trust_env=False
-            )
+            self._session = self._open()
         headers = {"Content-Type": "application/json"}
         try:
             async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
                 if answer.status not in RESPONSE_OK:
                     raise OSError(f"the webhook answered {answer.status}")
-        except aiohttp.InvalidURL as error:
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
             raise ValueError("the webhook's URL is not valid") from error
+        except aiohttp.ClientConnectorError as error:
+            raise OSError(f"the webhook cannot be reached: {error.os_error}") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise OSError(f"the webhook cannot be reached: {type(error).__name__}") from error
+
+    def _open(self) -> ClientSession:
+        """Cookies are forgotten: a hostile server could otherwise fill the memory with them."""
+        connector = aiohttp.TCPConnector(socket_factory=None if self._private else public_socket, limit=32)
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+        )
 
     async def close(self) -> None:
         """End every connection."""
@@ -93,7 +101,7 @@ class Webhooks:
 
 def _is_literal(host: str) -> bool:
     try:
-        ipaddress.ip_address(host)
+        ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return False
     return True

@@ -20,18 +20,10 @@ import structlog
 
 from orchestrator.adapters import peers
 from orchestrator.adapters.files import write_whole
+from orchestrator.adapters.trust import TrustError, clock_fault, fetch_trust, instant, read_leaf
 from orchestrator.agent.connection import Endpoint
 from orchestrator.agent.identity import Identity, Keys, Received, save_identity
-from orchestrator.agent.joining import (
-    UNVERIFIED,
-    JoinRefusedError,
-    TrustError,
-    clock_fault,
-    fetch_trust,
-    instant,
-    read_leaf,
-    recover,
-)
+from orchestrator.agent.joining import UNVERIFIED, JoinRefusedError, recover
 from orchestrator.agent.ports import RefusedForeverError
 from orchestrator.api.v1 import worker_pb2
 

@@ -26,6 +26,7 @@ from orchestrator.adapters import clock, peers
 from orchestrator.adapters.clock import SystemClock
 from orchestrator.adapters.devices import read_evidence
 from orchestrator.adapters.log_setup import configure_logging
+from orchestrator.adapters.terms_wire import terms_from, terms_to
 from orchestrator.agent.agent import DRAIN_PATIENCE_MS, Agent, AgentSettings
 from orchestrator.agent.connection import GrpcControlPlane
 from orchestrator.agent.credentials import CERTIFICATE_FILE, Credentials, keep_certificate
@@ -56,7 +57,6 @@ from orchestrator.agent.owner import About, OwnerService, listening
 from orchestrator.agent.ports import RefusedForeverError
 from orchestrator.agent.ray_head import RayHead
 from orchestrator.agent.standing import StandingKeeper
-from orchestrator.agent.terms_wire import terms_from, terms_to
 from orchestrator.agent.wishes import Wishes
 from orchestrator.api.v1 import common_pb2
 from orchestrator.core.ids import Now

@@ -19,7 +19,7 @@ import grpc.aio
 import structlog
 
 from orchestrator.adapters.files import write_whole
-from orchestrator.agent.terms_wire import terms_from
+from orchestrator.adapters.terms_wire import terms_from
 from orchestrator.agent.wishes import kind_of
 from orchestrator.api.v1 import agent_pb2, worker_pb2
 from orchestrator.api.v1.agent_pb2_grpc import AgentServiceServicer, add_AgentServiceServicer_to_server

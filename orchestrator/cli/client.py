@@ -10,8 +10,9 @@ from typing import Self, TypeVar
 
 import grpc
 
+from orchestrator.adapters.clock import SystemClock
 from orchestrator.adapters.peers import SERVER_NAME
-from orchestrator.adapters.trust import fetch_authority
+from orchestrator.adapters.trust import TrustError, fetch_trust
 from orchestrator.api.v1.jobs_pb2_grpc import JobsServiceStub
 from orchestrator.api.v1.ledger_pb2_grpc import LedgerServiceStub
 from orchestrator.api.v1.operator_pb2_grpc import OperatorServiceStub
@@ -104,13 +105,13 @@ def trusted(settings: Settings) -> bytes:
             " `orch serve` keeps in its data directory"
         )
     try:
-        return asyncio.run(fetch_authority(settings.url, pin))
+        return asyncio.run(fetch_trust(settings.url, pin, SystemClock().now().wall_ms))
     except ConnectionError as error:
         raise Unreachable(
             f"cannot reach the control plane at {settings.url}: is `orch serve` running? set ORCH_URL ({error})"
         ) from None
-    except ValueError as error:
-        raise CliError(f"the control plane at {settings.url} is not the one of this token: {error}") from None
+    except TrustError as error:
+        raise CliError(str(error)) from None
 
 
 def connect() -> Client:

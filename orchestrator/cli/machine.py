@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,9 +119,13 @@ def _flags(
     """Hold the flags of every setting, by its name, once for all commands that take them."""
 
 
-def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Put the flags of all settings before a command's own; it gets them as one mapping, its first argument."""
-    shared = inspect.signature(_flags, eval_str=True).parameters
+def takes_settings(command: Callable[..., None], names: Collection[str] | None = None) -> Callable[..., None]:
+    """Put the flags of settings before a command's own; it gets them as one mapping, its first argument.
+
+    Without ``names`` these are all of them.
+    """
+    every = inspect.signature(_flags, eval_str=True).parameters
+    shared = {name: one for name, one in every.items() if names is None or name in names}
     own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*shared.values(), *own)]
 
@@ -421,7 +425,7 @@ def status(
     from google.protobuf import json_format
 
     from orchestrator.adapters.host import read_host
-    from orchestrator.cli import service
+    from orchestrator.cli import owner, service
 
     host = read_host(os.environ)
     manager = service.found_manager(None)
@@ -430,13 +434,21 @@ def status(
     # A service whose agent has not joined yet has something to show all the same.
     waiting = data_dir is None and manager is not None and not (directory / AGENT_FILE).exists()
     known = None if waiting else read_agent(directory)
-    seen = None if known is None else seen_worker(known["worker_id"])
+    live = None if known is None else owner.live_agent(directory)
+    # A running agent tells its owner all that the network says of it; without one, an operator's token may help.
+    told_by_agent = live is not None and bool(live.worker_id)
+    seen = None if known is None or told_by_agent else seen_worker(known["worker_id"])
     if output is OutputFormat.JSON:
-        network = seen and json_format.MessageToDict(
-            seen, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+        told, network = (
+            message
+            and json_format.MessageToDict(
+                message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+            )
+            for message in (live, seen)
         )
         shown = {
             "agent": known,
+            "live": told,
             "unit": None if unit is None else dataclasses.asdict(unit),
             "wsl": None if host.wsl is None else host.wsl.value,
             "network": network,
@@ -448,6 +460,7 @@ def status(
         {
             "service": "not installed" if manager is None else service.state_text(manager, unit),
             **({} if host.wsl is None else {"host": f"{host.wsl} guest of Windows"}),
+            **({} if live is None else owner.agent_fields(live)),
             **({} if seen is None else worker_fields(seen)),
         }
     )

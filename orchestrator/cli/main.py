@@ -10,7 +10,19 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import cluster, job, ledger, machine, receipt, tenant, token, worker
+from orchestrator.cli import (
+    authority,
+    cluster,
+    job,
+    ledger,
+    machine,
+    owner,
+    receipt,
+    tenant,
+    token,
+    worker,
+    worker_actions,
+)
 from orchestrator.cli.errors import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_USAGE, CliError
 from orchestrator.cli.output import clean
 from orchestrator.cli.serve import serve
@@ -30,6 +42,8 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(status)
 machine.register(worker.app)
+owner.register(worker.app)
+worker_actions.register(worker.app)
 app.add_typer(worker.app, name="worker")
 app.add_typer(tenant.app, name="tenant")
 app.add_typer(token.app, name="token")
@@ -37,6 +51,7 @@ app.add_typer(job.app, name="job")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(receipt.app, name="receipt")
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(authority.app, name="authority")
 
 
 def print_version(wanted: bool) -> None:

@@ -79,6 +79,12 @@ SERVER_OPTIONS = (
     # Agents ping each 10 s; a stricter server would cut them off as too eager.
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
     ("grpc.http2.max_ping_strikes", 0),
+    # TLS takes a few round trips; whoever is not through by then is slow on purpose. By itself gRPC waits two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # A connection without a call is closed: clients open another when they need one; a session is a call.
+    ("grpc.max_connection_idle_ms", 60_000),
+    # An agent of 64 heads has a session, measurements, and logs and packages of each; more wait at the client.
+    ("grpc.max_concurrent_streams", 256),
 )
 
 

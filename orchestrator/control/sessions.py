@@ -18,8 +18,9 @@ from orchestrator.api.v1 import worker_pb2
 from orchestrator.control import wire
 from orchestrator.control.authority import certificate_for, generation_of
 from orchestrator.control.inventory_wire import inventory_from
+from orchestrator.control.services.access import word
+from orchestrator.control.standing_wire import standing_to
 from orchestrator.control.statements import statement_command
-from orchestrator.control.terms_wire import standing_to
 from orchestrator.control.wishes import clock_notice, faults_reported, wished
 from orchestrator.core import messages as m
 from orchestrator.core.decisions.fleet import check_admitted
@@ -127,6 +128,10 @@ class Sessions:
             self._forget(session)
             session.ended.set()
 
+    def cut_off(self, worker_id: WorkerId) -> None:
+        """Count a session that was ended because the worker took none of its messages."""
+        self._count("session", worker_id, RefusedError(RefusalCode.EXHAUSTED, "the worker takes no messages"))
+
     def behind(self, generation: int) -> int:
         """Connected workers whose certificate an older authority issued."""
         return sum(session.generation < generation for session in self._by_worker.values())
@@ -149,9 +154,7 @@ class Sessions:
             session, welcome = await self._admit(requests, send, peer)
         except RefusedError as refusal:
             retry = refusal.code in (RefusalCode.UNAVAILABLE, RefusalCode.EXHAUSTED)
-            log.info("session_refused", worker_id=peer.worker_id, reason=refusal.message)
-            if self._observer is not None:
-                self._observer.refused("session", refusal.code.value)
+            self._count("session", peer.worker_id, refusal)
             await send(
                 worker_pb2.SessionResponse(farewell=worker_pb2.Farewell(reason=refusal.message, retry=retry))
             )
@@ -302,8 +305,18 @@ class Sessions:
                     await self._grant(session, request.owner_wish)
                 case "fault_report":
                     await self._hold_devices(session.worker_id, request.fault_report)
-                case other:
-                    log.warning("unexpected_request", worker_id=session.worker_id, kind=other)
+                case "hello":
+                    raise invalid("hello", "a session has one hello; open another session for another")
+                case _:
+                    # An agent may be newer than this: what is not known here does not end its session.
+                    unknown = invalid("message", "this message is not known here; the agent may be newer")
+                    self._count("message", session.worker_id, unknown)
+
+    def _count(self, door: str, worker_id: WorkerId, refusal: RefusedError, count: int = 1) -> None:
+        """One line and one number for what was refused, however much of it came in one message."""
+        log.info("refused", door=door, worker_id=worker_id, reason=refusal.message, count=count)
+        if self._observer is not None:
+            self._observer.refused(door, refusal.code.value)
 
     async def _submit(self, command: m.Command) -> Committed:
         """Offer a command until there is room for it: what a worker says must not be lost to a busy minute."""
@@ -357,7 +370,7 @@ class Sessions:
         try:
             certificate = await self._loop.read(issue)
         except RefusedError as refusal:
-            log.warning("renewal_refused", worker_id=session.worker_id, reason=refusal.message)
+            self._count("renewal", session.worker_id, refusal)
             return
         session.not_after_ms = certificate.not_after_unix_ms
         session.generation = authority.generation
@@ -372,7 +385,7 @@ class Sessions:
             for command in wished(session.worker_id, wish):
                 await self._submit(command)
         except RefusedError as refusal:
-            log.warning("wish_refused", worker_id=session.worker_id, reason=refusal.message)
+            self._count("wish", session.worker_id, refusal)
             session.standing = b""
         session.dirty.set()
 
@@ -381,7 +394,7 @@ class Sessions:
             try:
                 await self._submit(command)
             except RefusedError as refusal:
-                log.warning("fault_refused", worker_id=worker_id, reason=refusal.message)
+                self._count("fault", worker_id, refusal)
 
     def _standing(self, state: State, session: Session) -> worker_pb2.Standing:
         now = self._loop.now()
@@ -407,17 +420,22 @@ class Sessions:
         send: Callable[[worker_pb2.SessionResponse], Awaitable[None]],
     ) -> None:
         key = await self._loop.read(lambda state: _statement_key(state, worker_id))
+        refused: list[RefusedError] = []
         for envelope in envelopes[:STATEMENTS_MAX]:
             try:
                 command = statement_command(worker_id, key, envelope)
                 committed = await self._submit(command)
             except RefusedError as refusal:
-                log.warning("statement_refused", worker_id=worker_id, reason=refusal.message)
+                refused.append(refusal)
+                # Nothing was waited for: thousands of forgeries in a row would keep everybody else waiting.
+                await asyncio.sleep(0)
                 continue
             sequence = committed.result
             if isinstance(sequence, int) and sequence >= command.sequence:
                 ack = worker_pb2.StatementAck(lease_id=command.lease_id, sequence=sequence)
                 await send(worker_pb2.SessionResponse(statement_ack=ack))
+        if refused:
+            self._count("statements", worker_id, refused[0], len(refused))
 
 
 def _identify(state: State, hello: worker_pb2.Hello, nonce: bytes, peer: Peer) -> WorkerId:
@@ -438,7 +456,7 @@ def _identify(state: State, hello: worker_pb2.Hello, nonce: bytes, peer: Peer) -
     except (InvalidSignature, ValueError):
         raise RefusedError(RefusalCode.UNAUTHENTICATED, f"hello is not signed by {worker_id}'s key") from None
     check_admitted(worker)
-    check_version(hello.agent_version)
+    check_version(word("hello.agent_version", hello.agent_version, empty=True))
     if not hello.session_number:
         raise invalid("hello.session_number", "the agent does not count its sessions; install a newer one")
     return worker_id

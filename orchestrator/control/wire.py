@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 TEXT_MAX = 2_000
 """Longest reason or message kept from an agent: it is shown to people, and stored."""
 
+MEMBERS_MAX = 256
+"""Twice as many as all slots and head slots of a worker: half of them may still be stopping."""
+
+SEEN_MAX = 20_000
+"""Nodes and attempts in one report: more than the largest cluster has, and read within a tick."""
+
 ROLE_NUMBERS = {
     MemberRole.HEAD: worker_pb2.MEMBER_ROLE_HEAD,
     MemberRole.MEMBER: worker_pb2.MEMBER_ROLE_MEMBER,
@@ -35,7 +41,12 @@ OUTCOMES = {
 
 
 def observed_from(worker_id: WorkerId, wire: worker_pb2.Observed) -> m.ObserveWorker:
-    """A report as a command."""
+    """A report as a command. Raises RefusedError; what nobody can have is not read any further."""
+    if len(wire.members) > MEMBERS_MAX:
+        raise invalid("observed.members", f"{len(wire.members)} members on one worker; at most {MEMBERS_MAX}")
+    seen = sum(len(member.nodes) + len(member.attempts) for member in wire.members)
+    if seen > SEEN_MAX:
+        raise invalid("observed.members", f"{seen} nodes and attempts in one report; at most {SEEN_MAX}")
     return m.ObserveWorker(
         worker_id, wire.seen_version, tuple(_member_from(member) for member in wire.members)
     )

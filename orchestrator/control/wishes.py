@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.control.terms_wire import terms_from
+from orchestrator.control.standing_wire import offered_terms
 from orchestrator.core import messages as m
 from orchestrator.core.errors import invalid
 from orchestrator.core.holds import OWNERS, HoldKind
@@ -39,7 +39,7 @@ def wished(worker_id: WorkerId, wish: worker_pb2.OwnerWish) -> list[m.Command]:
             reason = wish.reclaim.reason[:REASON_CHARACTERS_MAX] or "taken back by its owner"
             return [m.ReclaimWorker(worker_id, kind, reason, wish.reclaim.notice_ms or None)]
         case "terms":
-            return [m.SetTerms(worker_id, terms_from(wish.terms))]
+            return [m.SetTerms(worker_id, offered_terms(wish.terms))]
         case _:
             raise invalid("owner_wish", "this wish is not known here; the agent may be newer than this")
 

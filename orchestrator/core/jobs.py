@@ -159,6 +159,8 @@ class JobPolicy:
     retry_backoff_max_ms: int = 60_000
     avoid_ms: int = 60_000
     """After this a worker that failed a job before its start may be asked again: it may be the only one."""
+    preemptions_max: int = 50
+    """A job whose ground was taken back this often writes no checkpoint: from then on its tries count."""
     formation_failures_max: int = 20
     """A job whose clusters never form is failed with the last reason instead of trying for ever."""
 

@@ -82,6 +82,18 @@ def check_deadlines(machine: Machine) -> None:
         require(late_ms <= 0, f"{node.member_id} on {machine.name} runs {late_ms} ms past its deadline")
 
 
+def check_promise(machine: Machine, promised_ms: int) -> None:
+    """No node may go on for longer than its lease from when the control plane last heard of its worker.
+
+    This is what lets a silent worker be declared lost: by then its nodes have ended, wherever it is.
+    """
+    now_ms = machine.clock.boottime_ms()
+    for node in machine.nodes.values():
+        more_ms = node.deadline_boottime_ms - now_ms
+        fine = not node.runs or more_ms <= max(0, promised_ms)
+        require(fine, f"{node.member_id} may go on for {more_ms} ms, of which {promised_ms} are promised")
+
+
 def check_gone(machine: Machine) -> None:
     """A worker that is lost has no node any more: others may do its work now. A suspended machine does none."""
     running = [] if machine.frozen else [node.member_id for node in machine.alive()]

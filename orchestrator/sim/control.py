@@ -61,6 +61,7 @@ class ControlProcess:
     outside: Outside
     name: str
     loop: Loop = field(init=False)
+    state: State = field(init=False)
     parts: Parts = field(init=False)
     died: asyncio.Event = field(default_factory=asyncio.Event)
     death_at: str = ""
@@ -69,7 +70,7 @@ class ControlProcess:
     async def start(self) -> None:
         """Load, raise the term, serve."""
         outside = self.outside
-        state = outside.store.load(outside.policies)
+        state = self.state = outside.store.load(outside.policies)
         outside.store.interrupt = self._reach
         effects: list[Effects] = []
         self.loop = Loop(

@@ -33,6 +33,10 @@ class Link:
         self.blocked = False
         self.loss = 0.0
         self.delay_s_max = DELAY_S_MAX
+        self.pipe: Pipe | None = None
+        """Of the newest session."""
+        self.reports: list[bytes] = []
+        """What was reported of attempts over this link, ever."""
 
     async def pass_through(self) -> None:
         """Take a message across; raises ConnectionError where the connection breaks under it."""
@@ -58,7 +62,15 @@ class Pipe:
         await self._link.pass_through()
         if self.server is not None and self.server.done():
             raise ConnectionError("the control plane is gone")
-        self._up.put_nowait(message.SerializeToString())
+        data = message.SerializeToString()
+        if any(member.attempts for member in message.observed.members):
+            self._link.reports.append(data)
+        self._up.put_nowait(data)
+
+    def repeat(self, data: bytes) -> None:
+        """Have a message arrive that was sent long ago."""
+        if self.server is not None and not self.server.done():
+            self._up.put_nowait(data)
 
     async def receive(self) -> worker_pb2.SessionResponse | None:
         """Control plane to agent."""
@@ -125,7 +137,7 @@ class SimControlPlane:
         """Dial, and have the session served."""
         await self._link.pass_through()
         parts = self._parts()
-        pipe = Pipe(self._link)
+        pipe = self._link.pipe = Pipe(self._link)
         pipe.server = parts.spawn(_serve(parts.sessions, pipe, self._worker_id))
         return pipe
 

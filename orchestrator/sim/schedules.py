@@ -32,8 +32,8 @@ POLICIES = Policies(
     fleet=FleetPolicy(
         heartbeat_interval_ms=2_000,
         suspect_after_ms=7_000,
-        lease_ttl_ms=12_000,
-        lost_after_ms=15_000,
+        lease_ttl_ms=11_000,
+        lost_after_ms=17_000,
         # Three machines share a zone; here they must be lost one by one, or nothing would ever be handed over.
         zone_hold_min_workers=100,
         flap_hold_ms=2_000,
@@ -46,7 +46,7 @@ POLICIES = Policies(
         idle_teardown_ms=4_000,
         log_deadline_ms=15_000,
     ),
-    jobs=JobPolicy(retry_backoff_ms=1_000, retry_backoff_max_ms=4_000, avoid_ms=10_000),
+    jobs=JobPolicy(retry_backoff_ms=200, retry_backoff_max_ms=2_000, avoid_ms=10_000),
     metering=MeteringPolicy(statement_interval_ms=6_000),
 )
 """A few heartbeats between any two deadlines, so that a schedule of a minute crosses all of them several times."""
@@ -59,13 +59,13 @@ FLEET = (
 )
 """(class, model, devices, head slots): two jobs, one of them perhaps of two machines, and one machine to spare."""
 
-EVENTS = (4, 9)
+EVENTS = (4, 7)
 """Things that happen in a schedule."""
 
-BETWEEN_S = 4.0
+BETWEEN_S = 3.0
 """At most this long from one to the next: several overlap, and the next comes before the last is dealt with."""
 
-LASTING_S = 18.0
+LASTING_S = 20.0
 """Longer than it takes to be lost, so that some outlast every deadline and some end just before one."""
 
 LASTING_MS = (3_000, 9_000, 18_000)
@@ -73,6 +73,11 @@ LASTING_MS = (3_000, 9_000, 18_000)
 
 DRIFT = 500e-6
 """Crystals are a tenth as bad; a worse clock is broken."""
+
+DRIFT_MS = 15
+"""By which two such clocks may differ over a lease, and a millisecond for each rounding."""
+
+REPEAT_S = 0.5
 
 LOOK_S = 0.5
 """Pause between looks at every machine; its keepers look all the time."""
@@ -109,7 +114,7 @@ class Schedule(World):
 
     async def submit_jobs(self) -> None:
         """One job of one machine, and another of one or two."""
-        for number, gpus in enumerate((1, self.random.choice((1, 2)))):
+        for number, gpus in enumerate((1, self.random.choice((1, 2, 2)))):
             request = JobRequest("python train.py", "{}", (), (), Requirements(gpus=gpus), max_attempts=10)
             name = f"sub-{number}"
             command = m.SubmitJob(JobId(f"job_{number}"), TenantId("tn_1"), name, request, name)
@@ -118,7 +123,7 @@ class Schedule(World):
     # ------------------------------------------------------------ what happens
 
     async def happen(self) -> None:
-        """Let a few things happen, one soon after the other."""
+        """Let a few things happen, one soon after the other, and wait until the last is over."""
         kinds: tuple[Callable[[SimWorker, float], Awaitable[None]], ...] = (
             self._lose_messages,
             self._delay_messages,
@@ -132,13 +137,16 @@ class Schedule(World):
             self._pause_control,
             self._move_clocks,
         )
+        under_way = []
         for _ in range(self.random.randint(*EVENTS)):
             await asyncio.sleep(self.random.random() * BETWEEN_S)
             kind = self.random.choice(kinds)
             name = kind.__name__.strip("_")
             self.result.faults[name] = self.result.faults.get(name, 0) + 1
             worker = self.random.choice(self.workers)
-            self.processes.spawn("world", _run(kind, worker, self.random.random() * LASTING_S))
+            lasting_s = self.random.random() * LASTING_S
+            under_way.append(self.processes.spawn("world", _run(kind, worker, lasting_s)))
+        await asyncio.gather(*under_way)
 
     async def _lose_messages(self, worker: SimWorker, lasting_s: float) -> None:
         worker.link.loss = 0.3
@@ -209,6 +217,14 @@ class Schedule(World):
         self.outside.clock.wall_skew_ms = self.random.randint(-7_200_000, 7_200_000)
         worker.machine.clock.wall_skew_ms = self.random.randint(-7_200_000, 7_200_000)
 
+    async def repeat_reports(self) -> None:
+        """All the time, what some agent once said of an attempt arrives once more."""
+        while True:
+            await asyncio.sleep(REPEAT_S)
+            link = self.random.choice(self.workers).link
+            if link.pipe is not None and link.reports:
+                link.pipe.repeat(self.random.choice(link.reports))
+
     # ------------------------------------------------------------ watching
 
     async def watch(self) -> None:
@@ -222,6 +238,18 @@ class Schedule(World):
                 checks.check_devices(worker.machine, self._devices_of)
                 if worker.worker_id in self._lost:
                     checks.check_gone(worker.machine)
+                silent_ms = self._silent_ms(worker)
+                if silent_ms is not None:
+                    promised_ms = POLICIES.fleet.lease_ttl_ms - silent_ms
+                    checks.check_promise(worker.machine, promised_ms + DRIFT_MS)
+
+    def _silent_ms(self, worker: SimWorker) -> int | None:
+        """How long the control plane has not heard a worker, by its clock; None where it has not, or is away."""
+        if self.control is None or self.control.died.is_set():
+            return None
+        now_ms = self.outside.clock.boottime_ms()
+        heard_ms = self.control.state.heartbeats.heard_ms(worker.worker_id, -1)
+        return None if heard_ms < 0 else now_ms - heard_ms
 
     def ran_ms(self) -> dict[str, int]:
         """For how long each member's node ran before its deadline, by its machine's own clock."""
@@ -244,9 +272,10 @@ async def _play(seed: int) -> Result:
     await world.add_fleet()
     await world.submit_jobs()
     watching = world.processes.spawn("world", world.watch())
-    await asyncio.sleep(world.random.random() * 12.0)
+    repeating = world.processes.spawn("world", world.repeat_reports())
+    await asyncio.sleep(world.random.random() * 10.0)
     await world.happen()
-    await asyncio.sleep(LASTING_S)
+    repeating.cancel()
     world.heal()
     finishing = world.processes.spawn("world", world.until_done())
     await asyncio.wait((finishing, watching), return_when=asyncio.FIRST_COMPLETED)

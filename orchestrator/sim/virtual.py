@@ -38,7 +38,9 @@ class _JumpingSelector(selectors.SelectSelector):
         return []
 
 
-PROCESS: ContextVar[str] = ContextVar("process", default="world")
+WORLD = "world"
+
+PROCESS: ContextVar[str] = ContextVar("process", default=WORLD)
 """The simulated process that the running task belongs to; tasks it starts belong to it too."""
 
 
@@ -75,7 +77,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """As every event loop's, but not for a frozen process."""
         if self._frozen:
             where = copy_context() if context is None else context
-            held = self._frozen.get(where.run(PROCESS.get))
+            held = self._frozen.get(where.get(PROCESS, WORLD))
             if held is not None:
                 handle = asyncio.Handle(callback, args, self, where)
                 held.append((handle, callback, args, where))

@@ -57,6 +57,7 @@ class ScriptedServer(
         self.joins: list[worker_pb2.JoinRequest] = []
         self.recoveries: list[worker_pb2.RecoverRequest] = []
         self.renewals: list[worker_pb2.RenewCertificate] = []
+        self.leavings: list[int] = []
         self.shown: list[bytes] = []
         """The certificate (PEM) of each session."""
         self.join_certificate: dict[str, Any] = {}
@@ -136,6 +137,8 @@ class ScriptedServer(
         self.shown += context.auth_context()["x509_pem_cert"]
         yield worker_pb2.SessionResponse(challenge=worker_pb2.Challenge(nonce=b"nonce"))
         async for request in request_iterator:
+            if request.HasField("leaving"):
+                self.leavings.append(request.leaving.stage)
             match request.WhichOneof("message"):
                 case "hello" if self.farewell:
                     farewell = worker_pb2.Farewell(reason=self.farewell, retry=False)

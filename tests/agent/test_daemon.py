@@ -314,7 +314,7 @@ async def test_daemon_hang_up_steps_aside_and_touches_no_node(lab: Lab) -> None:
     code, said = await daemon.end()
     assert (code, "stepped aside" in said) == (EXIT_LEFT, True)
     assert list(member_dir.iterdir()) == []
-    assert "draining" not in said
+    assert lab.server.leavings == []
     again = lab.start()
     await lab.connected(again, 2)
     assert lab.server.hellos[1].session_number == 2

@@ -12,6 +12,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from orchestrator.adapters.peers import load_certificate, new_tls_key, pin_of, read_csr, split_chain
+from orchestrator.adapters.terms_wire import terms_to
+from orchestrator.adapters.trust import TrustError, clock_fault, fetch_trust, read_leaf
 from orchestrator.agent.connection import Endpoint
 from orchestrator.agent.identity import Keys, StartError
 from orchestrator.agent.joining import (
@@ -19,17 +21,12 @@ from orchestrator.agent.joining import (
     Applicant,
     JoinRefusedError,
     JoinToken,
-    TrustError,
-    clock_fault,
     enrol,
-    fetch_trust,
     join,
     known_pin,
     parse_join_token,
-    read_leaf,
     recover,
 )
-from orchestrator.agent.terms_wire import terms_to
 from orchestrator.api.v1 import common_pb2, worker_pb2
 from orchestrator.core.terms import Terms, Tier, WeekWindow
 from tests.agent.scripted_server import ScriptedServer

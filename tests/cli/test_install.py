@@ -350,7 +350,7 @@ def test_status_json_has_all_views(
     monkeypatch.setenv("ORCH_URL", control.url)
     monkeypatch.setenv("ORCH_TOKEN", ADMIN)
     shown = json.loads(orch("worker", "status", "-o", "json").out)
-    assert set(shown) == {"agent", "unit", "wsl", "network"}
+    assert set(shown) == {"agent", "live", "unit", "wsl", "network"}
     assert (shown["agent"]["worker_id"], shown["unit"]["active"]) == ("wrk_1", "active")
 
 

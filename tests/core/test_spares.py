@@ -318,3 +318,17 @@ def test_spare_takes_on_the_job_of_a_machine_that_is_lost() -> None:
     assert world.job(job_id).not_before_ms <= world.at_ms
     assert len(world.plan().reuses) == 1
     assert world.members(job_id)[0].worker_id in others
+
+
+def test_spare_planned_for_a_suspect_machine_that_is_back_meanwhile_is_passed_over() -> None:
+    world = World()
+    worker_id = world.worker()
+    world.do(m.SetLeasePolicy(worker_id, LeasePolicy(lost_after_ms=600_000, replace=True)))
+    world.running()
+    world.worker()
+    world.live_on(FleetPolicy().suspect_after_ms + 5_000, silent=frozenset({worker_id}))
+    made = plan(world.state, needs(world.state, world.at_ms), world.at_ms, Budget())
+    assert [one.spare for one in made.placements] == [True]
+    world.do(m.ConnectWorker(worker_id, None))
+    world.apply(made)
+    assert world.state.spares == {}

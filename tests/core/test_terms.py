@@ -129,7 +129,18 @@ def test_schedule_that_ends_soon_gets_no_new_job(ends: int, notice_ms: int, plac
         assert "1 closing soon by its owner's schedule" in world.job(job_id).message
 
 
-def test_schedule_that_ends_soon_keeps_a_gangs_head_and_a_warm_cluster_away() -> None:
+def test_schedule_that_ends_soon_gets_no_gangs_head() -> None:
+    world = World()
+    for _ in range(2):
+        world.worker()
+    set_schedule(world, world.head_host(), window(world, -60, 5))
+    world.submit(Requirements(gpus=2))
+    assert world.plan().placements == ()
+    lasting = world.head_host(1)
+    assert [one.head_host for one in world.plan().placements] == [lasting]
+
+
+def test_schedule_that_ends_soon_keeps_a_job_off_a_warm_cluster() -> None:
     world = World()
     for _ in range(2):
         world.worker()

@@ -17,6 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from examples.demo.network import BIN, LOOPBACK, Addresses, Machine, child_environment, free_ports
 from orchestrator.adapters.node_records import NodeSpec, read_record
+from orchestrator.adapters.peers import SERVER_NAME
 from orchestrator.adapters.process_tree import descendants, marked_processes, sweep
 from orchestrator.agent.keeper import KEEPER_LOCK_FILE, SPEC_FILE, TOKEN_FILE
 from orchestrator.api.v1 import operator_pb2
@@ -167,7 +168,7 @@ class Network:
         return process
 
     def _serves(self) -> bool:
-        if not (self.control_dir / "admin-token").exists():
+        if not all((self.control_dir / name).exists() for name in ("admin-token", "ca.pem")):
             return False
         with contextlib.suppress(grpc.RpcError), self.channel() as channel:
             request = health_pb2.HealthCheckRequest()
@@ -180,6 +181,15 @@ class Network:
     def channel(self) -> grpc.Channel:
         """A connection to the control plane; no proxy before loopback."""
         return open_channel(self.addresses.control, (self.control_dir / "ca.pem").read_bytes())
+
+    def worker_channel(self, name: str) -> grpc.Channel:
+        """A connection to the session listener that shows a worker's certificate."""
+        files = ("trust.pem", "tls-key.pem", "certificate.pem")
+        shown = [(self.folder / name / file).read_bytes() for file in files]
+        options = [("grpc.ssl_target_name_override", SERVER_NAME), ("grpc.enable_http_proxy", 0)]
+        return grpc.secure_channel(
+            self.addresses.sessions, grpc.ssl_channel_credentials(*shown), options=options
+        )
 
     def client(self) -> Client:
         """With the operator's token."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.request
 from pathlib import Path
 
+import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import (
@@ -94,20 +95,25 @@ def test_metrics_after_a_job_have_every_series_with_sane_values(
 
 
 def test_grpc_health_and_reflection_answer_for_every_service(network: Network) -> None:
+    """Those for newcomers and operators at one listener, those for workers at the other."""
     with network.channel() as channel:
-        listed = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-            iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-        )
-        names = {service.name for service in next(listed).list_services_response.service}
-        ours = {name for name in names if name.startswith("orchestrator.api.v1.")}
-        assert {name.rpartition(".")[2] for name in ours} >= {
-            *("EnrolService", "WorkerService", "TelemetryService", "LogsService"),
-            *("OperatorService", "JobsService", "LedgerService"),
-        }
-        health = health_pb2_grpc.HealthStub(channel)
-        for name in ("", *sorted(ours)):
-            answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING, name
+        assert served_by(channel) == {"EnrolService", "OperatorService", "JobsService", "LedgerService"}
+    with network.worker_channel("consumer-1") as channel:
+        assert served_by(channel) == {"WorkerService", "TelemetryService", "LogsService"}
+
+
+def served_by(channel: grpc.Channel) -> set[str]:
+    """Our services that reflection lists, each of them serving."""
+    listed = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+        iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+    )
+    names = {service.name for service in next(listed).list_services_response.service}
+    ours = {name for name in names if name.startswith("orchestrator.api.v1.")}
+    health = health_pb2_grpc.HealthStub(channel)
+    for name in ("", *sorted(ours)):
+        answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING, name
+    return {name.rpartition(".")[2] for name in ours}
 
 
 def test_secrets_are_in_no_log_and_on_no_command_line(network: Network, ran: str) -> None:

@@ -19,8 +19,6 @@ from orchestrator.sim.schedules import EVENTS, play
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from orchestrator.sim.ray import Node
-
 pytestmark = [pytest.mark.simulation, pytest.mark.timeout(600)]
 
 SCHEDULES = 1_000
@@ -39,7 +37,14 @@ def test_schedules_hand_work_over_and_pay_for_it() -> None:
     """Schedules in which nothing happened would prove nothing."""
     results = [play(seed) for seed in range(20)]
     happened = {name for result in results for name in result.faults}
-    assert {"sleep", "pause", "lose_messages", "delay_messages", "restart_agent", "restart_control"} <= happened
+    assert {
+        "sleep",
+        "pause",
+        "lose_messages",
+        "delay_messages",
+        "restart_agent",
+        "restart_control",
+    } <= happened
     assert all(sum(result.faults.values()) >= EVENTS[0] for result in results)
     assert sum(result.attempts for result in results) > 1.3 * sum(result.jobs for result in results)
     assert sum(result.billed_ms for result in results) > 0
@@ -83,7 +88,7 @@ def plant_keeper_that_does_not_count_sleep(patch: pytest.MonkeyPatch) -> None:
 
 
 def plant_fence_not_checked(patch: pytest.MonkeyPatch) -> None:
-    """What is reported of an older attempt is taken for the one that counts; and keepers let old nodes live."""
+    """What is reported of an older attempt is taken for the one that counts."""
     real = jobs.observe_attempt
 
     def gullible(state: Any, report: Any, cluster_id: str) -> Iterator[Any]:
@@ -97,31 +102,33 @@ def plant_fence_not_checked(patch: pytest.MonkeyPatch) -> None:
 
 
 def plant_renewed_from_the_answer(patch: pytest.MonkeyPatch) -> None:
-    """The lease is counted from a heartbeat's answer, which may be late, instead of from its sending."""
+    """The lease is counted from a heartbeat's answer, which is later, instead of from its sending."""
     real = Agent.acknowledged
 
     def generous(agent: Agent, sent_boottime_ms: int, welcome: Any) -> None:
-        del sent_boottime_ms
-        real(agent, agent._clock.boottime_ms(), welcome)
+        real(agent, sent_boottime_ms + 100, welcome)
 
     patch.setattr(Agent, "acknowledged", generous)
 
 
 def plant_sleep_is_paid(patch: pytest.MonkeyPatch) -> None:
     """A keeper that wakes too late states the time until then."""
-    real = Machine._fail
+    keep = Machine.keep
 
-    def late(machine: Machine, node: Node, reason: str, at_boottime_ms: int) -> None:
-        real(machine, node, reason, at_boottime_ms)
-        node.ended_boottime_ms = machine.clock.boottime_ms()
+    def late(machine: Machine) -> None:
+        running = [node for node in machine.nodes.values() if node.runs]
+        keep(machine)
+        for node in running:
+            if not node.runs:
+                node.ended_boottime_ms = machine.clock.boottime_ms()
 
-    patch.setattr(Machine, "_fail", late)
+    patch.setattr(Machine, "keep", late)
 
 
 PLANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
     "keeper that does not count sleep": (plant_keeper_that_does_not_count_sleep, "past its deadline"),
     "fence not checked": (plant_fence_not_checked, "succeeded"),
-    "renewed from the answer": (plant_renewed_from_the_answer, "is lost and still runs"),
+    "renewed from the answer": (plant_renewed_from_the_answer, "are promised"),
     "sleep is paid": (plant_sleep_is_paid, "is paid"),
 }
 

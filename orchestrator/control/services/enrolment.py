@@ -11,12 +11,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from orchestrator.api.v1 import worker_pb2, worker_pb2_grpc
-from orchestrator.control import terms_wire
 from orchestrator.control.authority import certificate_for, tls_key_of
 from orchestrator.control.inventory_wire import inventory_from
 from orchestrator.control.limits import Buckets, Limit, site_of
 from orchestrator.control.secrets import digest_of
 from orchestrator.control.services.access import SECRET_CHARACTERS_MAX, word
+from orchestrator.control.standing_wire import offered_terms
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
 from orchestrator.core.ids import SupplierId, WorkerId
@@ -118,7 +118,7 @@ class EnrolServicer(worker_pb2_grpc.EnrolServiceServicer):
             statement_key=request.statement_public_key.hex(),
             inventory=inventory_from(request.inventory),
             tls_key_sha256=tls_key_sha256,
-            terms=terms_wire.terms_from(request.terms),
+            terms=offered_terms(request.terms),
             supplier_id=SupplierId(self._new_id("sup")),
         )
         worker_id = WorkerId(str((await self._loop.submit(command)).result))
@@ -131,7 +131,7 @@ class EnrolServicer(worker_pb2_grpc.EnrolServiceServicer):
             if not self._joins.take(site, now_ms):
                 raise _too_often("joins from this address", "a minute")
             return
-        if not self._strangers_of_key.take(request.statement_public_key.hex()[:64], now_ms):
+        if not self._strangers_of_key.take(request.statement_public_key[:PUBLIC_KEY_BYTES].hex(), now_ms):
             raise _too_often("joins with this key", "a minute")
         if not self._strangers.take(site, now_ms):
             raise _too_often("joins without a token from this address", "a minute")

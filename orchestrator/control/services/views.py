@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.api.v1 import jobs_pb2, operator_pb2
 from orchestrator.control.inventory_wire import CLASS_NUMBERS, inventory_to
-from orchestrator.control.terms_wire import standing_to
+from orchestrator.control.standing_wire import standing_to
 from orchestrator.control.wire import timestamp
 from orchestrator.core.fleet import TokenRole
 from orchestrator.core.hardware import worker_evidence_class

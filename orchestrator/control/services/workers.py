@@ -36,8 +36,14 @@ PUBLIC_KEY_BYTES = 32
 WAITING_MAX = 256
 """Messages to one agent that the network has not taken yet; beyond it the session waits for the agent."""
 
+TAKEN_S = 30.0
+"""An agent that takes no message for this long has died on an open connection, or means harm."""
+
 DEVICE_SAMPLES_MAX = 64
 """As many as a worker may have devices."""
+
+SAMPLE_BYTES_MAX = 64 * 1024
+"""The newest of every worker stays in memory; one device takes about 200 bytes."""
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
@@ -52,24 +58,32 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     async def Session(  # noqa: N802 -- the proto's name
         self, request_iterator: AsyncIterator[worker_pb2.SessionRequest], context: Context
     ) -> AsyncIterator[worker_pb2.SessionResponse]:
-        """One stream: what the session sends waits here until the network takes it."""
+        """One stream: what the session sends waits here until the network takes it.
+
+        Whoever takes nothing is cut off by ending the call in the middle: no status would reach him either.
+        """
         peer = self._access.peer(context)
         waiting: asyncio.Queue[worker_pb2.SessionResponse] = asyncio.Queue(WAITING_MAX)
 
         serving = asyncio.create_task(self._sessions.serve(request_iterator, waiting.put, peer))
-        try:
-            while not (serving.done() and waiting.empty()):
-                getting = asyncio.create_task(waiting.get())
-                try:
-                    await asyncio.wait((getting, serving), return_when=asyncio.FIRST_COMPLETED)
-                    if getting.done():
-                        yield getting.result()
-                finally:
-                    getting.cancel()
-            serving.result()
-        finally:
-            serving.cancel()
-            await asyncio.gather(serving, return_exceptions=True)
+        async with asyncio.timeout(None) as patience:
+            try:
+                while not (serving.done() and waiting.empty()):
+                    getting = asyncio.create_task(waiting.get())
+                    try:
+                        await asyncio.wait((getting, serving), return_when=asyncio.FIRST_COMPLETED)
+                        if getting.done():
+                            patience.reschedule(asyncio.get_running_loop().time() + TAKEN_S)
+                            yield getting.result()
+                            patience.reschedule(None)
+                    finally:
+                        getting.cancel()
+                serving.result()
+            finally:
+                serving.cancel()
+                await asyncio.gather(serving, return_exceptions=True)
+                if patience.expired():
+                    self._sessions.cut_off(peer.worker_id)
 
     async def FetchPackage(  # noqa: N802 -- the proto's name
         self, request: worker_pb2.FetchPackageRequest, context: Context
@@ -148,6 +162,8 @@ class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
         async for sample in request_iterator:
             if not 0 <= sample.cpu_utilization_ratio <= 1:
                 raise invalid("cpu_utilization_ratio", "cpu_utilization_ratio must be from 0 to 1")
+            if sample.ByteSize() > SAMPLE_BYTES_MAX:
+                raise invalid("devices", f"a sample has at most {SAMPLE_BYTES_MAX} bytes")
             if len(sample.devices) > DEVICE_SAMPLES_MAX:
                 raise invalid("devices", f"devices has more than {DEVICE_SAMPLES_MAX} samples")
             self.newest[worker_id] = Sample(

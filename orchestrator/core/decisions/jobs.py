@@ -148,7 +148,8 @@ def after_attempt_ended(state: State, event: m.AttemptEnded, at_ms: int) -> Iter
     started = attempt.started_at_ms is not None
     noticed = bool(noticed_in(state, state.clusters[attempt.cluster_id]))
     failures = 0 if started else job.formation_failures + (not noticed)
-    if started and not noticed and job.starts - job.preemptions >= job.request.max_attempts:
+    excused = noticed and job.preemptions < policy.preemptions_max
+    if started and not excused and job.starts - job.preemptions >= job.request.max_attempts:
         message = (
             f"attempt {attempt.number} lost its ground ({event.message}) and orch.max_attempts is reached"
         )
@@ -163,7 +164,7 @@ def after_attempt_ended(state: State, event: m.AttemptEnded, at_ms: int) -> Iter
             at_ms + pause_ms,
             _failed_workers(state, attempt.attempt_id),
             failures,
-            preempted=started and noticed,
+            preempted=started and excused,
         )
 
 

@@ -48,6 +48,8 @@ def check_terms(terms: Terms) -> None:
         )
     if terms.lease_max_ms is not None and terms.lease_max_ms < LEASE_MS_MIN:
         raise invalid("terms.lease_max_ms", f"a lease of less than {LEASE_MS_MIN} ms would be all formation")
+    if terms.lease_max_ms is not None and terms.lease_max_ms < 2 * terms.notice_ms:
+        raise invalid("terms.lease_max_ms", "a lease is at least twice its notice, or it is all goodbye")
     if len(terms.schedule) > WINDOWS_MAX or not all(_is_window(window) for window in terms.schedule):
         raise invalid(
             "terms.schedule", f"at most {WINDOWS_MAX} windows of minutes 0 to {WEEK_MINUTES - 1} of the week"

@@ -1,4 +1,4 @@
-"""The owner's terms as the agent sends and takes them."""
+"""The owner's terms between protobuf and core, for agent, control plane and command line alike."""
 
 from __future__ import annotations
 

@@ -1,18 +1,19 @@
-"""Terms, holds and alerts between protobuf and core."""
+"""How the network sees a worker, as its owner is told: holds, terms, reliability, alerts."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orchestrator.adapters.terms_wire import terms_from, terms_to
 from orchestrator.api.v1 import worker_pb2
 from orchestrator.core.errors import invalid
 from orchestrator.core.reliability import explain, score_bp
-from orchestrator.core.terms import Ask, Terms, Tier, WeekWindow
 from orchestrator.core.versions import upgrade_notice
 
 if TYPE_CHECKING:
     from orchestrator.core.fleet import Worker
     from orchestrator.core.state import State
+    from orchestrator.core.terms import Terms
 
 DAY_MS = 24 * 3_600_000
 
@@ -20,43 +21,12 @@ LIST_MAX = 64
 """Longer lists than any owner writes are refused before they are looked at."""
 
 
-def terms_from(wire: worker_pb2.Terms) -> Terms:
-    """The owner's terms; core checks what they say. Raises RefusedError."""
+def offered_terms(wire: worker_pb2.Terms) -> Terms:
+    """The owner's terms; core checks what they say. Raises RefusedError for more of them than anybody means."""
     for field in ("asks", "regions", "schedule"):
         if len(getattr(wire, field)) > LIST_MAX:
             raise invalid(f"terms.{field}", f"at most {LIST_MAX} entries")
-    known = Terms()
-    tier = Tier.COMMITTED if wire.committed else Tier.INTERRUPTIBLE
-    return Terms(
-        asks=tuple(Ask(ask.model, ask.microcredits_per_gpu_hour) for ask in wire.asks),
-        regions=tuple(wire.regions),
-        lease_max_ms=wire.lease_max_ms or None,
-        schedule=tuple(WeekWindow(one.start_minute, one.end_minute) for one in wire.schedule),
-        idle_only=wire.idle_only,
-        tier=tier,
-        notice_ms=wire.notice_ms or known.notice_ms,
-        webhook_url=wire.webhook_url,
-    )
-
-
-def terms_to(terms: Terms) -> worker_pb2.Terms:
-    """The inverse of ``terms_from``."""
-    return worker_pb2.Terms(
-        asks=[
-            worker_pb2.Ask(model=ask.model, microcredits_per_gpu_hour=ask.microcredits_per_gpu_hour)
-            for ask in terms.asks
-        ],
-        regions=terms.regions,
-        lease_max_ms=terms.lease_max_ms or 0,
-        schedule=[
-            worker_pb2.WeekWindow(start_minute=one.start_minute, end_minute=one.end_minute)
-            for one in terms.schedule
-        ],
-        idle_only=terms.idle_only,
-        committed=terms.tier is Tier.COMMITTED,
-        notice_ms=terms.notice_ms,
-        webhook_url=terms.webhook_url,
-    )
+    return terms_from(wire)
 
 
 def standing_to(state: State, worker: Worker, at_ms: int) -> worker_pb2.Standing:
