@@ -21,6 +21,9 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 FIGURES = {
     "P1": "benchmarks.p1_warm_submit",
     "P4": "benchmarks.p4_durable",
+    "P7-BEATS": "benchmarks.p7_beats",
+    "P7-SESSIONS": "benchmarks.p7_sessions",
+    "P7-STORM": "benchmarks.p7_storm",
     "DEMO": "benchmarks.demo_seconds",
 }
 """Figure to the module whose ``measure()`` returns its cases."""
@@ -69,10 +72,15 @@ def main() -> int:
         "figures", nargs="*", metavar="FIGURE", help=f"any of {', '.join(FIGURES)}; none: all"
     )
     asked: list[str] = [name.upper() for name in parser.parse_args().figures]
-    unknown = [name for name in asked if name not in FIGURES]
+    unknown = [name for name in asked if not _named(name)]
     if unknown:
         parser.error(f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES)}")
-    return run(asked or list(FIGURES))
+    return run([figure for name in asked for figure in _named(name)] or list(FIGURES))
+
+
+def _named(name: str) -> list[str]:
+    """The figure of that name, or those that it is the beginning of: P7 is P7-BEATS and the rest."""
+    return [figure for figure in FIGURES if figure == name or figure.startswith(f"{name}-")]
 
 
 if __name__ == "__main__":

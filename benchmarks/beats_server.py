@@ -183,19 +183,23 @@ def _identity(number: int, heads: set[int]) -> fleet.Identity:
 
 async def _answer(pipe: Connection, state: State, store: CountingStore) -> None:
     """Answer questions until there are no more. Each run begins with a full term for everybody."""
-    asked = asyncio.Event()
-    asyncio.get_running_loop().add_reader(pipe.fileno(), asked.set)
-    while True:
-        await asked.wait()
-        asked.clear()
+    closed = asyncio.Event()
+
+    def answer() -> None:
+        # Read here and now: the descriptor stays readable, and calls again, until it is.
         try:
             begin = bool(pipe.recv())
         except EOFError:
+            asyncio.get_running_loop().remove_reader(pipe.fileno())
+            closed.set()
             return
         if begin:
             start_heartbeats(state, clock.SystemClock().now())
         used = resource.getrusage(resource.RUSAGE_SELF)
         pipe.send(Reading(used.ru_utime + used.ru_stime, store.expiries))
+
+    asyncio.get_running_loop().add_reader(pipe.fileno(), answer)
+    await closed.wait()
 
 
 # ---------------------------------------------------------------- the three ways

@@ -1,6 +1,9 @@
 """A training loop that gives way: it writes a checkpoint when its machine is about to go, and goes on elsewhere.
 
-    CHECKPOINT_DIR=/mnt/shared/run-1 orch-ray job submit -- python train.py --steps 10000
+    ray job submit --working-dir examples/checkpointing
+        --runtime-env-json '{"env_vars": {"CHECKPOINT_DIR": "/mnt/shared/run-1"}}' -- python train.py --steps 10000
+
+(on one line; CHECKPOINT_DIR is where checkpoints go).
 
 Every process of a job finds ORCH_NOTICE_FILE in its environment. The file appears when a machine of the job's cluster
 is about to be taken back: {"notices": [{"member_id", "remaining_ms_at_write", "deadline_unix_ms", "reason"}]}. Where

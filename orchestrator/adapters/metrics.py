@@ -27,6 +27,18 @@ REQUEST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 
 """From a status to an upload over a home line; tails are as long as their jobs."""
 
 
+DEVICE_GAUGES = {
+    "utilization_ratio": "How busy a device is, 0 to 1.",
+    "memory_used_bytes": "Memory of a device that is in use.",
+    "power_watts": "What a device draws.",
+    "temperature_celsius": "How hot a device is.",
+    "ecc_uncorrected": "Memory errors of a device that could not be corrected, since its driver was loaded.",
+    "last_xid": "The newest error code of a device's driver; 0: none.",
+    "throttled": "Whether a device runs slower than it could, 0 or 1.",
+}
+"""Of each device of a connected worker, as its agent measured last."""
+
+
 class Metrics:
     """All collectors of one control plane, in a registry of their own."""
 
@@ -61,6 +73,10 @@ class Metrics:
         self._hardware_changes = Counter(
             "orchestrator_hardware_changes", "Workers that came back with other hardware.", registry=registry
         )
+        self._devices = {
+            name: Gauge(f"orchestrator_device_{name}", text, ("worker_id", "device_id"), registry=registry)
+            for name, text in DEVICE_GAUGES.items()
+        }
         self._zones_held = Gauge(
             "orchestrator_zones_held",
             "Zones so silent at once that nobody of them is given up: suspect the control plane itself.",
@@ -106,6 +122,14 @@ class Metrics:
     def hardware_changed(self) -> None:
         """A worker came back with other hardware."""
         self._hardware_changes.inc()
+
+    def measured(self, devices: Mapping[tuple[str, str], Mapping[str, float]]) -> None:
+        """What devices of connected workers do now, by (worker, device) and the names of DEVICE_GAUGES."""
+        for name, gauge in self._devices.items():
+            gauge.clear()
+            for (worker_id, device_id), values in devices.items():
+                if name in values:
+                    gauge.labels(worker_id, device_id).set(values[name])
 
     def refused(self, door: str, code: str) -> None:
         """A call or a session was refused."""

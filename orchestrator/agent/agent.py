@@ -359,7 +359,7 @@ class Agent:
                 # Looked at anew, because the work loop may be held up by a dead connection: no node, no time.
                 self._members.observe()
                 self._count()
-                self._meter.state(interim=True)
+                self._meter.state(interim=True, until_boottime_ms=self._members.deadline_boottime_ms)
                 await self._try(self._send_statements)
 
     async def _send_statements(self, channel: ControlChannel) -> None:

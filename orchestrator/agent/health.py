@@ -94,37 +94,38 @@ class FaultDesk:
     """Faults that the network should know: an attendant of every session, which is told all of them anew."""
 
     def __init__(self) -> None:
-        self._active: dict[tuple[str, str], Fault] = {}
+        self._active: dict[tuple[str, str], tuple[int, Fault]] = {}
+        """By device and kind, each with the number of its appearance: one that comes back is another."""
+        self._appeared = 0
         self._changed = asyncio.Event()
 
     def note(self, device_id: str, found: Iterable[Fault], kept: frozenset[FaultKind] = frozenset()) -> None:
         """Take what a look has found; what it found before and not now has gone away, but for ``kept`` kinds."""
         new = {(device_id, fault.kind.value): fault for fault in found}
         for key in [one for one in self._active if one[0] == device_id and one not in new]:
-            if self._active[key].kind not in kept:
+            if self._active[key][1].kind not in kept:
                 del self._active[key]
         for key, fault in new.items():
             if key not in self._active:
-                self._active[key] = fault
+                self._appeared += 1
+                self._active[key] = (self._appeared, fault)
                 log.warning("device_fault", device_id=device_id, kind=key[1], text=fault.text)
                 self._changed.set()
 
     async def attend(self, channel: ControlChannel) -> None:
         """As Attendant.attend."""
-        told: set[tuple[str, str]] = set()
+        told = 0
         while True:
             self._changed.clear()
-            told &= self._active.keys()
-            news = {key: fault for key, fault in self._active.items() if key not in told}
+            news = [
+                worker_pb2.DeviceFault(device_id=device_id, kind=kind, text=fault.text)
+                for (device_id, kind), (number, fault) in self._active.items()
+                if number > told
+            ]
+            told = self._appeared
             if news:
-                report = worker_pb2.FaultReport(
-                    faults=[
-                        worker_pb2.DeviceFault(device_id=device_id, kind=kind, text=fault.text)
-                        for (device_id, kind), fault in news.items()
-                    ]
-                )
+                report = worker_pb2.FaultReport(faults=news)
                 await channel.send(worker_pb2.SessionRequest(fault_report=report))
-                told |= news.keys()
             await self._changed.wait()
 
     def take(self, message: worker_pb2.SessionResponse) -> None:

@@ -241,7 +241,8 @@ class Keeper:
 
     def _end(self, verdict: End) -> None:
         """End every process, remove what the node made, and only then say so."""
-        ended_boottime_ms = boottime_ms()
+        # A machine that slept finds its deadline passed long ago: the node was promised no longer, and is paid no longer.
+        ended_boottime_ms = min(boottime_ms(), read_deadline_ms(self._dir) or boottime_ms())
         try:
             end_descendants()
         except ProcessesRemainError as error:

@@ -74,6 +74,11 @@ class Members:
                 # It may have gone since it was observed; and one member's trouble must not end the others.
                 log.warning("member_not_renewed", member_id=member_id, reason=str(error))
 
+    @property
+    def deadline_boottime_ms(self) -> int:
+        """Until when the nodes here may run by what was acknowledged; 0 while that is not known."""
+        return self._deadline_boottime_ms
+
     def await_renewal(self) -> None:
         """Start no node before the next `renew`: the deadline known so far may have passed meanwhile."""
         self._deadline_boottime_ms = 0

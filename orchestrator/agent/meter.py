@@ -118,10 +118,12 @@ class Meter:
             return lease.stated_offset_ms
         return max(lease.stated_offset_ms, self._clock.boottime_ms() - lease.started_boottime_ms)
 
-    def state(self, *, interim: bool) -> None:
+    def state(self, *, interim: bool, until_boottime_ms: int = 0) -> None:
         """Sign what is due: final statements always, of running leases only where ``interim``.
 
-        Before `identify` nothing can be signed; what is due stays so.
+        A running lease is stated up to ``until_boottime_ms`` at most, its nodes' deadline: a machine that slept past
+        it may look at its leases before its nodes have ended. Before `identify` nothing can be signed; what is due
+        stays so.
         """
         stated = False
         if not all(self._identity):
@@ -130,7 +132,9 @@ class Meter:
             final = lease.ended_offset_ms is not None
             if lease.final_stated or not (final or interim):
                 continue
-            end_ms = lease.ended_offset_ms if lease.ended_offset_ms is not None else self._offset_ms(lease)
+            end_ms = lease.ended_offset_ms
+            if end_ms is None:
+                end_ms = min(self._offset_ms(lease), until_boottime_ms - lease.started_boottime_ms)
             if not final and end_ms - lease.stated_offset_ms < INTERIM_MS_MIN:
                 continue
             self._record.statements.append(self._sign(lease, end_ms, final=final))

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from orchestrator.adapters.clock import boot_id
+from orchestrator.adapters.clock import boot_id, boottime_ms
 from orchestrator.adapters.node_records import (
     HEAD_OBJECT_STORE_BYTES,
     MEMBER_OBJECT_STORE_BYTES,
@@ -48,6 +48,7 @@ from orchestrator.agent.keeper import (
     STATUS_FILE,
     STOP_FILE,
     TOKEN_FILE,
+    read_deadline_ms,
 )
 
 LOOPBACK_NODE_IP = "127.0.0.2"
@@ -117,8 +118,15 @@ class RayNodes:
         return status if status.phase not in ("starting", "up") else _bury(member_dir, spec)
 
     def renew(self, member_id: str, deadline_boottime_ms: int) -> None:
-        """Move a member's deadline; boot time past it ends the node. Raises KeyError when unknown."""
+        """Move a member's deadline; boot time past it ends the node.
+
+        Raises KeyError when unknown, OSError where the deadline has passed: who slept through it is not revived, even
+        where this agent woke before the node's keeper.
+        """
         self._spec_of(member_id)
+        passed_ms = boottime_ms() - read_deadline_ms(self._member_dir(member_id))
+        if passed_ms >= 0:
+            raise OSError(f"the deadline of {member_id} passed {passed_ms} ms ago")
         write_atomically(self._member_dir(member_id) / DEADLINE_FILE, f"{deadline_boottime_ms}\n".encode())
 
     def notify(self, member_id: str, notice: bytes) -> None:

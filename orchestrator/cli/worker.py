@@ -70,8 +70,11 @@ def leave(
 
 def state_text(worker: operator_pb2.Worker) -> str:
     """Liveness and what qualifies it."""
+    cordoned = len(worker.standing.device_holds)
     remarks = [
         *(("draining",) if worker.draining else ()),
+        *(hold.kind for hold in worker.standing.holds),
+        *((f"{cordoned} device(s) cordoned",) if cordoned else ()),
         *(("not connected",) if worker.liveness == "live" and not worker.connected else ()),
     ]
     return f"{worker.liveness} ({', '.join(remarks)})" if remarks else worker.liveness

@@ -48,7 +48,7 @@ from orchestrator.control.uptime import ObservedStore, StateObserver, counts, he
 from orchestrator.core import messages as m
 from orchestrator.core.decisions.operators import TOKEN_TTL_MS_MAX
 from orchestrator.core.fleet import TokenRole
-from orchestrator.core.ids import SupplierId, TokenId
+from orchestrator.core.ids import SupplierId, TokenId, WorkerId
 from orchestrator.core.placement import Budget
 from orchestrator.core.state import State
 
@@ -197,6 +197,9 @@ class ControlPlane:
         """Bring the gauges up to date."""
         workers, clusters, jobs = await self.loop.read(counts)
         self._parts.observer.counted(workers, clusters, jobs)
+        known = await self.loop.read(lambda state: _devices(state, self.sessions.connected))
+        devices = self.telemetry.devices_of(self.sessions.connected)
+        self._parts.observer.measured({key: devices[key] for key in devices.keys() & known})
         self._parts.observer.held(*await self.loop.read(held_counts))
 
     def _run(self, work: Coroutine[object, object, None], name: str) -> None:
@@ -303,6 +306,15 @@ class ControlPlane:
         if request_id:
             return self._parts.secrets.token_secret(prefix, request_id)
         return self._parts.new_secret(prefix)
+
+
+def _devices(state: State, workers: frozenset[WorkerId]) -> set[tuple[str, str]]:
+    """(worker, device) of what these workers have: they measure nothing else."""
+    return {
+        (worker_id, device.device_id)
+        for worker_id in workers
+        for device in state.workers[worker_id].inventory.devices
+    }
 
 
 class _Generated(Protocol):

@@ -132,6 +132,12 @@ class Sessions:
         """Count a session that was ended because the worker took none of its messages."""
         self._count("session", worker_id, RefusedError(RefusalCode.EXHAUSTED, "the worker takes no messages"))
 
+    def reopen(self, worker_id: WorkerId) -> None:
+        """Have a worker come anew, to be welcomed with what counts for it now."""
+        session = self._by_worker.get(worker_id)
+        if session is not None:
+            session.ended.set()
+
     def behind(self, generation: int) -> int:
         """Connected workers whose certificate an older authority issued."""
         return sum(session.generation < generation for session in self._by_worker.values())
@@ -405,10 +411,13 @@ class Sessions:
     async def _explain_end(
         self, session: Session, send: Callable[[worker_pb2.SessionResponse], Awaitable[None]]
     ) -> None:
-        """Whoever is shut out is told why; a session that a newer one replaced has nobody left to tell."""
+        """Why a session was ended from here; one that a newer session replaced has nobody left to tell."""
         hold = await self._loop.read(lambda state: state.workers[session.worker_id].shut_out)
         if hold is not None:
             farewell = worker_pb2.Farewell(reason=hold.reason, retry=False)
+            await send(worker_pb2.SessionResponse(farewell=farewell))
+        elif self._by_worker.get(session.worker_id) is session:
+            farewell = worker_pb2.Farewell(reason="the network has new rules for this worker", retry=True)
             await send(worker_pb2.SessionResponse(farewell=farewell))
 
     # ------------------------------------------------------------ statements

@@ -58,6 +58,7 @@ class ScriptedServer(
         self.recoveries: list[worker_pb2.RecoverRequest] = []
         self.renewals: list[worker_pb2.RenewCertificate] = []
         self.leavings: list[int] = []
+        self.wishes: list[worker_pb2.OwnerWish] = []
         self.shown: list[bytes] = []
         """The certificate (PEM) of each session."""
         self.join_certificate: dict[str, Any] = {}
@@ -158,6 +159,8 @@ class ScriptedServer(
                     yield worker_pb2.SessionResponse(desired=worker_pb2.Desired(term=1, version=1))
                     while not self.pushes.empty():
                         yield self.pushes.get_nowait()
+                case "owner_wish":
+                    self.wishes.append(request.owner_wish)
                 case "renew_certificate":
                     self.renewals.append(request.renew_certificate)
                     certificate = self.network.certificate(request.renew_certificate.tls_csr)

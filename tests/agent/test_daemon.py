@@ -13,8 +13,10 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
+import grpc.aio
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -26,12 +28,17 @@ from orchestrator.agent.identity import AGENT_FILE, KEY_FILE, LOCK_FILE, TLS_KEY
 from orchestrator.agent.joining import JOIN_CONTEXT
 from orchestrator.agent.journal import RECORD_FILE
 from orchestrator.agent.keeper import SPEC_FILE, STOP_FILE
+from orchestrator.agent.owner import SOCKET_FILE
 from orchestrator.agent.session import SESSION_CONTEXT
 from orchestrator.agent.standing import STANDING_FILE
-from orchestrator.api.v1 import worker_pb2
+from orchestrator.api.v1 import agent_pb2, worker_pb2
+from orchestrator.api.v1.agent_pb2_grpc import AgentServiceStub
 from tests.agent.scripted_server import ScriptedServer
 from tests.polling import wait_until_async
 from tests.tls import TestNetwork
+
+if TYPE_CHECKING:
+    from orchestrator.api.v1.agent_pb2_grpc import AgentServiceAsyncStub
 
 DEADLINE_S = 30.0
 SECRET = "orch_supplier_0123456789"
@@ -399,6 +406,32 @@ async def test_daemon_standing_is_kept_and_told_once(lab: Lab) -> None:
         "upgrade within 30 days",
     ):
         assert daemon.said().count(line) == 1
+
+
+async def test_daemon_owner_is_heard_at_his_socket_and_his_wish_reaches_the_network(lab: Lab) -> None:
+    daemon = lab.start(token=lab.token)
+    await lab.connected(daemon)
+    path = lab.data_dir / SOCKET_FILE
+    await wait_until_async(path.exists, what="the socket", deadline_s=DEADLINE_S)
+    assert permissions(path) == 0o600
+    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        stub: AgentServiceAsyncStub = AgentServiceStub(channel)
+        shown = await stub.GetAgent(agent_pb2.GetAgentRequest())
+        assert (shown.name, shown.connected) == ("rig", True)
+        assert shown.certificate_not_after_unix_ms > SystemClock().now().wall_ms
+        wish = worker_pb2.OwnerWish(reclaim=worker_pb2.Reclaim(reason="mine", notice_ms=9_000))
+        answer = await stub.Ask(agent_pb2.AskRequest(wish=wish))
+    assert (answer.sent, answer.message) == (
+        True,
+        "the machine is given back: nothing of the network's runs here",
+    )
+    await wait_until_async(lambda: bool(lab.server.wishes), what="the wish", deadline_s=DEADLINE_S)
+    assert lab.server.wishes[0].reclaim.reason == "mine"
+    assert 0 < lab.server.wishes[0].reclaim.notice_ms <= 9_000
+    await daemon.interrupt()
+    code, _ = await daemon.end()
+    assert code == EXIT_LEFT
+    assert not path.exists()
 
 
 def text_of(path: Path) -> str:

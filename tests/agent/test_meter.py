@@ -10,6 +10,9 @@ from orchestrator.receipts import dsse, ids
 from orchestrator.receipts.statement import PAYLOAD_TYPE, Statement, parse_statement
 from tests.agent.fakes import FakeClock, FakeJournal, desired_member, lease
 
+FAR_MS = 1 << 60
+"""A deadline that nobody in these tests lives to see."""
+
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 WANTED = {"m-0": desired_member("m-0", "d0", leases=[lease("l-1", "d0")])}
 
@@ -53,7 +56,7 @@ def test_meter_interim_and_final_statements_join_without_a_gap(counting: Countin
     counting.meter.follow(WANTED, ["m-0"], {})
     counting.meter.heartbeat_acknowledged()
     counting.pass_ms(60_000)
-    counting.meter.state(interim=True)
+    counting.meter.state(interim=True, until_boottime_ms=FAR_MS)
     counting.pass_ms(5_000)
     assert counting.meter.follow({}, ["m-0"], {})
     counting.meter.state(interim=False)
@@ -62,10 +65,21 @@ def test_meter_interim_and_final_statements_join_without_a_gap(counting: Countin
     assert (first.worker_id, first.device_ids, first.heartbeats_acknowledged) == ("wk_1", ("d0",), 1)
 
 
+def test_meter_states_a_running_lease_up_to_its_nodes_deadline_only(counting: Counting) -> None:
+    """A machine that slept past the deadline wakes before its node has ended: the sleep is nobody's to pay."""
+    counting.meter.follow(WANTED, ["m-0"], {})
+    deadline_ms = counting.clock.now_ms + 60_000
+    counting.pass_ms(3_600_000)
+    counting.meter.state(interim=True, until_boottime_ms=deadline_ms)
+    assert counting.intervals() == [(0, 0, 60_000, False)]
+    counting.meter.state(interim=True, until_boottime_ms=0)
+    assert len(counting.intervals()) == 1, "while no deadline is known nothing is stated"
+
+
 def test_meter_lease_on_a_node_not_up_yet_is_not_counted(counting: Counting) -> None:
     counting.meter.follow(WANTED, [], {})
     counting.pass_ms(10_000)
-    counting.meter.state(interim=True)
+    counting.meter.state(interim=True, until_boottime_ms=FAR_MS)
     assert counting.meter.pending() == []
 
 
@@ -82,7 +96,7 @@ def test_meter_node_that_ended_unseen_is_claimed_until_its_end_only(counting: Co
 def test_meter_node_whose_end_nobody_saw_is_claimed_as_far_as_stated(counting: Counting) -> None:
     counting.meter.follow(WANTED, ["m-0"], {})
     counting.pass_ms(60_000)
-    counting.meter.state(interim=True)
+    counting.meter.state(interim=True, until_boottime_ms=FAR_MS)
     counting.pass_ms(100_000)
     counting.restart()
     counting.meter.follow(WANTED, [], {"m-0": None})
@@ -96,7 +110,7 @@ def test_meter_agent_restart_with_the_node_up_counts_on(counting: Counting) -> N
     counting.restart()
     counting.meter.follow(WANTED, ["m-0"], {})
     counting.pass_ms(30_000)
-    counting.meter.state(interim=True)
+    counting.meter.state(interim=True, until_boottime_ms=FAR_MS)
     assert counting.intervals() == [(0, 0, 60_000, False)]
 
 
@@ -104,7 +118,7 @@ def test_meter_agent_restart_with_the_node_up_counts_on(counting: Counting) -> N
 def test_meter_machine_restart_claims_nothing_beyond_what_was_stated(counting: Counting, up_s: int) -> None:
     counting.meter.follow(WANTED, ["m-0"], {})
     counting.pass_ms(60_000)
-    counting.meter.state(interim=True)
+    counting.meter.state(interim=True, until_boottime_ms=FAR_MS)
     counting.pass_ms(20_000)
     counting.clock.boot, counting.clock.now_ms = "boot-2", up_s * 1000
     counting.restart()
@@ -116,7 +130,7 @@ def test_meter_machine_restart_claims_nothing_beyond_what_was_stated(counting: C
 def test_meter_statements_survive_a_restart_until_they_are_acknowledged(counting: Counting) -> None:
     counting.meter.follow(WANTED, ["m-0"], {})
     counting.pass_ms(60_000)
-    counting.meter.state(interim=True)
+    counting.meter.state(interim=True, until_boottime_ms=FAR_MS)
     counting.meter.follow({}, [], {})
     counting.meter.state(interim=False)
     sent = counting.meter.pending()
@@ -133,10 +147,10 @@ def test_meter_statements_survive_a_restart_until_they_are_acknowledged(counting
 
 def test_meter_acknowledgement_of_another_lease_changes_nothing(counting: Counting) -> None:
     counting.meter.follow(WANTED, ["m-0"], {})
-    counting.meter.state(interim=True)
+    counting.meter.state(interim=True, until_boottime_ms=FAR_MS)
     assert counting.meter.pending() == [], "an instant is not worth a statement"
     counting.pass_ms(60_000)
-    counting.meter.state(interim=True)
+    counting.meter.state(interim=True, until_boottime_ms=FAR_MS)
     counting.meter.acknowledged("l-2", 9)
     assert len(counting.meter.pending()) == 1
 

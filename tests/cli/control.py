@@ -84,6 +84,8 @@ class FakeOperator(OperatorServiceServicer):
         self.tenants: list[operator_pb2.CreateTenantRequest] = []
         self.asked: list[Any] = []
         """Requests about workers and authorities."""
+        self.held: list[int] = []
+        """Devices held at the next looks at the worker; one after the last."""
 
     def GetStatus(self, request: Any, context: Any) -> operator_pb2.GetStatusResponse:
         return operator_pb2.GetStatusResponse(
@@ -149,7 +151,9 @@ class FakeOperator(OperatorServiceServicer):
         sample = telemetry_pb2.DeviceSample(
             device_id="dev_1", utilization_ratio=0.5, temperature_celsius=61, power_watts=220
         )
-        return operator_pb2.GetWorkerResponse(worker=self.known(request), samples=[sample])
+        known = self.known(request)
+        known.devices_held = self.held.pop(0) if self.held else known.devices_held
+        return operator_pb2.GetWorkerResponse(worker=known, samples=[sample])
 
     def CordonWorker(
         self, request: operator_pb2.CordonWorkerRequest, context: Any

@@ -349,6 +349,25 @@ async def test_agent_older_than_the_window_works_on_and_is_told(served: Served) 
             assert not (await agent.expect("standing")).standing.upgrade_notice
 
 
+async def test_lease_policy_of_one_worker_reaches_its_agent(agent: Agent) -> None:
+    """Its nodes end by themselves before it is lost, so it has to know how long that is."""
+    await agent.join()
+    usual_ms = (await agent.hello()).welcome.lease_ttl_ms
+    policy = operator_pb2.LeasePolicy(lost_after_ms=600_000, replace=True, reconcile="replacement")
+    request = operator_pb2.SetLeasePolicyRequest(worker=agent.worker_id, lease_policy=policy)
+    answer = await agent.served.operator.SetLeasePolicy(request, metadata=agent.served.admin)
+    assert answer.worker.lease_policy == policy
+    async with asyncio.timeout(DEADLINE_S):
+        assert (await agent.expect("farewell")).farewell.retry
+    known = FleetPolicy()
+    expected_ms = 600_000 - (known.lost_after_ms - known.lease_ttl_ms)
+    assert usual_ms == known.lease_ttl_ms != expected_ms
+    assert (await agent.hello()).welcome.lease_ttl_ms == expected_ms
+    request.lease_policy.reconcile = "whatever"
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "reconcile"):
+        await agent.served.operator.SetLeasePolicy(request, metadata=agent.served.admin)
+
+
 # ---------------------------------------------------------------- what an owner asks over his session
 
 

@@ -173,6 +173,32 @@ async def test_telemetry_newest_sample_is_shown(agent: Agent) -> None:
         await telemetry.Report(iter((wrong,)), metadata=bearer(agent.token))
 
 
+async def test_telemetry_of_own_devices_is_exported_and_of_others_not(agent: Agent) -> None:
+    await agent.join()
+    await agent.hello()
+    mine = agent.offer.devices[0].device_id
+    devices = [
+        telemetry_pb2.DeviceSample(device_id=mine, utilization_ratio=0.75, last_xid=48, ecc_uncorrected=2),
+        telemetry_pb2.DeviceSample(device_id="somebody else's"),
+    ]
+    telemetry = telemetry_pb2_grpc.TelemetryServiceStub(agent.channel)
+    await telemetry.Report(iter([telemetry_pb2.ReportRequest(devices=devices)]), metadata=bearer(agent.token))
+    house = agent.served.house
+    await house.plane.measure()
+    lines = house.metrics.text().decode().splitlines()
+    labels = f'{{device_id="{mine}",worker_id="{agent.worker_id}"}}'
+    assert f"orchestrator_device_utilization_ratio{labels} 0.75" in lines
+    assert f"orchestrator_device_last_xid{labels} 48.0" in lines
+    assert f"orchestrator_device_ecc_uncorrected{labels} 2.0" in lines
+    assert not [line for line in lines if "somebody else" in line]
+    agent.stream.cancel()
+    await wait_until_async(
+        lambda: not house.plane.sessions.connected, what="the session's end", deadline_s=DEADLINE_S
+    )
+    await house.plane.measure()
+    assert labels not in house.metrics.text().decode()
+
+
 # ---------------------------------------------------------------- packages and logs
 
 

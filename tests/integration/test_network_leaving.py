@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 
@@ -106,3 +107,27 @@ def test_agent_interrupted_twice_ends_at_once_and_states_the_rest_when_it_is_bac
     assert bundle.statements[-1].final
     code, text = tenant.ray("stop", "hurried")
     assert code == 0, text
+
+
+def test_agent_that_steps_aside_for_an_upgrade_leaves_job_keeper_and_node_alone(
+    network: Network, tenant: Tenant, back: None
+) -> None:
+    """What `systemctl restart` does by the unit that `orch worker install` writes: SIGHUP, and a new agent."""
+    job, node = occupy(network, tenant, "upgraded")
+    try:
+        keeper, raylet = node.keeper_pid, node.pid_of("raylet")
+        assert raylet
+        network.processes[WORKER].send_signal(signal.SIGHUP)
+        network.exit_code(WORKER)
+        network.start_agent(network.workers[WORKER])
+        network.await_live([WORKER])
+        tried = len(tenant.job("upgraded").attempts)
+        assert (node.keeper_pid, tried, tenant.status("upgraded")) == (keeper, 1, "RUNNING")
+        assert node.pid_of("raylet") == raylet, "Ray was started anew"
+        code, text = tenant.ray("stop", "upgraded")
+        assert code == 0, text
+        assert job.code() == 0, job.text
+        (bundle,) = verified(network, tenant.receipts("upgraded", count=1))
+        assert bundle.receipt.billed_ms > 0
+    finally:
+        end(job)

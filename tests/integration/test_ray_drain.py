@@ -35,7 +35,7 @@ JOB = """
 import json, os, time, ray
 ray.init()
 
-@ray.remote(num_gpus=1, label_selector={"orch-member": "MEMBER"})
+@ray.remote(num_gpus=1, label_selector={"orch-member": "THE-BUSY-ONE"})
 class Trainer:
     def notice(self):
         path = os.environ["ORCH_NOTICE_FILE"]
@@ -55,7 +55,7 @@ while node not in ray._private.state.state.get_draining_nodes():
     time.sleep(0.1)
 print("draining", json.dumps([node]), flush=True)
 time.sleep(600)
-""".replace("MEMBER", BUSY)
+""".replace("THE-BUSY-ONE", BUSY)
 
 
 class _Clock:
@@ -115,6 +115,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         asyncio.run(stop())
 
 
+def what_it_said(log: Path) -> str:
+    return log.read_text() if log.exists() else "no log"
+
+
 async def _line(log: Path, word: str) -> dict[str, object]:
     """What the job printed after a word."""
     found: list[str] = []
@@ -127,7 +131,7 @@ async def _line(log: Path, word: str) -> dict[str, object]:
     try:
         await wait_until_async(said, what=f"the job to say {word!r}", deadline_s=DEADLINE_S)
     except AssertionError as error:
-        error.add_note(log.read_text() if log.exists() else "no log")
+        error.add_note(what_it_said(log))
         raise
     return {"value": json.loads(found[0]) if found[0] else None}
 

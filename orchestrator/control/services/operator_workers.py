@@ -11,7 +11,7 @@ from orchestrator.api.v1 import common_pb2, operator_pb2, operator_pb2_grpc
 from orchestrator.control.inventory_wire import CLASSES
 from orchestrator.control.services import views
 from orchestrator.control.services.access import word
-from orchestrator.control.services.workers import Sample
+from orchestrator.control.services.workers import UNMEASURED, Sample
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
 from orchestrator.core.fleet import ClassOverride, LeasePolicy, Liveness, Reconcile, Worker
@@ -34,8 +34,6 @@ REASON_CHARACTERS_MAX = 200
 
 READMISSION = (HoldKind.OPERATOR, HoldKind.QUARANTINED, HoldKind.CLONED, HoldKind.REVOKED, HoldKind.PROBATION)
 """Holds that an operator's word ends."""
-
-UNMEASURED = Sample(0.0, 0, ())
 
 
 class WorkerActions(operator_pb2_grpc.OperatorServiceServicer):
@@ -154,6 +152,8 @@ class WorkerActions(operator_pb2_grpc.OperatorServiceServicer):
                 raise invalid("lease_policy.reconcile", f"one of {known} is expected") from None
             policy = LeasePolicy(wanted.lost_after_ms, wanted.replace, reconcile)
         await self._loop.submit(m.SetLeasePolicy(worker_id, policy))
+        # Its nodes' deadlines follow from what it is welcomed with.
+        self._sessions.reopen(worker_id)
         return operator_pb2.SetLeasePolicyResponse(worker=await self._shown(worker_id))
 
     # ------------------------------------------------------------ the authority

@@ -146,12 +146,24 @@ class Sample(NamedTuple):
     devices: tuple[telemetry_pb2.DeviceSample, ...] = ()
 
 
+UNMEASURED = Sample(0.0, 0)
+"""Of a worker that has sent none yet."""
+
+
 class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
     """Keeps the newest sample of each worker in memory: measurements are never stored."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
         self.newest: dict[WorkerId, Sample] = {}
+
+    def devices_of(self, workers: frozenset[WorkerId]) -> dict[tuple[str, str], dict[str, float]]:
+        """The newest measurements by (worker, device): what an absent worker's devices do nobody knows."""
+        return {
+            (worker_id, device.device_id): _measured(device)
+            for worker_id in workers
+            for device in self.newest.get(worker_id, UNMEASURED).devices
+        }
 
     async def Report(  # noqa: N802 -- the proto's name
         self, request_iterator: AsyncIterator[telemetry_pb2.ReportRequest], context: Context
@@ -171,3 +183,18 @@ class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
             )
             samples += 1
         return telemetry_pb2.ReportResponse(samples=samples)
+
+
+def _measured(device: telemetry_pb2.DeviceSample) -> dict[str, float]:
+    """A device's measurements by their names; what it does not count is left out."""
+    values: dict[str, float] = {
+        "utilization_ratio": device.utilization_ratio,
+        "memory_used_bytes": device.memory_used_bytes,
+        "power_watts": device.power_watts,
+        "temperature_celsius": device.temperature_celsius,
+        "last_xid": device.last_xid,
+        "throttled": bool(device.throttle_reasons),
+    }
+    if device.HasField("ecc_uncorrected"):
+        values["ecc_uncorrected"] = device.ecc_uncorrected
+    return values

@@ -1,0 +1,117 @@
+"""An owner takes his machine back from under a running job, and offers it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.api.v1 import operator_pb2
+from tests.integration.network import Network
+from tests.integration.tenants import JOB_S, REPOSITORY, Tenant, end, verified
+from tests.polling import wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+CHECKPOINTING = REPOSITORY / "examples" / "checkpointing"
+
+STUBBORN = """
+import time
+print("working", flush=True)
+while True:
+    time.sleep(0.2)
+"""
+
+
+def own(network: Network, worker: str, *arguments: str) -> str:
+    """`orch worker …` as the owner types it on his own machine; what it said."""
+    code, text = network.orch("worker", *arguments, "--data-dir", str(network.folder / worker))
+    assert code == 0, text
+    return text
+
+
+def open_clusters(network: Network) -> dict[str, operator_pb2.Cluster]:
+    with network.client() as client:
+        answer = client.call(client.operator.ListClusters, operator_pb2.ListClustersRequest())
+    return {cluster.cluster_id: cluster for cluster in answer.clusters if cluster.phase != "closing"}
+
+
+def test_reclaim_gives_notice_and_the_job_goes_on_elsewhere_from_its_checkpoint(
+    network: Network, tenant: Tenant, tmp_path: Path
+) -> None:
+    job = tenant.submit(
+        "gives-way",
+        *("python", "train.py", "--steps", "60"),
+        working_dir=CHECKPOINTING,
+        env_vars={"CHECKPOINT_DIR": str(tmp_path / "checkpoints")},
+        orch={"hardware_class": "consumer"},
+    )
+    try:
+        tenant.await_output(job, "beginning at step 0 of 60")
+        (member,) = tenant.job("gives-way").attempts[0].members
+        owner = member.worker_name
+        node = network.node_of(tenant.job("gives-way").attempts[0].cluster_id, owner)
+        said = own(network, owner, "reclaim", "--notice", "40s", "--wait")
+        assert "free" in said
+        assert not node.processes, "the machine is its owner's, and something of a tenant still runs on it"
+        assert {hold.kind for hold in network.worker(owner).standing.holds} == {"reclaimed"}
+        assert job.code() == 0, job.text
+        assert "done: weight" in job.text
+    finally:
+        end(job)
+        own(network, owner, "uncordon")
+    tried = tenant.job("gives-way").attempts
+    assert len(tried) == 2
+    assert tried[1].members[0].worker_name != owner
+    # One of two receipts is the owner's: for what was held there, to the millisecond, and no more.
+    bundles = verified(network, tenant.receipts("gives-way", count=2))
+    assert {bundle.receipt.worker_id for bundle in bundles} == {
+        attempt.members[0].worker_id for attempt in tried
+    }
+    for bundle in bundles:
+        assert bundle.receipt.billed_ms == bundle.receipt.end_ms - bundle.receipt.start_ms > 0
+    code, log = tenant.ray("logs", "gives-way")
+    assert code == 0
+    assert "beginning at step 0" not in log, "the second try began anew"
+    wait_until(
+        lambda: not network.worker(owner).standing.holds,
+        what="the machine to be offered again",
+        deadline_s=10,
+    )
+
+
+def test_reclaim_of_a_stubborn_job_forms_its_next_cluster_before_the_deadline(
+    network: Network, tenant: Tenant, scripts: Path
+) -> None:
+    (scripts / "stubborn.py").write_text(STUBBORN)
+    job = tenant.submit(
+        "stubborn", "python", "stubborn.py", working_dir=scripts, orch={"hardware_class": "consumer"}
+    )
+    owner = ""
+    try:
+        tenant.await_output(job, "working")
+        first = tenant.job("stubborn").attempts[0]
+        owner = first.members[0].worker_name
+        before = set(open_clusters(network))
+        own(network, owner, "reclaim", "--notice", "25s")
+
+        def spares() -> list[str]:
+            return [
+                cluster_id
+                for cluster_id, cluster in open_clusters(network).items()
+                if cluster_id not in before and cluster.phase == "ready"
+            ]
+
+        wait_until(lambda: bool(spares()), what="the next cluster to stand ready", deadline_s=JOB_S)
+        (spare,) = spares()
+        assert len(tenant.job("stubborn").attempts) == 1, "it still runs where it was"
+        wait_until(lambda: len(tenant.job("stubborn").attempts) == 2, what="the next try", deadline_s=JOB_S)
+        second = tenant.job("stubborn").attempts[1]
+        assert second.cluster_id == spare
+        assert second.members[0].worker_name != owner
+        code, text = tenant.ray("stop", "stubborn")
+        assert code == 0, text
+    finally:
+        end(job)
+        if owner:
+            own(network, owner, "uncordon")
