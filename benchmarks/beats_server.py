@@ -242,5 +242,5 @@ async def _echo(requests: AsyncIterator[bytes], context: Context) -> None:
 
 def _add_bare(server: grpc.aio.Server, behaviour: Any) -> None:
     """A handler of bytes under the session's own name."""
-    handlers = {METHOD: grpc.stream_stream_rpc_method_handler(behaviour)}
+    handlers: dict[str, Any] = {METHOD: grpc.stream_stream_rpc_method_handler(behaviour)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))

@@ -33,6 +33,7 @@ from orchestrator.adapters.files import make_folder
 from orchestrator.adapters.keys import Keys
 from orchestrator.agent.connection import Endpoint, GrpcControlPlane
 from orchestrator.agent.daemon import AGENT_VERSION, AgentClock
+from orchestrator.agent.health import LOOK_S, LOOKS_PER_REPORT
 from orchestrator.agent.journal import Record
 from orchestrator.agent.session import Greeter, Sessions, bid_farewell
 from orchestrator.api.v1 import telemetry_pb2, worker_pb2
@@ -44,8 +45,7 @@ if TYPE_CHECKING:
 START_S = 60.0
 """Far above the seconds it takes, for machines that are busy."""
 STOP_S = 20.0
-TELEMETRY_S = 15.0
-"""How often an agent sends a measurement."""
+TELEMETRY_S = LOOK_S * LOOKS_PER_REPORT
 ALL_LIVE_S = 120.0
 """Longer than any figure may take: whoever is not there by then will not come."""
 POLL_S = 0.02
@@ -67,9 +67,15 @@ class ControlProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def trust_pem(self) -> bytes:
+        """The authorities that its listeners are certified by."""
+        return Path(self.endpoints["ca_file"]).read_bytes()
+
+    @property
     def usage(self) -> psutil.Process:
         """For memory and processor time."""
-        assert self._process is not None
+        if self._process is None:
+            raise FigureError("the control plane was not started")
         return psutil.Process(self._process.pid)
 
     @property
@@ -311,7 +317,7 @@ class Crowd:
 @contextlib.asynccontextmanager
 async def gathered(members: list[Member], control: ControlProcess) -> AsyncIterator[Crowd]:
     """Agents of all members, coming at once."""
-    trust_pem = Path(control.endpoints["ca_file"]).read_bytes()
+    trust_pem = control.trust_pem
     agents = [CrowdAgent(member, control.endpoints["session"], trust_pem) for member in members]
     tasks = [asyncio.create_task(agent.run()) for agent in agents]
     try:

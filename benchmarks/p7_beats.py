@@ -36,8 +36,8 @@ from benchmarks.beats_server import (
 from benchmarks.report import Case, FigureError, Target, compared, note
 from benchmarks.stats import median, paired_ratio_interval, percentile
 from orchestrator.api.v1 import worker_pb2
+from orchestrator.control.admission import SESSION_CONTEXT
 from orchestrator.control.inventory_wire import inventory_to
-from orchestrator.control.sessions import SESSION_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,7 +97,8 @@ class Server:
         """The server's counters now; ``begin`` grants every worker a full term."""
         self._pipe.send(begin)
         answer = self._pipe.recv()
-        assert isinstance(answer, Reading)
+        if not isinstance(answer, Reading):
+            raise FigureError(f"the {self.mode} server answered {answer!r}")
         return answer
 
     async def connect(self) -> None:
@@ -224,7 +225,9 @@ async def _full_speed(server: Server, seconds: float) -> Run:
             sent += 1
         return sent
 
-    return await _counted(server, [beat(call, _messages(server, stream)) for stream, call in _streams(server)])
+    return await _counted(
+        server, [beat(call, _messages(server, stream)) for stream, call in _streams(server)]
+    )
 
 
 async def _paced(server: Server, seconds: float) -> Run:
@@ -308,7 +311,22 @@ def _cases(runs: dict[Mode, list[Run]], paced: Run, plan: Plan) -> list[Case]:
     expiries = float(paced.expiries)
     return [
         *cases,
-        Case("P7", "beats-100k-paced-ratio", held, "1/s", 1, held, held, wanted, held / wanted, HELD_TARGET, None, remark),
+        Case(
+            "P7",
+            "beats-100k-paced-ratio",
+            held,
+            "1/s",
+            1,
+            held,
+            held,
+            wanted,
+            held / wanted,
+            HELD_TARGET,
+            None,
+            remark,
+        ),
         Case("P7", "beats-100k-paced-core", core, "of a core", 1, core, core),
-        Case("P7", "beats-100k-paced-expiries", expiries, "workers", 1, expiries, expiries, target=NONE_TARGET),
+        Case(
+            "P7", "beats-100k-paced-expiries", expiries, "workers", 1, expiries, expiries, target=NONE_TARGET
+        ),
     ]

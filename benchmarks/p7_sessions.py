@@ -1,9 +1,9 @@
 """P7 `sessions-2k`: what 2,000 connected workers cost one control plane.
 
 `orch serve` in a process of its own, on SQLite, with the default policies; 2,000 agents in this process, each on a
-connection of its own with its own worker's certificate, beating every five seconds and measuring every fifteen. Counted is
-the server's process: what its memory grew by from serving nobody to serving all, its processor time at rest, and
-how often anybody became suspect. The agents' own cost is not counted, but it shares the machine.
+connection of its own with its own worker's certificate, beating every five seconds and measuring every fifteen.
+Counted is the server's process: what its memory grew by from serving nobody to serving all, its processor time at rest,
+and how often anybody became suspect. The agents' own cost is not counted, but it shares the machine.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ async def _run(control: ControlProcess, members: list[Member], watched_s: float)
             core = (control.cpu_s - cpu_s) / (time.monotonic() - from_s)
             suspicions = control.suspicions() - before
         note(
-            f"P7 sessions: all in {connected_s:.1f} s, {session_kb:.0f} kB each, {core:.2f} of a core over {watched_s:g} s,"
-            f" {suspicions} suspected"
+            f"P7 sessions: all in {connected_s:.1f} s, {session_kb:.0f} kB each, {core:.2f} of a core"
+            f" over {watched_s:g} s, {suspicions} suspected"
         )
         return Run(connected_s, session_kb, core, watched_s, suspicions)
     finally:
@@ -91,7 +91,7 @@ async def _run(control: ControlProcess, members: list[Member], watched_s: float)
 
 def _cases(runs: list[Run]) -> list[Case]:
     suspicions = float(sum(run.suspicions for run in runs))
-    watched_s = sum(run.watched_s for run in runs)
+    watched_s, longest_s = sum(run.watched_s for run in runs), max(run.watched_s for run in runs)
     return [
         _case("sessions-2k-memory", "kB each", [run.session_kb for run in runs], peer=BARE_KB),
         _case("sessions-2k-core", "of a core", [run.core for run in runs]),
@@ -105,7 +105,7 @@ def _cases(runs: list[Run]) -> list[Case]:
             suspicions,
             suspicions,
             target=NONE_TARGET,
-            remark=f"in {watched_s:.0f} s, the longest of them {max(run.watched_s for run in runs):.0f} s without a break",
+            remark=f"in {watched_s:.0f} s, the longest of them {longest_s:.0f} s without a break",
         ),
     ]
 

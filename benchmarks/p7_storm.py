@@ -132,10 +132,11 @@ def _prober(control: ControlProcess) -> Iterator[list[Probe]]:
     """Probe for as long as this lasts; the list is filled at its end."""
     probes: list[Probe] = []
     admin = (control.folder / "admin-token").read_text().strip()
-    authorities = Path(control.endpoints["ca_file"]).read_bytes()
     spawning = multiprocessing.get_context("spawn")
     ours, theirs = spawning.Pipe()
-    process = spawning.Process(target=_probe, args=(theirs, control.endpoints["grpc"], authorities, admin))
+    process = spawning.Process(
+        target=_probe, args=(theirs, control.endpoints["grpc"], control.trust_pem, admin)
+    )
     process.start()
     theirs.close()
     ours.recv()

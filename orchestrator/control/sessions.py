@@ -11,14 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from orchestrator.api.v1 import worker_pb2
 from orchestrator.control import wire
+from orchestrator.control.admission import farewell_of, identify, statement_key, welcome_of
 from orchestrator.control.authority import certificate_for, generation_of
 from orchestrator.control.inventory_wire import inventory_from
-from orchestrator.control.services.access import word
 from orchestrator.control.standing_wire import standing_to
 from orchestrator.control.statements import statement_command
 from orchestrator.control.wishes import clock_notice, faults_reported, wished
@@ -27,7 +25,6 @@ from orchestrator.core.decisions.fleet import check_admitted
 from orchestrator.core.desired import desired_members, ended_leases
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid
 from orchestrator.core.ids import WorkerId
-from orchestrator.core.versions import check_version
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,9 +34,6 @@ if TYPE_CHECKING:
     from orchestrator.core.state import State
 
 log = structlog.get_logger(__name__)
-
-SESSION_CONTEXT = b"orchestrator-session-v1"
-"""The agent signs this, the nonce and its worker id; the prefix makes the signature useless elsewhere."""
 
 NONCE_BYTES = 32
 
@@ -203,7 +197,7 @@ class Sessions:
         if first is None or first.WhichOneof("message") != "hello":
             raise RefusedError(RefusalCode.UNAUTHENTICATED, "a session begins with hello")
         hello = first.hello
-        worker_id = await self._loop.read(lambda state: _identify(state, hello, nonce, peer))
+        worker_id = await self._loop.read(lambda state: identify(state, hello, nonce, peer))
         inventory = inventory_from(hello.inventory)
         await self._submit(m.PassTerm(hello.term))
         connecting = m.ConnectWorker(
@@ -217,7 +211,7 @@ class Sessions:
         if connected.result is False:
             await self._loop.read(lambda state: check_admitted(state.workers[worker_id]))
         token = self._random_bytes(NONCE_BYTES).hex()
-        welcome = await self._loop.read(lambda state: _welcome(state, worker_id, token))
+        welcome = await self._loop.read(lambda state: welcome_of(state, worker_id, token))
         session = Session(
             worker_id,
             hashlib.sha256(token.encode()).hexdigest(),
@@ -338,7 +332,7 @@ class Sessions:
         self, worker_id: WorkerId, send: Callable[[worker_pb2.SessionResponse], Awaitable[None]]
     ) -> bool:
         """Let a draining worker go once it holds nothing and has stated everything; whether it was."""
-        farewell = await self._loop.read(lambda state: _farewell(state, worker_id))
+        farewell = await self._loop.read(lambda state: farewell_of(state, worker_id))
         if farewell is None:
             return False
         try:
@@ -428,7 +422,7 @@ class Sessions:
         envelopes: list[bytes],
         send: Callable[[worker_pb2.SessionResponse], Awaitable[None]],
     ) -> None:
-        key = await self._loop.read(lambda state: _statement_key(state, worker_id))
+        key = await self._loop.read(lambda state: statement_key(state, worker_id))
         refused: list[RefusedError] = []
         for envelope in envelopes[:STATEMENTS_MAX]:
             try:
@@ -445,60 +439,3 @@ class Sessions:
                 await send(worker_pb2.SessionResponse(statement_ack=ack))
         if refused:
             self._count("statements", worker_id, refused[0], len(refused))
-
-
-def _identify(state: State, hello: worker_pb2.Hello, nonce: bytes, peer: Peer) -> WorkerId:
-    """The worker that both keys speak for. Raises RefusedError."""
-    worker_id = WorkerId(hello.worker_id)
-    if worker_id != peer.worker_id:
-        reason = f"this certificate is {peer.worker_id}'s, and a worker speaks only for itself"
-        raise RefusedError(RefusalCode.FORBIDDEN, reason)
-    key = _statement_key(state, worker_id)
-    worker = state.workers[worker_id]
-    if peer.key_sha256 != worker.tls_key_sha256:
-        reason = f"this certificate is for another key than the one {worker_id} joined with"
-        raise RefusedError(RefusalCode.FORBIDDEN, reason)
-    try:
-        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(
-            hello.signature, SESSION_CONTEXT + nonce + worker_id.encode()
-        )
-    except (InvalidSignature, ValueError):
-        raise RefusedError(RefusalCode.UNAUTHENTICATED, f"hello is not signed by {worker_id}'s key") from None
-    check_admitted(worker)
-    check_version(word("hello.agent_version", hello.agent_version, empty=True))
-    if not hello.session_number:
-        raise invalid("hello.session_number", "the agent does not count its sessions; install a newer one")
-    return worker_id
-
-
-def _statement_key(state: State, worker_id: WorkerId) -> str:
-    worker = state.workers.get(worker_id)
-    if worker is None:
-        raise RefusedError(
-            RefusalCode.UNAUTHENTICATED, f"no worker {worker_id[:80]!r} is registered; join first"
-        )
-    return worker.statement_key
-
-
-def _welcome(state: State, worker_id: WorkerId, token: str) -> worker_pb2.Welcome:
-    policies = state.policies
-    return worker_pb2.Welcome(
-        term=state.control.term,
-        heartbeat_interval_ms=policies.fleet.heartbeat_interval_ms,
-        lease_ttl_ms=state.workers[worker_id].lease_ttl_ms(policies.fleet),
-        statement_interval_ms=policies.metering.statement_interval_ms,
-        session_token=token,
-        supplier_id=state.workers[worker_id].supplier_id,
-        network_id=state.control.network_id,
-    )
-
-
-def _farewell(state: State, worker_id: WorkerId) -> worker_pb2.Farewell | None:
-    """Goodbye to a worker that is draining and done; None for any other."""
-    worker = state.workers[worker_id]
-    busy = state.members_on.get(worker_id) or state.unsettled_on.get(worker_id)
-    if not worker.draining or busy:
-        return None
-    if worker.dismissed:
-        return worker_pb2.Farewell(reason="the operator let this worker go", retry=False)
-    return worker_pb2.Farewell(reason="left; thank you for the hours", retry=True)

@@ -24,10 +24,10 @@ from orchestrator.api.v1 import (
     worker_pb2_grpc,
 )
 from orchestrator.cli.serving import ServerIdentity
+from orchestrator.control.admission import SESSION_CONTEXT
 from orchestrator.control.inventory_wire import inventory_to
 from orchestrator.control.services.enrolment import JOIN_CONTEXT, RECOVER_CONTEXT, EnrolLimits
 from orchestrator.control.services.operator import Addresses
-from orchestrator.control.sessions import SESSION_CONTEXT
 from orchestrator.core.fleet import TokenRole
 from orchestrator.core.state import Policies
 from tests.control.house import House, house, inventory

@@ -285,6 +285,6 @@ async def test_loop_sign_of_life_says_whether_the_worker_counts_as_live() -> Non
     worker_id = world.worker()
     loop = Loop(world.state, HeldStore(), HandClock(), lambda _: None)
     assert loop.heard(worker_id)
-    world.live_on(20_000, silent=frozenset({worker_id}))
+    world.live_on(30_000, silent=frozenset({worker_id}))
     assert not loop.heard(worker_id)
     assert not Loop(State(Policies()), HeldStore(), HandClock(), lambda _: None).heard(worker_id)

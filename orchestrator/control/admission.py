@@ -1,0 +1,81 @@
+"""Who may have a session, what it is welcomed with, and when it may go: questions to committed state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from orchestrator.api.v1 import worker_pb2
+from orchestrator.control.services.access import word
+from orchestrator.core.decisions.fleet import check_admitted
+from orchestrator.core.errors import RefusalCode, RefusedError, invalid
+from orchestrator.core.ids import WorkerId
+from orchestrator.core.versions import check_version
+
+if TYPE_CHECKING:
+    from orchestrator.control.authority import Peer
+    from orchestrator.core.state import State
+
+SESSION_CONTEXT = b"orchestrator-session-v1"
+"""The agent signs this, the nonce and its worker id; the prefix makes the signature useless elsewhere."""
+
+
+def identify(state: State, hello: worker_pb2.Hello, nonce: bytes, peer: Peer) -> WorkerId:
+    """The worker that both keys speak for. Raises RefusedError."""
+    worker_id = WorkerId(hello.worker_id)
+    if worker_id != peer.worker_id:
+        reason = f"this certificate is {peer.worker_id}'s, and a worker speaks only for itself"
+        raise RefusedError(RefusalCode.FORBIDDEN, reason)
+    key = statement_key(state, worker_id)
+    worker = state.workers[worker_id]
+    if peer.key_sha256 != worker.tls_key_sha256:
+        reason = f"this certificate is for another key than the one {worker_id} joined with"
+        raise RefusedError(RefusalCode.FORBIDDEN, reason)
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(
+            hello.signature, SESSION_CONTEXT + nonce + worker_id.encode()
+        )
+    except (InvalidSignature, ValueError):
+        raise RefusedError(RefusalCode.UNAUTHENTICATED, f"hello is not signed by {worker_id}'s key") from None
+    check_admitted(worker)
+    check_version(word("hello.agent_version", hello.agent_version, empty=True))
+    if not hello.session_number:
+        raise invalid("hello.session_number", "the agent does not count its sessions; install a newer one")
+    return worker_id
+
+
+def statement_key(state: State, worker_id: WorkerId) -> str:
+    """A registered worker's key, in hex."""
+    worker = state.workers.get(worker_id)
+    if worker is None:
+        raise RefusedError(
+            RefusalCode.UNAUTHENTICATED, f"no worker {worker_id[:80]!r} is registered; join first"
+        )
+    return worker.statement_key
+
+
+def welcome_of(state: State, worker_id: WorkerId, token: str) -> worker_pb2.Welcome:
+    """What a session begins with."""
+    policies = state.policies
+    return worker_pb2.Welcome(
+        term=state.control.term,
+        heartbeat_interval_ms=policies.fleet.heartbeat_interval_ms,
+        lease_ttl_ms=state.workers[worker_id].lease_ttl_ms(policies.fleet),
+        statement_interval_ms=policies.metering.statement_interval_ms,
+        session_token=token,
+        supplier_id=state.workers[worker_id].supplier_id,
+        network_id=state.control.network_id,
+    )
+
+
+def farewell_of(state: State, worker_id: WorkerId) -> worker_pb2.Farewell | None:
+    """Goodbye to a worker that is draining and done; None for any other."""
+    worker = state.workers[worker_id]
+    busy = state.members_on.get(worker_id) or state.unsettled_on.get(worker_id)
+    if not worker.draining or busy:
+        return None
+    if worker.dismissed:
+        return worker_pb2.Farewell(reason="the operator let this worker go", retry=False)
+    return worker_pb2.Farewell(reason="left; thank you for the hours", retry=True)
