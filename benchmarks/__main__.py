@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Protocol, cast
 
-from benchmarks.report import Case, FigureError, note, print_json, print_table
+from benchmarks.report import Case, FigureError, note, print_json, print_table, quiet
 
 # Before gRPC is loaded: it would warn of every child that is started beside its threads.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -24,6 +24,7 @@ FIGURES = {
     "P7-BEATS": "benchmarks.p7_beats",
     "P7-SESSIONS": "benchmarks.p7_sessions",
     "P7-STORM": "benchmarks.p7_storm",
+    "HOSTILE": "benchmarks.hostile",
     "DEMO": "benchmarks.demo_seconds",
 }
 """Figure to the module whose ``measure()`` returns its cases."""
@@ -46,6 +47,7 @@ def figure_module(name: str) -> Figure:
 
 def run(names: list[str]) -> int:
     """Measure in order; what was measured is printed even where a later figure fails."""
+    quiet()
     cases: list[Case] = []
     failed = False
     for name in names:

@@ -11,7 +11,6 @@ behind it. That is the one thing made up: whose beat it is follows from its plac
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import resource
 import tempfile
@@ -23,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
-import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from benchmarks import fleet
+from benchmarks.report import quiet
 from orchestrator.adapters import clock, peers
 from orchestrator.adapters.authority import DAY_MS, Authority
 from orchestrator.adapters.garbage import spare_loaded_state
@@ -141,7 +140,7 @@ def run_server(mode: Mode, size: Size, pipe: Connection) -> None:
     """Serve until the pipe is closed: it carries the port once, then a Reading for each question."""
     # One core, all of gRPC's threads with it: what is held is held on one core.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    quiet()
     with tempfile.TemporaryDirectory(prefix="orch-bench-") as folder:
         asyncio.run(_serve(mode, size, pipe, Path(folder)))
 

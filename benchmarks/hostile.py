@@ -1,4 +1,4 @@
-"""`hostile`: what honest agents and operators notice of strangers who mean harm.
+"""HOSTILE, `hostile`: what honest agents and operators notice of strangers who mean harm.
 
 `orch serve` in a process of its own; honest agents, each with its own certificate and session, beat ten times a
 second, and an operator creates tokens, each a durable commit. A flood comes from a third process. Inside the clock:

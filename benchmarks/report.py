@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import structlog
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -144,6 +146,14 @@ def print_json(cases: Sequence[Case]) -> None:
 def note(text: str) -> None:
     """What is going on now: to standard error, so that standard output holds results alone."""
     print(f"… {text}", file=sys.stderr, flush=True)
+
+
+def quiet() -> None:
+    """Log warnings alone, and to standard error: lines of thousands of sessions would cost more than the sessions."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 def _row(case: Case) -> tuple[Text | str, ...]:

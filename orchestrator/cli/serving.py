@@ -302,20 +302,39 @@ async def _open_grpc(
 
 
 class ServerIdentity:
-    """What a listener shows and whom it trusts, asked at each handshake: a rotation needs no restart."""
+    """What a listener shows and whom it trusts, asked at each handshake: a rotation needs no restart.
+
+    gRPC is told only of what has changed: it exchanges what it was given without regard to handshakes under way on
+    other threads, and has crashed where it had to at each of hundreds at once.
+    """
 
     def __init__(self, authority: Authority, *, mutual: bool) -> None:
         self._authority = authority
         self._mutual = mutual
+        self._shown = self._parts()
 
     def credentials(self) -> grpc.ServerCredentials:
         """For ``add_secure_port``."""
-        return grpc.dynamic_ssl_server_credentials(self._now(), self._now, self._mutual)
+        return grpc.dynamic_ssl_server_credentials(
+            _configuration(*self._shown),
+            self._changed,  # type: ignore[arg-type]  # the stubs do not know that None stands for no change
+            self._mutual,
+        )
 
-    def _now(self) -> grpc.ServerCertificateConfiguration:
+    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
+        parts = self._parts()
+        if parts == self._shown:
+            return None
+        self._shown = parts
+        return _configuration(*parts)
+
+    def _parts(self) -> tuple[bytes, bytes, bytes | None]:
         key, chain = self._authority.server_credentials_pem(clock.SystemClock().now().wall_ms)
-        roots = self._authority.trust_bundle() if self._mutual else None
-        return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=roots)
+        return key, chain, self._authority.trust_bundle() if self._mutual else None
+
+
+def _configuration(key: bytes, chain: bytes, roots: bytes | None) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=roots)
 
 
 def _bind(server: grpc.aio.Server, name: str, at: Address, credentials: grpc.ServerCredentials) -> int:

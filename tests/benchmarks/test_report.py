@@ -100,7 +100,7 @@ def test_paired_interval_unequal_sides_are_refused() -> None:
 
 
 def test_registry_lists_every_figure_with_a_module_that_measures() -> None:
-    assert list(FIGURES) == ["P1", "P4", "P7-BEATS", "P7-SESSIONS", "P7-STORM", "DEMO"]
+    assert list(FIGURES) == ["P1", "P4", "P7-BEATS", "P7-SESSIONS", "P7-STORM", "HOSTILE", "DEMO"]
     assert all(callable(figure_module(name).measure) for name in FIGURES)
 
 
@@ -114,7 +114,7 @@ def test_main_unknown_figure_names_those_there_are() -> None:
         check=False,
     )
     assert answer.returncode == 2
-    assert "no figure P99; there are P1, P4, P7-BEATS, P7-SESSIONS, P7-STORM, DEMO" in answer.stderr
+    assert "no figure P99; there are P1, P4, P7-BEATS, P7-SESSIONS, P7-STORM, HOSTILE, DEMO" in answer.stderr
 
 
 def test_p4_tiny_size_gives_every_case() -> None:
