@@ -20,9 +20,9 @@ import typer
 from orchestrator.adapters.clock import boottime_ms
 from orchestrator.api.v1 import agent_pb2, operator_pb2, worker_pb2
 from orchestrator.api.v1.agent_pb2_grpc import AgentServiceStub
+from orchestrator.cli.agent_flags import agent_directory, takes_settings
 from orchestrator.cli.client import Client, connect
 from orchestrator.cli.errors import CliError, usage_error
-from orchestrator.cli.machine import agent_directory, takes_settings
 from orchestrator.cli.output import Output, OutputFormat, note, print_fields, print_json, print_lines
 from orchestrator.cli.standings import instant_ms, standing_fields, terms_fields
 from orchestrator.cli.wording import yes_no

@@ -19,7 +19,8 @@ def serve(
         str | None, typer.Option(help="HOST:PORT by which workers reach --session-listen. [as bound]")
     ] = None,
     open_enrolment: Annotated[
-        bool | None, typer.Option("--open-enrolment", help="Let strangers join without a token, on probation.")
+        bool | None,
+        typer.Option("--open-enrolment", help="Let strangers join without a token, on probation."),
     ] = None,
     probation_ms: Annotated[
         int | None, typer.Option(help="How long a stranger is live before it gets paid work.")

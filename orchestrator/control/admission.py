@@ -8,7 +8,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from orchestrator.api.v1 import worker_pb2
-from orchestrator.control.services.access import word
+from orchestrator.control.words import word
 from orchestrator.core.decisions.fleet import check_admitted
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid
 from orchestrator.core.ids import WorkerId

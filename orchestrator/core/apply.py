@@ -101,7 +101,10 @@ def _apply_worker(state: State, event: m.WorkerEvent, at_ms: int) -> None:
             state.put(replace(state.workers[event.worker_id], dismissed=False))
         case m.WorkerRecovered():
             worker = state.workers[event.worker_id]
-            state.put(replace(worker, recoveries=worker.recoveries + 1))
+            state.put(replace(worker, recoveries=event.recoveries, recovered_at_ms=at_ms))
+        case m.CertificateIssued():
+            worker = state.workers[event.worker_id]
+            state.put(replace(worker, certificate_generation=event.generation))
         case m.SessionOpened():
             worker = state.workers[event.worker_id]
             since_ms = worker.outdated_since_ms if worker.outdated_since_ms is not None else at_ms

@@ -157,6 +157,7 @@ def _decide(state: State, command: m.Command, now: Now, at_ms: int) -> m.Decisio
         case (
             m.JoinWorker()
             | m.RecoverWorker()
+            | m.RecordCertificate()
             | m.ConnectWorker()
             | m.SetTerms()
             | m.PlaceHold()
@@ -205,7 +206,9 @@ def _decide_worker(state: State, command: m.WorkerCommand, now: Now, at_ms: int)
         case m.JoinWorker():
             return fleet.join_worker(state, command, at_ms)
         case m.RecoverWorker():
-            return fleet.recover_worker(state, command)
+            return fleet.recover_worker(state, command, at_ms)
+        case m.RecordCertificate():
+            return fleet.record_certificate(state, command)
         case m.ConnectWorker():
             return fleet.connect_worker(state, command, now, at_ms)
         case m.SetTerms():

@@ -198,7 +198,10 @@ class Worker:
     sessions: int = 0
     """The number of its newest session: the agent counts them durably, so a copy of it falls behind."""
     recoveries: int = 0
-    """Certificates given to its key after the last one had run out."""
+    """Thousandths of certificates given to its key after the last one had run out, decayed, as of ``recovered_at_ms``."""
+    recovered_at_ms: int = 0
+    certificate_generation: int = 0
+    """Of the authority that issued its newest certificate; 0: it has none."""
     holds: tuple[Hold, ...] = ()
     device_holds: tuple[DeviceHold, ...] = ()
     terms: Terms = Terms()
@@ -256,6 +259,9 @@ class FleetPolicy:
     certificate_life_ms: int = 24 * 3_600_000
     recoveries_max: int = 5
     """Each shows a machine that was away for longer than a certificate lives; more of them is no outage any more."""
+    recoveries_half_life_ms: int = 24 * 3_600_000
+    """A machine that is off for most of each day recovers once a day, which comes to two at most; a key that recovers
+    again and again comes to the limit."""
     open_enrolment: bool = False
     """Whether strangers may join without a token."""
     probation_ms: int = 3_600_000

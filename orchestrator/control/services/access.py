@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.control.authority import peer_of
 from orchestrator.control.secrets import digest_of
 from orchestrator.core.decisions.operators import authenticate
-from orchestrator.core.errors import RefusalCode, RefusedError, invalid
+from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.fleet import Token, TokenRole
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ SCHEME = "bearer"
 SECRET_CHARACTERS_MAX = 512
 """Several times the length of any token issued; longer ones are not worth a look."""
 
-WORD_CHARACTERS_MAX = 200
-"""No id, name or cursor is longer."""
-
 MISSING = "no token came with the call: set ORCH_TOKEN, or ORCH_TOKEN_FILE to the admin token's file"
 
 
@@ -41,15 +38,6 @@ def bearer(context: Context) -> str:
             if scheme.lower() == SCHEME and secret and len(secret) <= SECRET_CHARACTERS_MAX:
                 return secret
     raise RefusedError(RefusalCode.UNAUTHENTICATED, MISSING)
-
-
-def word(field: str, value: str, *, empty: bool = False) -> str:
-    """An id or a name as it may come; INVALID, by its field, otherwise."""
-    if not value and not empty:
-        raise invalid(field, f"{field} is missing")
-    if len(value) > WORD_CHARACTERS_MAX or not value.isprintable():
-        raise invalid(field, f"{field} is not 1 to {WORD_CHARACTERS_MAX} printable characters")
-    return value
 
 
 class Access:

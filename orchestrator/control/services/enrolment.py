@@ -15,8 +15,9 @@ from orchestrator.control.authority import certificate_for, tls_key_of
 from orchestrator.control.inventory_wire import inventory_from
 from orchestrator.control.limits import Buckets, Limit, site_of
 from orchestrator.control.secrets import digest_of
-from orchestrator.control.services.access import SECRET_CHARACTERS_MAX, word
+from orchestrator.control.services.access import SECRET_CHARACTERS_MAX
 from orchestrator.control.standing_wire import offered_terms
+from orchestrator.control.words import word
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
 from orchestrator.core.ids import SupplierId, WorkerId

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.api.v1 import jobs_pb2, jobs_pb2_grpc
 from orchestrator.control.follow import PIECE_BYTES, follow, shown_attempt
 from orchestrator.control.services import views
-from orchestrator.control.services.access import Access, word
+from orchestrator.control.services.access import Access
+from orchestrator.control.words import word
 from orchestrator.core import messages as m
 from orchestrator.core.decisions.operators import find_tenant
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.api.v1 import operator_pb2
 from orchestrator.control.secrets import digest_of, pinned
 from orchestrator.control.services import views
-from orchestrator.control.services.access import word
 from orchestrator.control.services.operator_workers import WorkerActions
 from orchestrator.control.services.workers import Sample
 from orchestrator.control.uptime import counts
+from orchestrator.control.words import word
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found

@@ -10,8 +10,8 @@ from orchestrator.adapters.authority import AuthorityError
 from orchestrator.api.v1 import common_pb2, operator_pb2, operator_pb2_grpc
 from orchestrator.control.inventory_wire import CLASSES
 from orchestrator.control.services import views
-from orchestrator.control.services.access import word
 from orchestrator.control.services.workers import UNMEASURED, Sample
+from orchestrator.control.words import word
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
 from orchestrator.core.fleet import ClassOverride, LeasePolicy, Liveness, Reconcile, Worker

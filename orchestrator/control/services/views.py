@@ -86,7 +86,7 @@ def worker_message(
         memory_used_bytes=memory_used_bytes,
         standing=standing_to(state, worker, at_ms),
         agent_version=worker.agent_version,
-        recoveries=worker.recoveries,
+        recoveries=-(-recoveries_at(worker, state.policies.fleet, at_ms) // THOUSAND),
         evidence_class=worker_evidence_class(worker.inventory.devices).value,
         lease_policy=lease_policy_to(worker.lease_policy),
         class_override_reason=override.reason if override is not None else "",

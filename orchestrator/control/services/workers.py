@@ -14,7 +14,8 @@ from orchestrator.api.v1 import (
     worker_pb2,
     worker_pb2_grpc,
 )
-from orchestrator.control.services.access import Access, word
+from orchestrator.control.services.access import Access
+from orchestrator.control.words import word
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
 from orchestrator.core.ids import AttemptId, WorkerId
 

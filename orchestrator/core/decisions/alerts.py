@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
 from orchestrator.core.alerts import Alert, AlertKind
-from orchestrator.core.decisions.fleet import find_worker
+from orchestrator.core.decisions.fleet import find_worker, recoveries_left
 from orchestrator.core.fleet import Liveness
 from orchestrator.core.holds import HoldKind
 
@@ -57,8 +57,8 @@ def after(state: State, event: m.Event, at_ms: int) -> Iterator[m.Event]:
             yield raise_alert(worker, AlertKind.CORDONED, text, at_ms)
         case m.WorkerRecovered():
             worker = state.workers[event.worker_id]
-            left = state.policies.fleet.recoveries_max - worker.recoveries
-            text = f"{worker.name}'s certificate had run out; it got another one, and may {left} more times"
+            left = recoveries_left(worker, state.policies.fleet, at_ms)
+            text = f"{worker.name}'s certificate had run out; it got another one, and may {left} more times soon"
             yield raise_alert(worker, AlertKind.CERTIFICATE, text, at_ms)
         case _:
             pass

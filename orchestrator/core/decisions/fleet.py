@@ -11,10 +11,11 @@ from orchestrator.core.catalogue import CPU_MODEL, GIB, MODELS, nearest
 from orchestrator.core.decisions.operators import authenticate, check_name
 from orchestrator.core.decisions.terms import check_terms
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
-from orchestrator.core.fleet import Inventory, Liveness, Supplier, Token, TokenRole, Worker
+from orchestrator.core.fleet import FleetPolicy, Inventory, Liveness, Supplier, Token, TokenRole, Worker
 from orchestrator.core.hardware import check_device_count, evidence_fault, hardware_changes, misfit
 from orchestrator.core.holds import Hold, HoldKind
 from orchestrator.core.ids import SupplierId
+from orchestrator.core.reliability import THOUSAND, decayed
 from orchestrator.core.versions import is_outdated, upgrade_notice
 
 if TYPE_CHECKING:
@@ -150,18 +151,41 @@ def _taken_devices(state: State, worker: Worker, at_ms: int) -> Iterator[m.Event
         return
 
 
-def recover_worker(state: State, command: m.RecoverWorker) -> m.Decision:
+def recover_worker(state: State, command: m.RecoverWorker, at_ms: int) -> m.Decision:
     """Another certificate for a worker that was away for longer than its last one lived: counted, and not for ever."""
     worker = find_worker(state, command.worker_id)
     if command.tls_key_sha256 != worker.tls_key_sha256:
         reason = f"this TLS key is not the one that {worker.worker_id} joined with"
         raise RefusedError(RefusalCode.FORBIDDEN, reason, "tls_csr")
     check_admitted(worker)
-    limit = state.policies.fleet.recoveries_max
-    if worker.recoveries >= limit:
-        reason = f"recovered {limit} times already; join again with a new token from the operator"
+    policy = state.policies.fleet
+    if recoveries_left(worker, policy, at_ms) == 0:
+        hours = policy.recoveries_half_life_ms / 3_600_000
+        reason = (
+            f"recovered {policy.recoveries_max} times lately, and no more for now: each counts half after"
+            f" {hours:g} hours. Keep the agent running, or see whether its keys are used elsewhere"
+        )
         raise RefusedError(RefusalCode.EXHAUSTED, reason, "worker_id")
-    return m.Decision((m.WorkerRecovered(worker.worker_id),), worker.worker_id)
+    count = recoveries_at(worker, policy, at_ms) + THOUSAND
+    return m.Decision((m.WorkerRecovered(worker.worker_id, count),), worker.worker_id)
+
+
+def recoveries_at(worker: Worker, policy: FleetPolicy, at_ms: int) -> int:
+    """Thousandths of recoveries that count at ``at_ms``."""
+    return decayed(worker.recoveries, at_ms - worker.recovered_at_ms, policy.recoveries_half_life_ms)
+
+
+def recoveries_left(worker: Worker, policy: FleetPolicy, at_ms: int) -> int:
+    """How many more may follow at once: what is past counts by its part, rounded up."""
+    return max(0, policy.recoveries_max - -(-recoveries_at(worker, policy, at_ms) // THOUSAND))
+
+
+def record_certificate(state: State, command: m.RecordCertificate) -> m.Decision:
+    """Which authority a worker's newest certificate is of; a renewal under the same one writes nothing."""
+    worker = find_worker(state, command.worker_id)
+    if worker.certificate_generation == command.generation:
+        return m.Decision((), worker.worker_id)
+    return m.Decision((m.CertificateIssued(worker.worker_id, command.generation),), worker.worker_id)
 
 
 def check_admitted(worker: Worker) -> None:

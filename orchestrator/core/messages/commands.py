@@ -99,6 +99,14 @@ class RecoverWorker:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordCertificate:
+    """A certificate of this generation of the authority is about to be handed to a worker."""
+
+    worker_id: WorkerId
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectWorker:
     """A session was opened, or (without a ``session``) a worker that was not live was heard again."""
 
@@ -328,6 +336,7 @@ class Tick:
 WorkerCommand = (
     JoinWorker
     | RecoverWorker
+    | RecordCertificate
     | ConnectWorker
     | SetTerms
     | PlaceHold

@@ -40,6 +40,16 @@ class WorkerRecovered:
     """A certificate was given to a key whose last one had run out."""
 
     worker_id: WorkerId
+    recoveries: int = 1_000
+    """Thousandths, with this one, as `Worker.recoveries`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateIssued:
+    """A worker has a certificate of another generation of the authority than before."""
+
+    worker_id: WorkerId
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +189,7 @@ WorkerEvent = (
     | WorkerDrained
     | DismissalTold
     | WorkerRecovered
+    | CertificateIssued
     | SessionOpened
 )
 """Who a worker is, what it has, whether it is there."""

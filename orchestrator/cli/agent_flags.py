@@ -1,0 +1,114 @@
+"""The settings of an agent as flags, declared once for every command that takes them; and which agent is meant."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from orchestrator.cli.worker import AGENT_DATA_DIR
+
+Text = str | None
+Texts = list[str] | None
+
+
+def _flags(
+    control_plane: Annotated[
+        Text,
+        typer.Option(help="The control plane's HOST:PORT; by variable ORCH_URL; default: 127.0.0.1:7443."),
+    ] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File that holds the join token.")] = None,
+    open_enrolment: Annotated[
+        bool | None, typer.Option("--open-enrolment", help="Join without a token, as a stranger.")
+    ] = None,
+    ca_pin: Annotated[
+        Text, typer.Option(help="The pin of the network's CA, for joining without a token.")
+    ] = None,
+    name: Annotated[Text, typer.Option(help="How to call this machine; default: its host name.")] = None,
+    simulate: Annotated[
+        Texts,
+        typer.Option(metavar="MODELxN", help="Pretend to have N such GPUs, shown as simulated. Repeatable."),
+    ] = None,
+    gpus: Annotated[
+        bool | None, typer.Option("--gpus/--no-gpus", help="Offer the GPUs, as by default, or not")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(help="Members that may run here at once; default: 1.")] = None,
+    head_slots: Annotated[
+        int | None, typer.Option(help="Ray heads to carry for clusters of several machines; default: 0.")
+    ] = None,
+    cpus: Annotated[int | None, typer.Option(help="Processors to offer; default: all.")] = None,
+    zone: Annotated[
+        Text, typer.Option(help="Machines with the same zone share a fate, such as an uplink.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where the agent keeps its keys and state; default: ~/.orchestrator/agent."),
+    ] = None,
+    price: Annotated[
+        Texts,
+        typer.Option(
+            metavar="MODEL=CREDITS",
+            help="Ask for a GPU-hour of a model, or `auto`, as by default. Repeatable.",
+        ),
+    ] = None,
+    region: Annotated[Texts, typer.Option(help="A region that this machine counts to. Repeatable.")] = None,
+    max_lease: Annotated[
+        Text, typer.Option(help="The longest lease, such as 12h; default: no limit.")
+    ] = None,
+    schedule: Annotated[
+        Text,
+        typer.Option(
+            help="When to work: `nights` or `Mon-Fri 18:00-08:00, Sat-Sun 00:00-24:00`; default: always."
+        ),
+    ] = None,
+    timezone: Annotated[Text, typer.Option(help="The schedule's time zone; default: this machine's.")] = None,
+    idle_only: Annotated[
+        bool | None,
+        typer.Option(
+            "--idle-only/--not-idle-only", help="Stop when you use the GPUs yourself; default: not."
+        ),
+    ] = None,
+    tier: Annotated[Text, typer.Option(help="interruptible, as by default, or committed.")] = None,
+    notice: Annotated[
+        Text, typer.Option(help="What a job gets when you take the machine back; default: 30s.")
+    ] = None,
+    webhook: Annotated[
+        Text, typer.Option(help="URL that is told of trouble; ORCH_WORKER_WEBHOOK hides it.")
+    ] = None,
+    yes: Annotated[bool | None, typer.Option("--yes", help="Agree without being asked.")] = None,
+) -> None:
+    """Hold the flags of every setting, by its name, once for all commands that take them."""
+
+
+def takes_settings(command: Callable[..., None], names: Collection[str] | None = None) -> Callable[..., None]:
+    """Put the flags of settings before a command's own; it gets them as one mapping, its first argument.
+
+    Without ``names`` these are all of them.
+    """
+    every = inspect.signature(_flags, eval_str=True).parameters
+    shared = {name: one for name, one in every.items() if names is None or name in names}
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*shared.values(), *own)]
+
+    def wrapped(**given: Any) -> None:
+        command({name: given.pop(name) for name in shared}, **given)
+
+    wrapped.__doc__ = command.__doc__
+    wrapped.__name__ = command.__name__
+    wrapped.__annotations__ = {one.name: one.annotation for one in parameters}
+    wrapped.__dict__["__signature__"] = inspect.Signature(parameters)
+    return wrapped
+
+
+def agent_directory(data_dir: Path | None) -> Path:
+    """The directory of this machine's agent: as named, else the installed service's, else the default."""
+    from orchestrator.cli import service
+
+    if data_dir is not None:
+        return data_dir.expanduser()
+    manager = service.found_manager(None)
+    default = AGENT_DATA_DIR.expanduser()
+    return default if manager is None else service.data_dir_of(manager.scope, default)
