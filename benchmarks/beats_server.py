@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 BEAT_MS = 10_000
 """One beat of each worker in this time; whoever misses two and a half of them is suspect by the default policy."""
 
+STOP_S = 1.0
+"""For handlers whose streams were just ended to notice."""
+
 WORKER_KEY = "worker"
 """Metadata that says which worker a stream belongs to, in place of a certificate."""
 
@@ -168,10 +171,10 @@ async def _serve(mode: Mode, size: Size, pipe: Connection, folder: Path) -> None
     await server.start()
     pipe.send(port)
     await _answer(pipe, state, store)
+    await server.stop(STOP_S)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await server.stop(0)
 
 
 def _identity(number: int, heads: set[int]) -> fleet.Identity:

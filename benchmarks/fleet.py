@@ -110,7 +110,7 @@ def commands(workers: int, identity: Callable[[int], Identity] = made_up) -> Ite
         yield m.CreateTenant(tenant_id, tenant_id.replace("_", "-"))
     for number in range(workers):
         token = _sha256(f"token {number}")
-        supplier_id = supplier_id_of(number)
+        supplier_id, offer = supplier_id_of(number), inventory(number)
         yield m.CreateToken(
             TokenId(f"tok_{number}"),
             TokenRole.SUPPLIER,
@@ -118,6 +118,7 @@ def commands(workers: int, identity: Callable[[int], Identity] = made_up) -> Ite
             token,
             TOKEN_TTL_MS,
             supplier_id,
+            head_host=offer.head_slots > 0,
         )
         worker_id, keys = worker_id_of(number), identity(number)
         yield m.JoinWorker(
@@ -125,7 +126,7 @@ def commands(workers: int, identity: Callable[[int], Identity] = made_up) -> Ite
             token,
             f"worker-{number}",
             keys.statement_key,
-            inventory(number),
+            offer,
             keys.tls_key_sha256,
         )
         yield m.ConnectWorker(worker_id, None)

@@ -55,15 +55,14 @@ def measure(plan: Plan | None = None, repetitions: int = REPETITIONS) -> list[Ca
     with tempfile.TemporaryDirectory(prefix="orch-bench-") as name:
         folder = Path(name) / "data"
         members = prepare(folder, chosen.sessions)
-        runs = [
-            asyncio.run(_run(ControlProcess(folder), members, _watched_s(chosen, number, repetitions)))
-            for number in range(repetitions)
-        ]
+        runs = asyncio.run(_measure(ControlProcess(folder), members, chosen, repetitions))
     return _cases(runs)
 
 
-def _watched_s(plan: Plan, number: int, repetitions: int) -> float:
-    return plan.long_s if number == repetitions - 1 else plan.brief_s
+async def _measure(control: ControlProcess, members: list[Member], plan: Plan, repetitions: int) -> list[Run]:
+    # All in one event loop: gRPC keeps what it has of the first one.
+    watched_s = [plan.brief_s] * (repetitions - 1) + [plan.long_s]
+    return [await _run(control, members, each_s) for each_s in watched_s]
 
 
 async def _run(control: ControlProcess, members: list[Member], watched_s: float) -> Run:

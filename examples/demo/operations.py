@@ -70,6 +70,7 @@ def start_agents(client: Client, network: Network) -> None:
             request_id=f"demo-{machine.name}",
             role=operator_pb2.TOKEN_ROLE_SUPPLIER,
             subject=machine.supplier,
+            head_host=machine.head_slots > 0,
         )
         network.start_agent(machine, client.call(client.operator.CreateToken, request).secret)
 

@@ -5,9 +5,10 @@ In its folder: ``ca/0001.key`` and ``ca/0001.pem`` (one generation of the CA), `
 and ``ca.pem`` (the trust bundle, for `orch` on this machine).
 
 Rotation drops nobody: workers of every trusted generation are let in, and the server shows the cross
-certificates, so that one who knows only the old CA reaches the new one through it. A generation *exists* once its
-key is on the disk, because whatever else it needs can be made from that; it is *retired* once its certificate
-was moved away. What a crash left undone is finished at the next start.
+certificates, so that one who knows only the old CA reaches the new one through it. Those outlive a retirement: a
+worker that was off meanwhile shows a certificate that is refused, and can still learn whom to trust and recover.
+A generation *exists* once its key is on the disk, because whatever else it needs can be made from that; it is
+*retired* once its certificate was moved away. What a crash left undone is finished at the next start.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -39,6 +40,7 @@ from orchestrator.adapters.peers import (
     parse_spiffe_id,
     pin_of,
     read_csr,
+    split_chain,
 )
 
 CA_FOLDER = "ca"
@@ -66,7 +68,11 @@ WORKER_BACKDATE_MS = HOUR_MS
 GENERATIONS_MAX = 8
 """Trusted at once: each adds a certificate to every handshake, and a ninth means nobody retires any."""
 
+CROSSES_MAX = GENERATIONS_MAX
+"""Cross certificates in the server's chain: who was away for more rotations than that has to join anew."""
+
 _FILE = re.compile(r"(\d{4,9})\.(?:key|pem)")
+_CROSS_FILE = re.compile(r"(\d{4,9})\.cross\.pem")
 
 
 class AuthorityError(Exception):
@@ -93,7 +99,10 @@ class CaGeneration:
 
 @dataclass(frozen=True, slots=True)
 class _Generation:
-    """``cross_pem`` is this generation certified by the one before it, unless there was none in force."""
+    """``cross_pem`` is this generation certified by the one before it, unless there was none in force.
+
+    The oldest trusted one's goes on with those of the retired ones before it.
+    """
 
     number: int
     key: ec.EllipticCurvePrivateKey = field(repr=False)
@@ -156,8 +165,8 @@ class Authority:
     def server_credentials_pem(self, now_ms: int) -> tuple[bytes, bytes]:
         """(private key, chain) that the control plane shows; cheap to ask for at each handshake.
 
-        The chain goes on with the cross certificates from newest to oldest: whoever trusts any generation finds
-        a path, and whoever trusts the newest needs none of them.
+        The chain goes on with the cross certificates from newest to oldest: whoever trusts any generation, a
+        retired one too, finds a path, and whoever trusts the newest needs none of them.
         """
         trusted, server = self._trusted, self._server
         if (
@@ -209,8 +218,9 @@ class Authority:
     def retire(self) -> None:
         """Trust nothing but the newest generation from now on. Blocking; may be tried again.
 
-        Who has no certificate of the newest generation by then is refused at the next handshake, and who trusts
-        only an older one refuses us: wait until every worker has renewed. Sessions already open are not ended.
+        Who has no certificate of the newest generation by then is refused at the next handshake and has to
+        recover; who trusts only an older one still finds us, by the cross certificates. Sessions already open are
+        not ended.
         """
         with self._changing:
             if len(self._trusted) == 1:
@@ -220,7 +230,9 @@ class Authority:
                 certificate.rename(self._retired_path(oldest.number))
                 sync_folder(self._folder / RETIRED_FOLDER)
                 sync_folder(self._folder)
-                self._trusted = self._trusted[:-1]
+                *newer, left = self._trusted[:-1]
+                gone = self._trusted[-1].cross_pem
+                self._trusted = (*newer, replace(left, cross_pem=left.cross_pem + gone))
             self._publish()
             self._sweep()
 
@@ -251,7 +263,9 @@ class Authority:
         except ValueError as error:
             raise KeyFileError(f"{path} holds no P-256 key; restore it from a backup") from error
         pem = self._certificate(self._path(number, "pem"), key, lambda: _root(number, key, now_ms))
-        if older is None or older.not_after_ms <= now_ms:
+        if older is None:
+            return _Generation(number, key, pem, self._bridges(number, pem))
+        if older.not_after_ms <= now_ms:
             return _Generation(number, key, pem, b"")
         issuer, name = older, load_certificate(pem).subject
         cross = self._certificate(
@@ -261,6 +275,22 @@ class Authority:
             issuer,
         )
         return _Generation(number, key, pem, cross)
+
+    def _bridges(self, number: int, pem: bytes) -> bytes:
+        """The cross certificates that lead from the oldest trusted generation back through retired ones."""
+        found = b""
+        while (path := self._path(number, "cross.pem")).exists():
+            retired = self._retired_path(number - 1)
+            try:
+                issuer, cross = _bridge(retired, path, pem)
+            except (ValueError, FileNotFoundError) as error:
+                raise KeyFileError(
+                    f"{path} is not generation {number} of the CA certified by {retired}; restore it from a"
+                    " backup, or delete it: workers that know only older generations must then join anew"
+                ) from error
+            found += cross
+            number, pem = number - 1, issuer
+        return found
 
     def _certificate(
         self,
@@ -272,8 +302,7 @@ class Authority:
         """The certificate of ``key`` by ``issuer``, or by itself; made if there is none."""
         if not path.exists():
             write_whole(path, certificate_to_pem(make()))
-        with path.open("rb") as file:
-            pem = file.read(FILE_BYTES_MAX)
+        pem = _public(path)
         try:
             belongs = key_sha256(pem) == key_sha256(key.public_key())
             belongs = belongs and is_issued_by(pem, issuer.pem if issuer else pem)
@@ -290,11 +319,14 @@ class Authority:
         write_whole(self._path(number, "key"), key_to_pem(new_tls_key()))
 
     def _sweep(self) -> None:
-        """Delete what retired generations leave behind: their keys, and what they certified."""
+        """Delete the keys of retired generations, and cross certificates too old to be shown."""
         for number in _numbers(self._folder / RETIRED_FOLDER):
             if not self._path(number, "pem").exists():
                 self._path(number, "key").unlink(missing_ok=True)
-                self._path(number + 1, "cross.pem").unlink(missing_ok=True)
+        newest = max(_numbers(self._folder), default=0)
+        for number in _numbers(self._folder, _CROSS_FILE):
+            if number <= newest - CROSSES_MAX:
+                self._path(number, "cross.pem").unlink(missing_ok=True)
         sync_folder(self._folder)
 
     def _publish(self) -> None:
@@ -303,9 +335,22 @@ class Authority:
             write_whole(self._bundle_path, bundle)
 
 
-def _numbers(folder: Path) -> set[int]:
-    """The generations that have a key or a certificate in ``folder``."""
-    return {int(match[1]) for path in folder.iterdir() if (match := _FILE.fullmatch(path.name))}
+def _numbers(folder: Path, pattern: re.Pattern[str] = _FILE) -> set[int]:
+    """The generations that have a key or a certificate (or what else ``pattern`` names) in ``folder``."""
+    return {int(match[1]) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))}
+
+
+def _bridge(older: Path, cross: Path, pem: bytes) -> tuple[bytes, bytes]:
+    """An older CA's certificate and the cross certificate by it of the key in ``pem``. Raises ValueError, OSError."""
+    issuer, certified = (certificate_to_pem(load_certificate(_public(path))) for path in (older, cross))
+    if pin_of(certified) != pin_of(pem) or not is_issued_by(certified, issuer):
+        raise ValueError("of another key, or by another CA")
+    return issuer, certified
+
+
+def _public(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(FILE_BYTES_MAX)
 
 
 def _missing(path: Path) -> KeyFileError:
@@ -425,5 +470,6 @@ def _server_identity(trusted: tuple[_Generation, ...], now_ms: int) -> _ServerId
         ExtendedKeyUsageOID.SERVER_AUTH,
         (now_ms - SKEW_MS, now_ms + SERVER_LIFE_MS),
     )
-    crosses = b"".join(one.cross_pem for one in trusted[:-1])
-    return _ServerIdentity(trusted, now_ms, key_to_pem(key), certificate_to_pem(leaf) + crosses)
+    crosses = [cross for one in trusted if one.cross_pem for cross in split_chain(one.cross_pem)]
+    alive = [cross for cross in crosses[:CROSSES_MAX] if certificate_times(cross)[1] > now_ms]
+    return _ServerIdentity(trusted, now_ms, key_to_pem(key), certificate_to_pem(leaf) + b"".join(alive))

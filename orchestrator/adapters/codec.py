@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import msgspec
 
 from orchestrator.core import messages as m
-from orchestrator.core.state import TABLES, Entity
+from orchestrator.core.entities import TABLES, Entity
 
 if TYPE_CHECKING:
     from collections.abc import Callable

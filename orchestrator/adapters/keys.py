@@ -49,7 +49,7 @@ class Keys:
         self._master = self._raw(MASTER_FILE)
         text = self._load(ADMIN_FILE, lambda: new_secret(ADMIN_PREFIX))
         self.admin_token = text
-        """What `orch` on this machine shows to be the operator."""
+        """What `orch` on this machine shows to be the operator, as it stands in the file."""
 
     def cluster_token(self, cluster_id: str) -> str:
         """The token of one Ray cluster: derived, so that it need not be stored and survives a restart."""
@@ -61,9 +61,13 @@ class Keys:
 
     def renew_admin_token(self) -> None:
         """Replace an admin token that does not count any more."""
-        text = new_secret(ADMIN_PREFIX)
-        write_whole(self.folder / ADMIN_FILE, f"{text}\n".encode())
-        self.admin_token = text
+        self.keep_admin_token(new_secret(ADMIN_PREFIX))
+
+    def keep_admin_token(self, text: str) -> None:
+        """Have the file hold this from now on; the same again writes nothing. Blocking; raises OSError."""
+        if text != self.admin_token:
+            write_whole(self.folder / ADMIN_FILE, f"{text}\n".encode())
+            self.admin_token = text
 
     def _derived(self, name: str) -> str:
         return hmac.new(self._master, name.encode(), hashlib.sha256).hexdigest()

@@ -31,7 +31,8 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from orchestrator.adapters import codec
 from orchestrator.adapters.database import WRITES, migrate, open_engine, unavailable
 from orchestrator.core.apply import apply
-from orchestrator.core.state import TABLES, Entity, Policies, State
+from orchestrator.core.entities import TABLES, Entity
+from orchestrator.core.state import Policies, State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -27,6 +27,10 @@ class TrustError(Exception):
     """Somebody answers who is not the control plane that was meant; the message says how that shows."""
 
 
+class UnknownPinError(TrustError):
+    """Who answers may well be meant: its CA is not, or not any more, the one that the pin names."""
+
+
 async def fetch_trust(address: str, pin: str, wall_ms: int) -> bytes:
     """The certificate (PEM) of the CA that ``pin`` names, or of the newest. Raises ConnectionError, TrustError.
 
@@ -45,7 +49,7 @@ async def fetch_trust(address: str, pin: str, wall_ms: int) -> bytes:
             return peers.check_bundle(bundle, pin)
     except ValueError as error:
         raise TrustError(f"what answers at {address} is no control plane: {error}") from None
-    raise TrustError(
+    raise UnknownPinError(
         f"the control plane at {address} is not the one that this token or pin is for: expected a CA with pin"
         f" {pin}, found {', '.join(pins) or 'none'}; nothing secret was sent: check --control-plane, or ask the"
         " operator for a new join token"

@@ -58,22 +58,28 @@ class Webhooks:
     """The control plane's way to owners. Make it where the event loop runs, or before; close it in the end."""
 
     def __init__(self, *, private: bool) -> None:
-        """``private`` allows addresses of one's own network: a closed laboratory has no others."""
+        """``private`` allows addresses of one's own network, for owners whom an operator vouched for."""
         self._private = private
-        self._session: ClientSession | None = None
+        self._sessions: dict[bool, ClientSession] = {}
+        """By whether they may reach private addresses: a connection of the one kind is never the other's."""
 
-    async def post(self, url: str, body: bytes) -> None:
-        """Deliver, or raise OSError where it may arrive later, ValueError where it never will."""
+    async def post(self, url: str, body: bytes, *, vouched: bool) -> None:
+        """Deliver, or raise OSError where it may arrive later, ValueError where it never will.
+
+        Without ``vouched`` a stranger chose the URL: it leads to public addresses only, whatever is set.
+        """
+        private = self._private and vouched
         host = urlsplit(url).hostname
         if not host:
             raise ValueError("the webhook's URL names no host")
-        if not self._private and _is_literal(host) and not is_public(host):
+        if not private and _is_literal(host) and not is_public(host):
             raise ValueError(f"the webhook's address {host} is no public one")
-        if self._session is None:
-            self._session = self._open()
+        session = self._sessions.get(private)
+        if session is None:
+            session = self._sessions[private] = _open(private=private)
         headers = {"Content-Type": "application/json"}
         try:
-            async with self._session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
+            async with session.post(url, data=body, headers=headers, allow_redirects=False) as answer:
                 if answer.status not in RESPONSE_OK:
                     raise OSError(f"the webhook answered {answer.status}")
         except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError) as error:
@@ -83,20 +89,21 @@ class Webhooks:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise OSError(f"the webhook cannot be reached: {type(error).__name__}") from error
 
-    def _open(self) -> ClientSession:
-        """Cookies are forgotten: a hostile server could otherwise fill the memory with them."""
-        connector = aiohttp.TCPConnector(socket_factory=None if self._private else public_socket, limit=32)
-        return aiohttp.ClientSession(
-            connector=connector,
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-        )
-
     async def close(self) -> None:
         """End every connection."""
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
+
+
+def _open(*, private: bool) -> ClientSession:
+    """Cookies are forgotten: a hostile server could otherwise fill the memory with them."""
+    connector = aiohttp.TCPConnector(socket_factory=None if private else public_socket, limit=32)
+    return aiohttp.ClientSession(
+        connector=connector,
+        timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        trust_env=False,
+    )
 
 
 def _is_literal(host: str) -> bool:

@@ -104,7 +104,6 @@ class GrpcControlPlane:
 
     def __init__(self, access: Access) -> None:
         self._access = access
-        self._endpoint: Endpoint | None = None
         self._opened: grpc.aio.Channel | None = None
         self._metadata: tuple[tuple[str, str], ...] = ()
         self._log_call: LogCall | None = None
@@ -112,11 +111,13 @@ class GrpcControlPlane:
         self._report_call: ReportCall | None = None
 
     async def open(self) -> GrpcSession:
-        """Connect, with the newest certificate, and begin a session."""
+        """Connect, with the newest certificate, and begin a session.
+
+        Always on a connection of its own: what a session shows is looked at in the handshake and never again.
+        """
         endpoint = await self._access.endpoint()
-        if endpoint != self._endpoint or self._opened is None:
-            await self.close()
-            self._endpoint, self._opened = endpoint, open_channel(endpoint)
+        await self.close()
+        self._opened = open_channel(endpoint)
         worker: WorkerServiceAsyncStub = WorkerServiceStub(self._opened)
         call = worker.Session()
         try:

@@ -2,7 +2,8 @@
 
 Renewal goes by the boot clock: the control plane says when half the certificate's life is over, and what is left
 then is as long as what passes until then, so the wait is known without comparing two wall clocks. After a reboot
-only the wall clock is left; however wrong that is, the wait is no longer than that half.
+only the wall clock is left; however wrong that is, the wait is no longer than that half. A session begins with a
+renewal unless the certificate is young: nobody knows how soon this machine is off again, or for how long.
 
 What the control plane refuses at the handshake shows as a connection that it closes. Where the certificate has
 run out, or that happens again and again, a recovery is asked for; those are counted, so one that has not been
@@ -41,6 +42,12 @@ TRUST_FILE = "trust.pem"
 
 LOOK_S = 30.0
 """Between two looks at whether renewal is due, and between two requests: half a life is hours at least."""
+
+UNANSWERED_MAX = 3
+"""Requests for the next certificate in a row that nothing came of, before the owner is told: one may be lost."""
+
+YOUNG_MS = 3_600_000
+"""A certificate that came within the hour is not renewed when a session begins: a bad line opens many."""
 
 REFUSALS_MAX = 3
 """In a row, of a certificate that looks valid here: one may be a control plane that just stops."""
@@ -111,6 +118,8 @@ class Credentials:
         self._renew_at_ms = self._renewal_ms()
         """Boot clock."""
         self._asked_at_ms: int | None = None
+        self._unanswered = 0
+        """Requests for a certificate since the last one came."""
         self._changed = asyncio.Event()
         self._refusals = 0
 
@@ -118,6 +127,17 @@ class Credentials:
     def identity(self) -> Identity:
         """As it is on disk."""
         return self._identity
+
+    @property
+    def notice(self) -> str:
+        """What the owner should know of a renewal that keeps failing; empty where it does not."""
+        if self._unanswered <= UNANSWERED_MAX:
+            return ""
+        end = instant(peers.certificate_times(self._chain)[1]) if self._chain else "now"
+        return (
+            f"it was asked for again {self._unanswered} times and none came; the present one is good until {end}."
+            " Ask the network's operator, who finds the reason in the log of `orch serve`"
+        )
 
     def _check_own(self, chain: bytes) -> None:
         if peers.key_sha256(chain) != peers.key_sha256(self._keys.tls.public_key()):
@@ -130,8 +150,17 @@ class Credentials:
             return received.renew_boottime_ms
         if not self._chain:
             return now.monotonic_ms
-        half_ms = max(0, peers.certificate_times(self._chain)[1] - received.renew_after_unix_ms)
-        return now.monotonic_ms + min(max(0, received.renew_after_unix_ms - now.wall_ms), half_ms)
+        wait_ms = max(0, received.renew_after_unix_ms - now.wall_ms)
+        return now.monotonic_ms + min(wait_ms, self._half_life_ms())
+
+    def _half_life_ms(self) -> int:
+        ends_ms = peers.certificate_times(self._chain)[1] if self._chain else 0
+        return max(0, ends_ms - self._identity.certificate.renew_after_unix_ms)
+
+    def _is_young(self) -> bool:
+        """Whether the certificate came within the hour, by the boot clock."""
+        came_ms = self._renew_at_ms - self._half_life_ms()
+        return self._clock.boottime_ms() - came_ms < YOUNG_MS
 
     # ------------------------------------------------------------ connecting
 
@@ -232,7 +261,7 @@ class Credentials:
         log.warning("certificate_recovered", recoveries_left=answer.recoveries_left)
         self._say(
             "the certificate had run out and was replaced; that can be done"
-            f" {answer.recoveries_left} more time(s) before this machine has to join anew"
+            f" {answer.recoveries_left} more time(s) soon, and more often as time passes"
         )
 
     # ------------------------------------------------------------ renewal
@@ -240,16 +269,26 @@ class Credentials:
     async def attend(self, channel: ControlChannel) -> None:
         """As Attendant.attend: ask for the next certificate when it is time."""
         self._asked_at_ms = None
+        if not self._is_young():
+            self._renew_at_ms = min(self._renew_at_ms, self._clock.boottime_ms())
         while True:
             self._changed.clear()
             if self._renewal_due():
                 self._asked_at_ms = self._clock.boottime_ms()
                 renew = worker_pb2.RenewCertificate(tls_csr=peers.make_csr(self._keys.tls))
                 await channel.send(worker_pb2.SessionRequest(renew_certificate=renew))
+                self._count_unanswered()
             with contextlib.suppress(TimeoutError):
                 # Looked at regularly, because a timer of this process does not count sleep.
                 async with asyncio.timeout(LOOK_S):
                     await self._changed.wait()
+
+    def _count_unanswered(self) -> None:
+        """Raise the voice once, when it is likelier a refusal than a lost message."""
+        self._unanswered += 1
+        if self._unanswered == UNANSWERED_MAX + 1:
+            log.warning("certificate_not_renewed", asked=self._unanswered)
+            self._say(f"the certificate is not renewed: {self.notice}")
 
     def _renewal_due(self) -> bool:
         now_ms = self._clock.boottime_ms()
@@ -281,6 +320,7 @@ class Credentials:
         )
         self._trust = certificate.trust_bundle
         if certificate.chain:
+            self._unanswered = 0
             self._chain = certificate.chain
             self._renew_at_ms = self._identity.certificate.renew_boottime_ms
 

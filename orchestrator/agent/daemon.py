@@ -199,6 +199,7 @@ async def _offer(
         standing=lambda: standing.newest if standing.newest.ByteSize() else None,
         notice_ms=lambda: owners_terms().notice_ms,
         not_after_ms=lambda: _certificate_end_ms(config.data_dir),
+        certificate_notice=lambda: credentials.notice,
     )
     health = Health(inventory.devices, Nvml(), control, faults, wishes, agent_clock, nodes.processes)
     _take_signals(agent, config)

@@ -1,7 +1,8 @@
 """How this machine and its GPUs fare: measurements for the network, faults as they appear, the owner's own use.
 
-Devices are looked at every few seconds; every third look is reported. A fault is reported once, until it has gone
-away. Where the machine is offered while idle only, its owner's use of it takes it back and offers it again.
+Devices are looked at every few seconds; every third look is reported. A fault is reported until the network has heard
+it, and again only once it has gone away and come back. Where the machine is offered while idle only, its owner's use
+of it takes it back and offers it again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,9 @@ log = structlog.get_logger(__name__)
 
 LOOK_S = 5.0
 """An error of the driver ends what runs on the device, so its device should not be given again for long."""
+
+FAULTS_PER_REPORT = 64
+"""As many as the network takes in one message."""
 
 LOOKS_PER_REPORT = 3
 """A measurement every 15 s: as often as a monitor scrapes, and what the rule about heat counts in."""
@@ -91,11 +95,13 @@ class Reporter(Protocol):
 
 
 class FaultDesk:
-    """Faults that the network should know: an attendant of every session, which is told all of them anew."""
+    """Faults that the network should know: an attendant, which tells each session what no earlier one has heard."""
 
     def __init__(self) -> None:
-        self._active: dict[tuple[str, str], tuple[int, Fault]] = {}
-        """By device and kind, each with the number of its appearance: one that comes back is another."""
+        self._active: dict[tuple[str, str], Fault] = {}
+        """By device and kind, what the last look found."""
+        self._unheard: dict[tuple[str, str], tuple[int, Fault]] = {}
+        """With the number of its appearance; kept though it goes away: an error of the driver shows only once."""
         self._appeared = 0
         self._changed = asyncio.Event()
 
@@ -103,12 +109,14 @@ class FaultDesk:
         """Take what a look has found; what it found before and not now has gone away, but for ``kept`` kinds."""
         new = {(device_id, fault.kind.value): fault for fault in found}
         for key in [one for one in self._active if one[0] == device_id and one not in new]:
-            if self._active[key][1].kind not in kept:
+            if self._active[key].kind not in kept:
                 del self._active[key]
         for key, fault in new.items():
             if key not in self._active:
                 self._appeared += 1
-                self._active[key] = (self._appeared, fault)
+                self._active[key] = fault
+                self._unheard.pop(key, None)
+                self._unheard[key] = (self._appeared, fault)
                 log.warning("device_fault", device_id=device_id, kind=key[1], text=fault.text)
                 self._changed.set()
 
@@ -117,19 +125,26 @@ class FaultDesk:
         told = 0
         while True:
             self._changed.clear()
-            news = [
-                worker_pb2.DeviceFault(device_id=device_id, kind=kind, text=fault.text)
-                for (device_id, kind), (number, fault) in self._active.items()
-                if number > told
-            ]
-            told = self._appeared
-            if news:
-                report = worker_pb2.FaultReport(faults=news)
+            news = [(number, *key, fault) for key, (number, fault) in self._unheard.items() if number > told]
+            for first in range(0, len(news), FAULTS_PER_REPORT):
+                part = news[first : first + FAULTS_PER_REPORT]
+                told = part[-1][0]
+                faults = [
+                    worker_pb2.DeviceFault(device_id=device_id, kind=kind, text=fault.text)
+                    for _, device_id, kind, fault in part
+                ]
+                report = worker_pb2.FaultReport(faults=faults, number=told)
                 await channel.send(worker_pb2.SessionRequest(fault_report=report))
             await self._changed.wait()
 
     def take(self, message: worker_pb2.SessionResponse) -> None:
-        """What the network makes of faults is in the standing."""
+        """As Attendant.take: what the network has heard is done with; what it makes of it is in the standing."""
+        if not message.HasField("fault_ack"):
+            return
+        heard = message.fault_ack.number
+        self._unheard = {key: one for key, one in self._unheard.items() if one[0] > heard}
+        if message.fault_ack.refusal:
+            log.warning("fault_refused", reason=message.fault_ack.refusal)
 
 
 class Health:

@@ -177,7 +177,7 @@ async def recover(endpoint: Endpoint, worker_id: str, keys: Keys) -> worker_pb2.
             request = worker_pb2.GetRecoveryNonceRequest(worker_id=worker_id)
             nonce = (await enrolment.GetRecoveryNonce(request, timeout=ANSWER_S)).nonce
         except grpc.aio.AioRpcError as error:
-            raise _recovery_error(error, exhausted_for_good=False) from None
+            raise _recovery_error(error) from None
         signed = RECOVER_CONTEXT + nonce + worker_id.encode() + hashlib.sha256(csr).digest()
         try:
             return await enrolment.Recover(
@@ -187,14 +187,11 @@ async def recover(endpoint: Endpoint, worker_id: str, keys: Keys) -> worker_pb2.
                 timeout=ANSWER_S,
             )
         except grpc.aio.AioRpcError as error:
-            raise _recovery_error(error, exhausted_for_good=True) from None
+            raise _recovery_error(error) from None
 
 
-def _recovery_error(error: grpc.aio.AioRpcError, *, exhausted_for_good: bool) -> Exception:
-    """Nonces run out for a minute, recoveries for ever."""
+def _recovery_error(error: grpc.aio.AioRpcError) -> Exception:
+    """Tries run out for minutes, recoveries for hours, and neither for ever."""
     if error.code() in UNREACHABLE:
         return ConnectionError(said(error))
-    exhausted = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    return JoinRefusedError(
-        said(error), for_good=error.code() in SHUT_OUT or (exhausted and exhausted_for_good)
-    )
+    return JoinRefusedError(said(error), for_good=error.code() in SHUT_OUT)

@@ -48,6 +48,9 @@ SHORT_ROOT = Path("/tmp")  # noqa: S108 - short is the point; the folder in it i
 REASON_CHARACTERS_MAX = 200
 """As much as the network keeps."""
 
+ACK_S = 4.0
+"""The network answers a wish within a round trip and a commit; the owner's command waits ten seconds for all."""
+
 CLOSE_S = 0.5
 """For answers under way when the agent ends."""
 
@@ -77,12 +80,18 @@ class About:
     """What a reclaim gives by the owner's terms."""
     not_after_ms: Callable[[], int]
     """When the certificate runs out; 0: there is none."""
+    certificate_notice: Callable[[], str] = lambda: ""
+    """What is wrong with its renewal; empty: nothing."""
 
 
 class OwnerService(AgentServiceServicer):
     """AgentService."""
 
-    def __init__(self, about: About, agent: AgentView, wishes: Wishes, clock: AgentClock) -> None:
+    def __init__(
+        self, about: About, agent: AgentView, wishes: Wishes, clock: AgentClock, ack_s: float = ACK_S
+    ) -> None:
+        """``ack_s`` is how long a wish waits for the network's word before it is answered without."""
+        self._ack_s = ack_s
         self._about = about
         self._agent = agent
         self._wishes = wishes
@@ -102,6 +111,8 @@ class OwnerService(AgentServiceServicer):
             certificate_not_after_unix_ms=self._about.not_after_ms(),
             last_error="" if self._agent.connected else self._agent.last_error,
             under_way=self._under_way(),
+            last_refusal=self._wishes.last_refusal,
+            certificate_notice=self._about.certificate_notice(),
         )
 
     async def Ask(  # noqa: N802 -- the proto's name
@@ -113,14 +124,16 @@ class OwnerService(AgentServiceServicer):
         if problem:
             await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, problem)
         try:
-            self._wishes.make(wish, wish.reclaim.notice_ms or self._about.notice_ms())
+            number = self._wishes.make(wish, wish.reclaim.notice_ms or self._about.notice_ms())
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             await _refuse(context, grpc.StatusCode.INTERNAL, f"the wish could not be kept: {reason}")
         sent = self._agent.connected
-        return agent_pb2.AskResponse(sent=sent, message=self._answer(kind_of(wish), sent=sent))
+        said = await self._wishes.answer(number, self._ack_s) if sent else None
+        message = self._answer(kind_of(wish), said, sent=sent)
+        return agent_pb2.AskResponse(sent=sent, message=message, refusal=said or "")
 
-    def _answer(self, kind: str, *, sent: bool) -> str:
+    def _answer(self, kind: str, said: str | None, *, sent: bool) -> str:
         match kind:
             case "reclaim" | "busy":
                 now = self._under_way()
@@ -130,8 +143,15 @@ class OwnerService(AgentServiceServicer):
                 now = "these terms hold for whatever is placed from now on"
             case _:
                 now = "the machine is offered again"
+        if said:
+            obeyed = f"{now}; but " if kind == "reclaim" else ""
+            return f"{obeyed}the network refuses: {said}"
         if sent:
-            return now
+            return (
+                now
+                if said is not None
+                else f"{now}; the network has not confirmed it yet, and is asked again"
+            )
         kept = "the network cannot be reached and hears of it at the next session"
         return f"{now}; {kept}" + ("; the end is kept here all the same" if kind == "reclaim" else "")
 

@@ -1,13 +1,12 @@
 """What the owner asked of his machine: kept until the network has it, and a reclaim obeyed here in any case.
 
-A wish counts as heard once the session it went out on has lived on for a while; else it goes out again on the next
-one, which changes nothing where it had been heard after all.
+A wish is kept until the network acknowledges it: done, or refused for good. Until then it goes out again on each
+session, which changes nothing where it had been heard after all.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,12 +24,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 WISHES_FILE = "wishes.json"
-
-SETTLED_MS = 5_000
-"""A session that died with the sending is noticed by its heartbeats within this; no answer to a wish is needed then."""
-
-LOOK_S = 0.5
-"""How late a wish may be taken for heard; nobody waits for that."""
 
 REPLACES = {
     "cordon": frozenset({"cordon"}),
@@ -54,10 +47,11 @@ class Reclaim:
 
 @dataclass(slots=True)
 class Kept:
-    """What is on disk: wishes to be heard, each with its kind, oldest first; reclaims in force by kind."""
+    """What is on disk: wishes to be heard, each with its kind, oldest first; reclaims in force by kind; wishes made."""
 
     pending: list[tuple[str, bytes]] = field(default_factory=list)
     reclaims: dict[str, Reclaim] = field(default_factory=dict)
+    count: int = 0
 
 
 def kind_of(wish: worker_pb2.OwnerWish) -> str:
@@ -82,6 +76,10 @@ class Wishes:
         self._clock = clock
         self._kept = _load(self._path)
         self._changed = asyncio.Event()
+        self._awaited: dict[int, asyncio.Future[str]] = {}
+        """By number, what somebody waits to be told of a wish."""
+        self.last_refusal = ""
+        """What the network refused last, and why."""
 
     @property
     def busy(self) -> bool:
@@ -102,8 +100,8 @@ class Wishes:
         ]
         return min(found, key=lambda one: one.deadline_boottime_ms, default=None)
 
-    def make(self, wish: worker_pb2.OwnerWish, notice_ms: int) -> None:
-        """Take a wish, durably; what it means here holds at once. Raises OSError.
+    def make(self, wish: worker_pb2.OwnerWish, notice_ms: int) -> int:
+        """Take a wish, durably, and return its number; what it means here holds at once. Raises OSError.
 
         ``notice_ms`` is what a reclaim gives to what runs.
         """
@@ -115,31 +113,40 @@ class Wishes:
         elif kind in ("uncordon", "idle"):
             reclaims = {} if kind == "uncordon" else {k: one for k, one in reclaims.items() if k != "busy"}
         pending = [one for one in self._kept.pending if one[0] not in REPLACES[kind]]
-        self._save(Kept([*pending, (kind, wish.SerializeToString())], reclaims))
+        numbered = worker_pb2.OwnerWish()
+        numbered.CopyFrom(wish)
+        numbered.number = self._kept.count + 1
+        self._save(Kept([*pending, (kind, numbered.SerializeToString())], reclaims, numbered.number))
         self._changed.set()
         log.info("owner_wishes", kind=kind, notice_ms=notice_ms if kind in reclaims else None)
+        return numbered.number
+
+    async def answer(self, number: int, patience_s: float) -> str | None:
+        """What the network says to a wish just made: empty where it is done, else why not; None: nothing yet."""
+        awaited = self._awaited[number] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(patience_s):
+                return await awaited
+        except TimeoutError:
+            return None
+        finally:
+            del self._awaited[number]
 
     def _save(self, kept: Kept) -> None:
         write_whole(self._path, msgspec.json.encode(kept))
         self._kept = kept
 
     async def attend(self, channel: ControlChannel) -> None:
-        """As Attendant.attend: send what waits, and forget it once it has been heard."""
-        sent_ms: dict[bytes, int] = {}
+        """As Attendant.attend: send what waits, in order."""
+        sent = 0
         while True:
             self._changed.clear()
             for kind, encoded in list(self._kept.pending):
-                if encoded not in sent_ms:
-                    await channel.send(worker_pb2.SessionRequest(owner_wish=self._as_sent(kind, encoded)))
-                    sent_ms[encoded] = self._clock.boottime_ms()
-            heard_ms = self._clock.boottime_ms() - SETTLED_MS
-            left = [one for one in self._kept.pending if sent_ms.get(one[1], heard_ms + 1) > heard_ms]
-            if left != self._kept.pending:
-                self._save(Kept(left, self._kept.reclaims))
-                sent_ms = {encoded: sent_ms[encoded] for _, encoded in left if encoded in sent_ms}
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
-                    await self._changed.wait()
+                wish = self._as_sent(kind, encoded)
+                if wish.number > sent:
+                    await channel.send(worker_pb2.SessionRequest(owner_wish=wish))
+                    sent = wish.number
+            await self._changed.wait()
 
     def _as_sent(self, kind: str, encoded: bytes) -> worker_pb2.OwnerWish:
         """A reclaim counts from when it was asked for, not from when it could be sent."""
@@ -151,7 +158,29 @@ class Wishes:
         return wish
 
     def take(self, message: worker_pb2.SessionResponse) -> None:
-        """Nothing is answered to a wish; the standing shows what came of it."""
+        """As Attendant.take: forget what the network has heard."""
+        if not message.HasField("wish_ack"):
+            return
+        number, refusal = message.wish_ack.number, message.wish_ack.refusal
+        heard = [one for one in self._kept.pending if _number_of(one) == number]
+        left = [one for one in self._kept.pending if one not in heard]
+        if heard:
+            try:
+                self._save(Kept(left, self._kept.reclaims, self._kept.count))
+            except OSError as error:
+                # Said once more at the next session, which changes nothing.
+                log.warning("wish_not_forgotten", reason=str(error))
+            if refusal:
+                kind = heard[0][0]
+                self.last_refusal = f"{kind}: {refusal}"
+                log.warning("wish_refused", kind=kind, reason=refusal)
+        awaited = self._awaited.get(number)
+        if awaited is not None and not awaited.done():
+            awaited.set_result(refusal)
+
+
+def _number_of(pending: tuple[str, bytes]) -> int:
+    return worker_pb2.OwnerWish.FromString(pending[1]).number
 
 
 def _load(path: Path) -> Kept:

@@ -76,7 +76,11 @@ def _flags(
         Text, typer.Option(help="What a job gets when you take the machine back; default: 30s.")
     ] = None,
     webhook: Annotated[
-        Text, typer.Option(help="URL that is told of trouble; ORCH_WORKER_WEBHOOK hides it.")
+        Text,
+        typer.Option(
+            help="URL that is told of trouble. Other users of this machine see it in the process list;"
+            " ORCH_WORKER_WEBHOOK or --config hides it."
+        ),
     ] = None,
     yes: Annotated[bool | None, typer.Option("--yes", help="Agree without being asked.")] = None,
 ) -> None:

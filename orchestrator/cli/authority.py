@@ -28,8 +28,8 @@ def show(output: Output = OutputFormat.TABLE) -> None:
     _print(answer.authorities)
     if answer.workers_behind:
         note(
-            f"{answer.workers_behind} connected worker(s) still show a certificate of an older authority;"
-            " they renew by themselves"
+            f"{answer.workers_behind} worker(s) have no certificate of the newest authority yet; they renew by"
+            " themselves, those that are away when they come"
         )
 
 
@@ -43,15 +43,20 @@ def rotate(output: Output = OutputFormat.TABLE) -> None:
         return
     _print(answer.authorities)
     note(
-        "connected workers renew now; join tokens made before pin an older authority and are good until it is"
-        " retired; then `orch authority retire`"
+        "connected workers renew now, absent ones when they come; tokens made before name an older authority and"
+        " serve until it is retired; when `orch authority show` counts no worker any more: `orch authority retire`"
     )
 
 
 @app.command()
 def retire(
     force: Annotated[
-        bool, typer.Option("--force", help="Even where workers have not renewed yet; those must recover.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Even where workers have not renewed yet: connected ones are cut off, and all of those recover"
+            " when they come next, which is counted.",
+        ),
     ] = False,
     output: Output = OutputFormat.TABLE,
 ) -> None:
@@ -61,8 +66,13 @@ def retire(
         answer = client.call(client.operator.RetireAuthority, request)
     if output is OutputFormat.JSON:
         print_json(answer)
-    else:
-        _print(answer.authorities)
+        return
+    _print(answer.authorities)
+    note(
+        "join tokens from before the last `orch authority rotate` name an authority that is gone: make new ones."
+        " Operators' and tenants' tokens from before serve on where ORCH_CA_FILE names the new ca.pem, and at the"
+        " gateway; admin-token on the control plane's machine is up to date"
+    )
 
 
 def _print(authorities: Iterable[operator_pb2.Authority]) -> None:

@@ -11,8 +11,9 @@ from typing import Self, TypeVar
 import grpc
 
 from orchestrator.adapters.clock import SystemClock
+from orchestrator.adapters.keys import ADMIN_PREFIX
 from orchestrator.adapters.peers import SERVER_NAME
-from orchestrator.adapters.trust import TrustError, fetch_trust
+from orchestrator.adapters.trust import TrustError, UnknownPinError, fetch_trust
 from orchestrator.api.v1.jobs_pb2_grpc import JobsServiceStub
 from orchestrator.api.v1.ledger_pb2_grpc import LedgerServiceStub
 from orchestrator.api.v1.operator_pb2_grpc import OperatorServiceStub
@@ -110,8 +111,25 @@ def trusted(settings: Settings) -> bytes:
         raise Unreachable(
             f"cannot reach the control plane at {settings.url}: is `orch serve` running? set ORCH_URL ({error})"
         ) from None
+    except UnknownPinError:
+        raise CliError(_unknown_pin(settings.url, settings.token)) from None
     except TrustError as error:
         raise CliError(str(error)) from None
+
+
+def _unknown_pin(url: str, token: str) -> str:
+    """What whoever holds this token can do about an authority that it does not name."""
+    said = (
+        f"the control plane at {url} has another CA than the one this token names, so the token was not sent:"
+        " ORCH_URL leads to another network, or `orch authority retire` has ended the trust in the older CA"
+    )
+    if token.startswith(ADMIN_PREFIX):
+        return (
+            f"{said}; on the control plane's machine admin-token and ca.pem in its data directory are always of the"
+            " newest: set ORCH_TOKEN_FILE or ORCH_CA_FILE to them, or make a new token there with"
+            " `orch token create --role operator`"
+        )
+    return f"{said}; ask the operator for a new token, or for the network's ca.pem and set ORCH_CA_FILE to it"
 
 
 def connect() -> Client:

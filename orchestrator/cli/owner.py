@@ -7,6 +7,7 @@ speak to the control plane.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -93,8 +94,11 @@ class AgentClient:
         return self._call(self._stub.GetAgent, agent_pb2.GetAgentRequest())
 
     def ask(self, wish: worker_pb2.OwnerWish) -> agent_pb2.AskResponse:
-        """Say a wish."""
-        return self._call(self._stub.Ask, agent_pb2.AskRequest(wish=wish))
+        """Say a wish. One that the network refuses for good is an error; but a reclaim is obeyed here all the same."""
+        answer = self._call(self._stub.Ask, agent_pb2.AskRequest(wish=wish))
+        if answer.refusal and not wish.HasField("reclaim"):
+            raise CliError(answer.message)
+        return answer
 
     def _call(self, method: grpc.UnaryUnaryMultiCallable[Req, Res], request: Req) -> Res:
         try:
@@ -159,6 +163,8 @@ def agent_fields(agent: agent_pb2.GetAgentResponse) -> dict[str, str]:
         **({"under way": agent.under_way} if agent.under_way else {}),
         "members": ", ".join(members) or "none",
         "certificate until": instant_ms(agent.certificate_not_after_unix_ms),
+        **({"certificate": agent.certificate_notice} if agent.certificate_notice else {}),
+        **({"refused": agent.last_refusal} if agent.last_refusal else {}),
         **(standing_fields(agent.standing) if agent.HasField("standing") else {}),
         **(terms_fields(agent.standing.terms) if agent.HasField("standing") else {}),
     }
@@ -367,8 +373,13 @@ def reclaim(
 
 
 def terms(flags: Mapping[str, Any], data_dir: DataDir = None, output: Output = OutputFormat.TABLE) -> None:
-    """Show this machine's terms, or change those that are given, for whatever is placed from now on."""
+    """Show this machine's terms, or change those that are given, for whatever is placed from now on.
+
+    `--webhook -` reads the URL from standard input, because other users see arguments in the process list.
+    """
     given = {name: value for name, value in flags.items() if value is not None}
+    if given.get("webhook") == "-":
+        given["webhook"] = sys.stdin.readline().strip()
     with own_agent(data_dir) as agent:
         known = agent.get()
         if not known.HasField("standing"):

@@ -25,6 +25,15 @@ def serve(
     probation_ms: Annotated[
         int | None, typer.Option(help="How long a stranger is live before it gets paid work.")
     ] = None,
+    private_webhooks: Annotated[
+        bool | None,
+        typer.Option(
+            "--private-webhooks", help="Let suppliers with a token be alerted at private addresses."
+        ),
+    ] = None,
+    probation_evidence: Annotated[
+        str | None, typer.Option(help="What a stranger's devices must show as well: T2; T0 in a laboratory.")
+    ] = None,
     gateway: Annotated[str | None, typer.Option(help="HTTP, for tenants. [127.0.0.1:8265]")] = None,
     gateway_name: Annotated[
         list[str] | None, typer.Option(help="A host name by which tenants reach the gateway. Repeatable.")
@@ -50,31 +59,13 @@ def serve(
 
     Each option may also come as ORCH_<NAME> or from --config, as may the deadlines of cluster formation.
     """
+    flags = dict(locals())
+    del flags["config"]
+    flags["gateway_names"] = tuple(flags.pop("gateway_name") or ()) or None
     from orchestrator.adapters.log_setup import configure_logging
     from orchestrator.cli.serve_settings import read_settings, warn_of_password
 
     warn_of_password(database_url)
-    flags = {
-        "data_dir": data_dir,
-        "listen": listen,
-        "session_listen": session_listen,
-        "session_address": session_address,
-        "open_enrolment": open_enrolment,
-        "probation_ms": probation_ms,
-        "gateway": gateway,
-        "gateway_names": tuple(gateway_name) if gateway_name else None,
-        "metrics": metrics,
-        "database_url": database_url,
-        "insecure_lab": insecure_lab,
-        "heartbeat_interval_ms": heartbeat_interval_ms,
-        "suspect_after_ms": suspect_after_ms,
-        "lease_ttl_ms": lease_ttl_ms,
-        "lost_after_ms": lost_after_ms,
-        "statement_interval_ms": statement_interval_ms,
-        "idle_teardown_ms": idle_teardown_ms,
-        "gang_gpus_max": gang_gpus_max,
-        "debug": debug,
-    }
     settings = read_settings({name: value for name, value in flags.items() if value is not None}, config)
     configure_logging({"service": "control"}, pretty=sys.stderr.isatty(), debug=settings.debug)
     from orchestrator.cli.serving import run_control_plane

@@ -18,6 +18,7 @@ from orchestrator.cli.errors import usage_error
 from orchestrator.cli.output import note
 from orchestrator.cli.settings import DATA_DIR
 from orchestrator.core.clusters import ClusterPolicy
+from orchestrator.core.evidence import EvidenceClass
 from orchestrator.core.fleet import FleetPolicy
 from orchestrator.core.jobs import JobPolicy
 from orchestrator.core.metering import MeteringPolicy
@@ -78,8 +79,11 @@ class ServeSettings(BaseSettings):
     metrics: str = "127.0.0.1:9464"
     database_url: SecretStr | None = None
     insecure_lab: bool = False
+    private_webhooks: bool = False
+    """Whether owners whom an operator vouched for may have alerts sent to private addresses."""
     open_enrolment: bool = False
     probation_ms: Milliseconds = FleetPolicy().probation_ms
+    probation_evidence: EvidenceClass = FleetPolicy().probation_evidence
     debug: bool = False
     heartbeat_interval_ms: Milliseconds = FleetPolicy().heartbeat_interval_ms
     suspect_after_ms: Milliseconds = FleetPolicy().suspect_after_ms
@@ -91,6 +95,14 @@ class ServeSettings(BaseSettings):
     join_deadline_ms: Milliseconds = ClusterPolicy().join_deadline_ms
     idle_teardown_ms: Milliseconds = ClusterPolicy().idle_teardown_ms
     gang_gpus_max: Annotated[int, Field(ge=1, le=4096)] = JobPolicy().gang_gpus_max
+
+    @field_validator("probation_evidence", mode="before")
+    @classmethod
+    def _of_a_known_class(cls, evidence: object) -> EvidenceClass:
+        try:
+            return EvidenceClass(str(evidence).lower())
+        except ValueError:
+            raise ValueError(f"one of {', '.join(EvidenceClass).upper()} is expected") from None
 
     @field_validator("database_url")
     @classmethod
@@ -128,6 +140,7 @@ class ServeSettings(BaseSettings):
                 lost_after_ms=self.lost_after_ms,
                 open_enrolment=self.open_enrolment,
                 probation_ms=self.probation_ms,
+                probation_evidence=self.probation_evidence,
             ),
             clusters=ClusterPolicy(
                 prepare_deadline_ms=self.prepare_deadline_ms,

@@ -147,7 +147,7 @@ def _open(settings: ServeSettings, doors: Doors, folder: Path, closing: contextl
     keys = Keys(folder, founded=bool(state.control.network_id))
     certified = any(worker.tls_key_sha256 for worker in state.workers.values())
     authority = Authority(folder, now_ms=clock.SystemClock().now().wall_ms, founded=certified)
-    webhooks = Webhooks(private=settings.insecure_lab)
+    webhooks = Webhooks(private=settings.private_webhooks)
     books = open_store(f"sqlite:///{folder / 'ledger.db'}")
     closing.callback(books.close)
     public_key = dsse.public_bytes(keys.receipt_key)

@@ -51,6 +51,12 @@ def create(
     subject: Annotated[
         str, typer.Option(help="Name of the tenant, or of the supplier (made at its first token).")
     ] = "",
+    head_host: Annotated[
+        bool,
+        typer.Option(
+            "--head-host", help="Let the supplier's machine carry the heads of other people's clusters."
+        ),
+    ] = False,
     ttl: Annotated[str, typer.Option(help="Life, such as 900, 90m, 24h or 7d; 0: the role's default.")] = "0",
     secret_file: Annotated[
         Path | None, typer.Option(help="Write the secret to this new file, readable by its owner only.")
@@ -60,8 +66,14 @@ def create(
     """Create a token. Its secret is printed once, alone on standard output, and never again."""
     if role is not Role.OPERATOR and not subject.strip():
         raise usage_error(f"--subject: name the {role.value} that the token is for")
+    if head_host and role is not Role.SUPPLIER:
+        raise usage_error("--head-host: only a supplier's token makes a head host")
     request = operator_pb2.CreateTokenRequest(
-        request_id=new_id("req"), role=ROLES[role], subject=subject, ttl_seconds=parse_ttl(ttl)
+        request_id=new_id("req"),
+        role=ROLES[role],
+        subject=subject,
+        ttl_seconds=parse_ttl(ttl),
+        head_host=head_host,
     )
     descriptor = None if secret_file is None else open_new(secret_file)
     with connect() as client:
@@ -95,7 +107,7 @@ def list_(output: Output = OutputFormat.TABLE) -> None:
     rows = [
         (
             token.token_id,
-            token_role_name(token.role),
+            f"{token_role_name(token.role)}{', head host' if token.head_host else ''}",
             token.subject_id,
             token.state,
             instant(token.created_at),

@@ -32,7 +32,7 @@ from orchestrator.control.jobs_port import ControlJobs
 from orchestrator.control.logs import LogFiles, Logs
 from orchestrator.control.loop import Clock, Loop, LoopObserver, Store
 from orchestrator.control.planner import Planner, PlanObserver, tick_forever
-from orchestrator.control.secrets import digest_of
+from orchestrator.control.secrets import digest_of, pinned
 from orchestrator.control.services.access import Access
 from orchestrator.control.services.door import Door, Guard
 from orchestrator.control.services.enrolment import EnrolLimits, EnrolServicer
@@ -98,6 +98,7 @@ class Secrets(Protocol):
     def cluster_token(self, cluster_id: str) -> str: ...
     def token_secret(self, prefix: str, request_id: str) -> str: ...
     def renew_admin_token(self) -> None: ...
+    def keep_admin_token(self, text: str) -> None: ...
 
 
 class Observer(LoopObserver, PlanObserver, StateObserver, SessionObserver, Protocol):
@@ -139,6 +140,7 @@ class ControlPlane:
             self.logs.sizes,
             parts.authority,
             parts.observer,
+            lambda worker_id: self.telemetry.forget(worker_id),  # noqa: PLW0108 -- made after the sessions
         )
         self.effects = Effects(
             self.sessions,
@@ -221,9 +223,11 @@ class ControlPlane:
         digest = digest_of(secrets.admin_token)
         known, good = await self.loop.read(lambda state: self._admin_standing(state, digest))
         if good:
+            await asyncio.to_thread(self._pin_admin_token)
             return
         if known:
             await asyncio.to_thread(secrets.renew_admin_token)
+        await asyncio.to_thread(self._pin_admin_token)
         command = m.CreateToken(
             token_id=TokenId(self._parts.new_id("tok")),
             role=TokenRole.OPERATOR,
@@ -233,6 +237,11 @@ class ControlPlane:
             supplier_id=SupplierId(""),
         )
         await self.loop.submit(command)
+
+    def _pin_admin_token(self) -> None:
+        """Have the admin file name the newest authority, so that the token alone is enough elsewhere. Blocking."""
+        secrets = self._parts.secrets
+        secrets.keep_admin_token(pinned(secrets.admin_token, self._parts.authority.pin))
 
     def _admin_standing(self, state: State, digest: str) -> tuple[bool, bool]:
         token = state.token_by_hash.get(digest)
@@ -259,6 +268,7 @@ class ControlPlane:
             parts.new_id,
             self._new_secret,
             parts.authority,
+            self._pin_admin_token,
         )
         enrol = EnrolServicer(
             self.loop,

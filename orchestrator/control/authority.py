@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Protocol
 from orchestrator.adapters import peers
 from orchestrator.adapters.authority import HOUR_MS
 from orchestrator.api.v1 import worker_pb2
+from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid
+from orchestrator.core.fleet import Liveness
+from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import WorkerId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from orchestrator.adapters.authority import CaGeneration, Issued
+    from orchestrator.control.loop import Committed, Loop
     from orchestrator.core.fleet import Worker
+    from orchestrator.core.state import State
 
 
 class Authority(Protocol):
@@ -76,6 +81,43 @@ def tls_key_of(csr_der: bytes) -> str:
         return peers.key_sha256(peers.read_csr(csr_der))
     except ValueError as error:
         raise invalid("tls_csr", f"tls_csr: {error}") from None
+
+
+async def certify(
+    loop: Loop,
+    submit: Callable[[m.Command], Awaitable[Committed]],
+    authority: Authority,
+    worker_id: WorkerId,
+    csr_der: bytes,
+) -> tuple[int, worker_pb2.Certificate]:
+    """(generation, certificate) for a registered worker; the generation is durable before anybody has the other.
+
+    Raises RefusedError.
+    """
+    # Asked before the certificate is made: where the authority changes meanwhile, the worker is called behind.
+    generation, now_ms = authority.generation, loop.now().wall_ms
+
+    def issue(state: State) -> tuple[worker_pb2.Certificate, int]:
+        worker, life_ms = state.workers[worker_id], state.policies.fleet.certificate_life_ms
+        network_id = state.control.network_id
+        certificate = certificate_for(authority, worker, network_id, csr_der, now_ms, life_ms)
+        return certificate, worker.certificate_generation
+
+    certificate, known = await loop.read(issue)
+    if known != generation:
+        await submit(m.RecordCertificate(worker_id, generation))
+    return generation, certificate
+
+
+def behind_of(state: State, generation: int) -> frozenset[WorkerId]:
+    """Workers that may come back and whose newest certificate is of an older generation than this one."""
+    return frozenset(
+        worker.worker_id
+        for worker in state.workers.values()
+        if worker.certificate_generation < generation
+        and worker.liveness is not Liveness.LEFT
+        and worker.hold(HoldKind.REVOKED) is None
+    )
 
 
 def certificate_for(

@@ -9,9 +9,15 @@ from dataclasses import dataclass
 KEYS_MAX = 50_000
 """Buckets kept at once; past it the one longest untouched is dropped, which only forgives its owner early."""
 
-IPV4_BITS = 32
-IPV6_SITE_BITS = 64
-"""One subscriber has at least so much of the address space: more addresses are no more people."""
+V6 = 6
+SITE_BITS = (32, 64)
+"""Of IPv4 and of IPv6. One subscriber has at least so much of the address space: more addresses are no more people."""
+
+NEIGHBOURHOOD_BITS = (24, 48)
+"""What one customer of a hoster gets at most for the asking, or a street's households share."""
+
+REGION_BITS = (16, 32)
+"""About one provider: whoever has several of these is no single hand any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +50,27 @@ class Buckets:
 
 def site_of(peer: str) -> str:
     """What of a gRPC peer such as ``ipv4:192.0.2.7:5301`` stands for one subscriber."""
+    return _network(peer, SITE_BITS)
+
+
+def neighbourhood_of(peer: str) -> str:
+    """The subscriber and those beside him."""
+    return _network(peer, NEIGHBOURHOOD_BITS)
+
+
+def region_of(peer: str) -> str:
+    """All that one provider has there."""
+    return _network(peer, REGION_BITS)
+
+
+def _network(peer: str, bits: tuple[int, int]) -> str:
     kind, _, rest = peer.partition(":")
     host = rest.rpartition(":")[0].replace("%5B", "").replace("%5D", "").strip("[]")
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
         return kind
-    bits = IPV4_BITS if address.version == 4 else IPV6_SITE_BITS  # noqa: PLR2004 -- the protocol's own number
-    return str(ipaddress.ip_network((address, bits), strict=False))
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        # A listener of both families shows IPv4 so: without this all of IPv4 would be one site.
+        address = address.ipv4_mapped
+    return str(ipaddress.ip_network((address, bits[address.version == V6]), strict=False))

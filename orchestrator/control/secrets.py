@@ -9,8 +9,8 @@ PIN_MARK = "."
 
 
 def pinned(secret: str, pin: str) -> str:
-    """The token as it is handed over: whoever has it knows whom to show it to."""
-    return f"{secret}{PIN_MARK}{pin}"
+    """The token as it is handed over: whoever has it knows whom to show it to. An older pin is replaced."""
+    return f"{secret.partition(PIN_MARK)[0]}{PIN_MARK}{pin}"
 
 
 def digest_of(token: str) -> str:

@@ -15,10 +15,11 @@ import structlog
 from orchestrator.api.v1 import worker_pb2
 from orchestrator.control import wire
 from orchestrator.control.admission import farewell_of, identify, statement_key, welcome_of
-from orchestrator.control.authority import certificate_for, generation_of
+from orchestrator.control.authority import certify, generation_of
 from orchestrator.control.inventory_wire import inventory_from
+from orchestrator.control.limits import Buckets, Limit
 from orchestrator.control.standing_wire import standing_to
-from orchestrator.control.statements import statement_command
+from orchestrator.control.statements import accept_statements
 from orchestrator.control.wishes import clock_notice, faults_reported, wished
 from orchestrator.core import messages as m
 from orchestrator.core.decisions.fleet import check_admitted
@@ -27,11 +28,13 @@ from orchestrator.core.errors import RefusalCode, RefusedError, invalid
 from orchestrator.core.ids import WorkerId
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from orchestrator.control.authority import Authority, Peer
     from orchestrator.control.loop import Committed, Loop
     from orchestrator.core.state import State
+
+    Send = Callable[[worker_pb2.SessionResponse], Awaitable[None]]
 
 log = structlog.get_logger(__name__)
 
@@ -42,8 +45,18 @@ HELLO_S = 10.0
 
 VERSION_CHARACTERS_MAX = 40
 
-STATEMENTS_MAX = 10_000
-"""More in one message than a worker could gather in a week of holding all its slots."""
+TEMPORARY = (RefusalCode.UNAVAILABLE, RefusalCode.EXHAUSTED)
+"""Refusals that say nothing about what was asked: whoever asks later may get it."""
+
+OPENS = Limit(burst=20, interval_ms=3_000)
+"""Sessions of one worker. An agent on a bad line comes back each few seconds; each opening is checked and written."""
+
+CHANGES = Limit(burst=30, interval_ms=2_000)
+"""What one worker may ask for that changes what is kept of it: an owner and his devices change their minds slower."""
+
+TOO_MANY_OPENS = "this worker opens too many sessions; the next may come in a few seconds"
+TOO_MANY_CHANGES = "this worker asks for too many changes; it is heard again in a few seconds"
+RETIRED = "the authority that issued this session's certificate is retired; a recovery brings another"
 
 PATIENCE_S = 0.2
 """Pause before a report is offered again to a full inbox."""
@@ -69,6 +82,8 @@ class Session:
     clock_notice: str = ""
     standing: bytes = b""
     """As it was told last."""
+    farewell: str = "the network has new rules for this worker"
+    """Why it has to come anew, where it was ended from here."""
     dirty: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -84,16 +99,27 @@ class Sessions:
         log_sizes: Callable[[list[str]], dict[str, int]],
         authority: Authority | None = None,
         observer: SessionObserver | None = None,
+        closed: Callable[[WorkerId], None] | None = None,
     ) -> None:
-        """Without an ``authority`` no certificate is renewed: where the network is simulated."""
+        """Without an ``authority`` no certificate is renewed: where the network is simulated.
+
+        ``closed`` is told of each worker that has no session any more.
+        """
         self._loop = loop
         self._authority = authority
         self._observer = observer
+        self._closed = closed
+        self._opens = Buckets(OPENS)
+        self._changes = Buckets(CHANGES)
         self._random_bytes = random_bytes
         self._cluster_token = cluster_token
         self._log_sizes = log_sizes
         self._by_worker: dict[WorkerId, Session] = {}
         self._by_token: dict[str, WorkerId] = {}
+
+    def is_connected(self, worker_id: WorkerId) -> bool:
+        """Whether the worker has an open session."""
+        return worker_id in self._by_worker
 
     @property
     def connected(self) -> frozenset[WorkerId]:
@@ -132,9 +158,18 @@ class Sessions:
         if session is not None:
             session.ended.set()
 
-    def behind(self, generation: int) -> int:
+    def behind(self, generation: int) -> frozenset[WorkerId]:
         """Connected workers whose certificate an older authority issued."""
-        return sum(session.generation < generation for session in self._by_worker.values())
+        return frozenset(
+            worker_id for worker_id, session in self._by_worker.items() if session.generation < generation
+        )
+
+    def end_behind(self, generation: int) -> None:
+        """End the sessions of those: their certificates count no more."""
+        for worker_id in self.behind(generation):
+            session = self._by_worker[worker_id]
+            session.farewell = RETIRED
+            session.ended.set()
 
     def renew_all(self) -> None:
         """Have every connected worker take a certificate of the newest authority."""
@@ -146,14 +181,14 @@ class Sessions:
     async def serve(
         self,
         requests: AsyncIterator[worker_pb2.SessionRequest],
-        send: Callable[[worker_pb2.SessionResponse], Awaitable[None]],
+        send: Send,
         peer: Peer,
     ) -> None:
         """Serve one stream until either side ends it. ``peer`` is who the connection itself shows."""
         try:
             session, welcome = await self._admit(requests, send, peer)
         except RefusedError as refusal:
-            retry = refusal.code in (RefusalCode.UNAVAILABLE, RefusalCode.EXHAUSTED)
+            retry = refusal.code in TEMPORARY
             self._count("session", peer.worker_id, refusal)
             await send(
                 worker_pb2.SessionResponse(farewell=worker_pb2.Farewell(reason=refusal.message, retry=retry))
@@ -183,10 +218,17 @@ class Sessions:
     async def _admit(
         self,
         requests: AsyncIterator[worker_pb2.SessionRequest],
-        send: Callable[[worker_pb2.SessionResponse], Awaitable[None]],
+        send: Send,
         peer: Peer,
     ) -> tuple[Session, worker_pb2.Welcome]:
         """The session and what it begins with. Nothing is awaited once it is known to others."""
+        # By the connection's own word, which is proved, and before anything is sent or written.
+        if not self._opens.take(peer.worker_id, self._loop.now().monotonic_ms):
+            raise RefusedError(RefusalCode.EXHAUSTED, TOO_MANY_OPENS)
+        generation = self._generation_of(peer)
+        if self._authority is not None and not generation:
+            # The connection is older than the retirement: at another handshake it would be refused.
+            raise RefusedError(RefusalCode.UNAVAILABLE, RETIRED)
         nonce = self._random_bytes(NONCE_BYTES)
         await send(worker_pb2.SessionResponse(challenge=worker_pb2.Challenge(nonce=nonce)))
         try:
@@ -217,7 +259,7 @@ class Sessions:
             hashlib.sha256(token.encode()).hexdigest(),
             peer.key_sha256,
             peer.not_after_ms,
-            self._generation_of(peer),
+            generation,
             clock_notice(hello.wall_ms, self._loop.now().wall_ms),
         )
         old = self._by_worker.get(worker_id)
@@ -233,11 +275,11 @@ class Sessions:
     def _forget(self, session: Session) -> None:
         if self._by_worker.get(session.worker_id) is session:
             del self._by_worker[session.worker_id]
+            if self._closed is not None:
+                self._closed(session.worker_id)
         self._by_token.pop(session.token, None)
 
-    async def _tell(
-        self, session: Session, send: Callable[[worker_pb2.SessionResponse], Awaitable[None]]
-    ) -> None:
+    async def _tell(self, session: Session, send: Send) -> None:
         """Send the whole desired state whenever it may have changed."""
         while True:
             await session.dirty.wait()
@@ -271,7 +313,7 @@ class Sessions:
         self,
         session: Session,
         requests: AsyncIterator[worker_pb2.SessionRequest],
-        send: Callable[[worker_pb2.SessionResponse], Awaitable[None]],
+        send: Send,
     ) -> None:
         async for request in requests:
             if not self._loop.heard(session.worker_id):
@@ -291,7 +333,7 @@ class Sessions:
                     if await self._drained(session.worker_id, send):
                         return
                 case "statements":
-                    await self._accept(session.worker_id, list(request.statements.envelopes), send)
+                    await self._accept(session.worker_id, request.statements.envelopes, send)
                     if await self._drained(session.worker_id, send):
                         return
                 case "leaving":
@@ -299,18 +341,34 @@ class Sessions:
                     await self._submit(m.DrainWorker(session.worker_id))
                     if await self._drained(session.worker_id, send):
                         return
-                case "renew_certificate":
-                    await self._renew(session, request.renew_certificate.tls_csr, send)
-                case "owner_wish":
-                    await self._grant(session, request.owner_wish)
-                case "fault_report":
-                    await self._hold_devices(session.worker_id, request.fault_report)
+                case "renew_certificate" | "owner_wish" | "fault_report":
+                    await self._change(session, request, send)
                 case "hello":
                     raise invalid("hello", "a session has one hello; open another session for another")
                 case _:
                     # An agent may be newer than this: what is not known here does not end its session.
                     unknown = invalid("message", "this message is not known here; the agent may be newer")
                     self._count("message", session.worker_id, unknown)
+
+    async def _change(
+        self,
+        session: Session,
+        request: worker_pb2.SessionRequest,
+        send: Send,
+    ) -> None:
+        """Messages that change what is kept of a worker: so many, and what comes beyond is not looked at.
+
+        It is not acknowledged either, so an agent that means it says it again.
+        """
+        if not self._changes.take(session.worker_id, self._loop.now().monotonic_ms):
+            refusal = RefusedError(RefusalCode.EXHAUSTED, TOO_MANY_CHANGES)
+            self._count("change", session.worker_id, refusal)
+        elif request.HasField("renew_certificate"):
+            await self._renew(session, request.renew_certificate.tls_csr, send)
+        elif request.HasField("owner_wish"):
+            await self._grant(session, request.owner_wish, send)
+        else:
+            await self._hold_devices(session.worker_id, request.fault_report, send)
 
     def _count(self, door: str, worker_id: WorkerId, refusal: RefusedError, count: int = 1) -> None:
         """One line and one number for what was refused, however much of it came in one message."""
@@ -328,9 +386,7 @@ class Sessions:
                     raise
             await asyncio.sleep(PATIENCE_S)
 
-    async def _drained(
-        self, worker_id: WorkerId, send: Callable[[worker_pb2.SessionResponse], Awaitable[None]]
-    ) -> bool:
+    async def _drained(self, worker_id: WorkerId, send: Send) -> bool:
         """Let a draining worker go once it holds nothing and has stated everything; whether it was."""
         farewell = await self._loop.read(lambda state: farewell_of(state, worker_id))
         if farewell is None:
@@ -354,47 +410,70 @@ class Sessions:
         self,
         session: Session,
         csr: bytes,
-        send: Callable[[worker_pb2.SessionResponse], Awaitable[None]],
+        send: Send,
     ) -> None:
         """The next certificate, for the same key under the same name."""
         authority = self._authority
         if authority is None:
             return
-        now_ms = self._loop.now().wall_ms
-
-        def issue(state: State) -> worker_pb2.Certificate:
-            worker = state.workers[session.worker_id]
-            life_ms = state.policies.fleet.certificate_life_ms
-            return certificate_for(authority, worker, state.control.network_id, csr, now_ms, life_ms)
-
         try:
-            certificate = await self._loop.read(issue)
+            generation, certificate = await certify(
+                self._loop, self._submit, authority, session.worker_id, csr
+            )
         except RefusedError as refusal:
             self._count("renewal", session.worker_id, refusal)
             return
         session.not_after_ms = certificate.not_after_unix_ms
-        session.generation = authority.generation
+        session.generation = generation
         await send(worker_pb2.SessionResponse(certificate=certificate))
         log.info("certificate_renewed", worker_id=session.worker_id)
 
     # ------------------------------------------------------------ what the owner wants
 
-    async def _grant(self, session: Session, wish: worker_pb2.OwnerWish) -> None:
-        """Do what the owner asks of his own worker; a wish that cannot be is told by the unchanged standing."""
+    async def _grant(
+        self,
+        session: Session,
+        wish: worker_pb2.OwnerWish,
+        send: Send,
+    ) -> None:
+        """Do what the owner asks of his own worker, and acknowledge it once it is durable, or refused for good.
+
+        A refusal that says nothing of the wish ends the session: the agent says the wish again at the next.
+        """
+        said = ""
         try:
             for command in wished(session.worker_id, wish):
                 await self._submit(command)
         except RefusedError as refusal:
             self._count("wish", session.worker_id, refusal)
+            if refusal.code in TEMPORARY:
+                raise
             session.standing = b""
+            said = refusal.message
         session.dirty.set()
+        if wish.number:
+            ack = worker_pb2.WishAck(number=wish.number, refusal=said)
+            await send(worker_pb2.SessionResponse(wish_ack=ack))
 
-    async def _hold_devices(self, worker_id: WorkerId, report: worker_pb2.FaultReport) -> None:
+    async def _hold_devices(
+        self,
+        worker_id: WorkerId,
+        report: worker_pb2.FaultReport,
+        send: Send,
+    ) -> None:
+        """Cordon what fails; acknowledged as a wish is."""
+        said = ""
         for command in faults_reported(worker_id, report):
             try:
                 await self._submit(command)
             except RefusedError as refusal:
                 self._count("fault", worker_id, refusal)
+                if refusal.code in TEMPORARY:
+                    raise
+                said = refusal.message
+        if report.number:
+            ack = worker_pb2.FaultAck(number=report.number, refusal=said)
+            await send(worker_pb2.SessionResponse(fault_ack=ack))
 
     def _standing(self, state: State, session: Session) -> worker_pb2.Standing:
         now = self._loop.now()
@@ -402,40 +481,20 @@ class Sessions:
         standing.clock_notice = session.clock_notice
         return standing
 
-    async def _explain_end(
-        self, session: Session, send: Callable[[worker_pb2.SessionResponse], Awaitable[None]]
-    ) -> None:
+    async def _explain_end(self, session: Session, send: Send) -> None:
         """Why a session was ended from here; one that a newer session replaced has nobody left to tell."""
         hold = await self._loop.read(lambda state: state.workers[session.worker_id].shut_out)
         if hold is not None:
             farewell = worker_pb2.Farewell(reason=hold.reason, retry=False)
             await send(worker_pb2.SessionResponse(farewell=farewell))
         elif self._by_worker.get(session.worker_id) is session:
-            farewell = worker_pb2.Farewell(reason="the network has new rules for this worker", retry=True)
+            farewell = worker_pb2.Farewell(reason=session.farewell, retry=True)
             await send(worker_pb2.SessionResponse(farewell=farewell))
 
     # ------------------------------------------------------------ statements
 
-    async def _accept(
-        self,
-        worker_id: WorkerId,
-        envelopes: list[bytes],
-        send: Callable[[worker_pb2.SessionResponse], Awaitable[None]],
-    ) -> None:
+    async def _accept(self, worker_id: WorkerId, envelopes: Sequence[bytes], send: Send) -> None:
         key = await self._loop.read(lambda state: statement_key(state, worker_id))
-        refused: list[RefusedError] = []
-        for envelope in envelopes[:STATEMENTS_MAX]:
-            try:
-                command = statement_command(worker_id, key, envelope)
-                committed = await self._submit(command)
-            except RefusedError as refusal:
-                refused.append(refusal)
-                # Nothing was waited for: thousands of forgeries in a row would keep everybody else waiting.
-                await asyncio.sleep(0)
-                continue
-            sequence = committed.result
-            if isinstance(sequence, int) and sequence >= command.sequence:
-                ack = worker_pb2.StatementAck(lease_id=command.lease_id, sequence=sequence)
-                await send(worker_pb2.SessionResponse(statement_ack=ack))
+        refused = await accept_statements(worker_id, key, envelopes, self._submit, send)
         if refused:
             self._count("statements", worker_id, refused[0], len(refused))

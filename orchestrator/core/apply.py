@@ -6,11 +6,14 @@ from dataclasses import replace
 from typing import assert_never
 
 from orchestrator.core import messages as m
+from orchestrator.core.claims import claiming
 from orchestrator.core.clusters import ClusterPhase, MemberPhase
+from orchestrator.core.entities import Control, RequestRecord
 from orchestrator.core.fleet import Liveness
+from orchestrator.core.holds import HoldKind
 from orchestrator.core.jobs import AttemptPhase, JobStatus, Outcome
-from orchestrator.core.standing import standing_after
-from orchestrator.core.state import Control, RequestRecord, State
+from orchestrator.core.standing import bounded, standing_after
+from orchestrator.core.state import State
 
 
 def apply(state: State, event: m.Event, at_ms: int) -> None:
@@ -18,7 +21,10 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
     state.version += 1
     state.latest_ms = at_ms
     if isinstance(event, m.StandingEvent):
-        state.put(standing_after(state.workers[event.worker_id], event))
+        worker = standing_after(state.workers[event.worker_id], event)
+        if isinstance(event, m.HoldLifted) and event.kind is HoldKind.REVOKED:
+            worker = claiming(worker, state.version, anew=True)
+        state.put(worker)
         return
     if isinstance(event, m.WorkerEvent):
         _apply_worker(state, event, at_ms)
@@ -82,18 +88,25 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
 def _apply_worker(state: State, event: m.WorkerEvent, at_ms: int) -> None:
     match event:
         case m.WorkerJoined():
-            state.put(event.worker)
+            state.put(claiming(event.worker, state.version))
             state.put(replace(state.tokens[event.token_id], used=True))
         case m.StrangerJoined():
             state.put(event.supplier)
-            state.put(event.worker)
+            state.put(claiming(event.worker, state.version))
+        case m.WorkerForgotten():
+            state.remove_worker(event.worker_id)
+            if event.supplier_id is not None:
+                state.remove_supplier(event.supplier_id)
         case m.InventoryChanged():
-            state.put(replace(state.workers[event.worker_id], inventory=event.inventory))
+            changed = replace(state.workers[event.worker_id], inventory=event.inventory)
+            state.put(bounded(claiming(changed, state.version)))
         case m.LivenessChanged():
             worker = state.workers[event.worker_id]
             if worker.liveness is Liveness.LEFT:
-                worker = replace(worker, draining=False, dismissed=False)
-            state.put(replace(worker, liveness=event.liveness, liveness_since_ms=at_ms))
+                # Whoever had its devices meanwhile has them.
+                worker = claiming(replace(worker, draining=False, dismissed=False), state.version, anew=True)
+            enrolled = worker.enrolled or event.liveness is Liveness.LIVE
+            state.put(replace(worker, liveness=event.liveness, liveness_since_ms=at_ms, enrolled=enrolled))
         case m.WorkerDrained():
             worker = state.workers[event.worker_id]
             state.put(replace(worker, draining=True, dismissed=event.dismissed))
@@ -112,6 +125,7 @@ def _apply_worker(state: State, event: m.WorkerEvent, at_ms: int) -> None:
                 replace(
                     worker,
                     sessions=event.number,
+                    enrolled=True,
                     agent_version=event.agent_version,
                     outdated_since_ms=since_ms if event.outdated else None,
                 )

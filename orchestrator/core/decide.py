@@ -16,12 +16,14 @@ from orchestrator.core.clusters import WANTED, head_of
 from orchestrator.core.decisions import (
     alerts,
     clusters,
+    devices,
     fleet,
     holds,
     jobs,
     leaving,
     liveness,
     metering,
+    newcomers,
     operators,
     plans,
     reliability,
@@ -57,6 +59,7 @@ def handle(state: State, command: m.Command, now: Now) -> m.Decision:
         for due in (
             liveness.tick_liveness(state, now, at_ms),
             holds.tick_holds(state, at_ms),
+            newcomers.tick_newcomers(state, at_ms),
             fleet.tick_outdated(state, at_ms),
             leaving.tick_notices(state, at_ms),
             spares.tick_spares(state, at_ms),
@@ -90,6 +93,14 @@ def _settle(state: State, events: Iterable[m.Event], at_ms: int, applied: list[m
 def _overtaken(state: State, event: m.Event) -> bool:
     """Whether an event that was yielded beside others has become untrue through what followed from them."""
     match event:
+        case m.HoldPlaced():
+            return state.workers[event.worker_id].hold(event.hold.kind) == event.hold
+        case m.HoldLifted():
+            return state.workers[event.worker_id].hold(event.kind) is None
+        case m.LivenessChanged():
+            liveness = state.workers[event.worker_id].liveness
+            silent = event.liveness in (Liveness.SUSPECT, Liveness.LOST)
+            return liveness is event.liveness or (liveness is Liveness.LEFT and silent)
         case m.MemberFailed() | m.MemberStopping():
             return state.members[event.member_id].phase in ("stopping", "released")
         case m.MemberNoticed():
@@ -262,7 +273,7 @@ def request_content(command: m.CreateTenant | m.CreateToken) -> str:
         case m.CreateTenant():
             return command.name
         case m.CreateToken():
-            return f"{command.role}/{command.subject}/{command.ttl_ms}"
+            return f"{command.role}/{command.subject}/{command.ttl_ms}/{command.head_host}"
 
 
 def _forget_requests(state: State, at_ms: int) -> Iterator[m.Event]:
@@ -276,6 +287,7 @@ def consequences(state: State, event: m.Event, at_ms: int) -> Iterator[m.Event]:
     """What an applied event makes necessary."""
     yield from alerts.after(state, event, at_ms)
     yield from reliability.after(state, event, at_ms)
+    yield from devices.settle_claims(state, at_ms)
     yield from _after_worker_change(state, event, at_ms)
     match event:
         case m.MemberNoticed():
@@ -335,9 +347,10 @@ def _after_worker_change(state: State, event: m.Event, at_ms: int) -> Iterator[m
         case m.WorkerDrained():
             yield from clusters.after_worker_gone(state, event.worker_id, "the supplier took the worker back")
         case m.InventoryChanged():
+            yield from newcomers.after_inventory_changed(state, event.worker_id)
             yield from clusters.after_inventory_changed(state, event.worker_id)
         case m.HoldPlaced():
-            yield from holds.after_hold_placed(state, event)
+            yield from holds.after_hold_placed(state, event, at_ms)
         case m.DeviceHeld():
             yield from holds.after_device_held(state, event)
         case _:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from orchestrator.core.alerts import Alert
-from orchestrator.core.evidence import DeviceEvidence, MachineEvidence
+from orchestrator.core.evidence import DeviceEvidence, EvidenceClass, MachineEvidence
 from orchestrator.core.holds import SHUT_OUT, DeviceHold, Hold, HoldKind
 from orchestrator.core.ids import DeviceId, SupplierId, TenantId, TokenId, WorkerId
 from orchestrator.core.reliability import Flaps, Reliability
@@ -136,6 +136,8 @@ class Token:
     expires_at_ms: int
     used: bool
     revoked: bool
+    head_host: bool = False
+    """Whether the worker that it lets in may carry the heads of other people's clusters."""
 
     def state_at(self, at_ms: int) -> str:
         """``live``, ``used``, ``revoked`` or ``expired``."""
@@ -202,6 +204,14 @@ class Worker:
     recovered_at_ms: int = 0
     certificate_generation: int = 0
     """Of the authority that issued its newest certificate; 0: it has none."""
+    enrolled: bool = False
+    """Whether it was ever there: from then on its joining cannot be repeated."""
+    head_host: bool = False
+    """Whether it may carry the heads of other people's clusters, as the token said that let it in: the agent beside a
+    head speaks for the whole gang."""
+    devices_since: tuple[tuple[DeviceId, int], ...] = ()
+    """Since which event it has had each device, by the device's name without regard to case: two events may share a
+    millisecond, but not a number."""
     holds: tuple[Hold, ...] = ()
     device_holds: tuple[DeviceHold, ...] = ()
     terms: Terms = Terms()
@@ -252,6 +262,9 @@ class FleetPolicy:
     """When at least this part of a zone is silent, the fault is likelier ours: nobody is evicted."""
     zone_hold_min_workers: int = 3
     """Below this a zone is too small for the ratio to mean anything."""
+    zone_hold_min_suppliers: int = 2
+    """A zone is a supplier's own word, so one supplier's machines that fall silent together vouch for nobody. In a
+    network of fewer suppliers all of them suffice."""
     zone_window_ms: int = 900_000
     """Silences that began within this long count as one; a zone dark for longer is dark, and its work is moved."""
     notice_ms_min: int = 1_000
@@ -266,6 +279,12 @@ class FleetPolicy:
     """Whether strangers may join without a token."""
     probation_ms: int = 3_600_000
     """A stranger's machine must be live for this long without a break before it is given paid work."""
+    probation_evidence: EvidenceClass = EvidenceClass.T2
+    """What every device of a stranger must show before that: heartbeats alone can be sent by anything."""
+    unconnected_max_ms: int = 3_600_000
+    """A stranger that has not come for an hour after joining is forgotten: its machine was there a moment ago."""
+    newcomer_silence_max_ms: int = 24 * 3_600_000
+    """So is one on probation that stays away for a day."""
     probation_max: int = 20_000
     """Strangers that may be on probation at once; the next waits for one of them."""
     flaps_max: int = 3

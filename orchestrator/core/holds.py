@@ -45,6 +45,14 @@ OWNERS = frozenset({HoldKind.OWNER, HoldKind.RECLAIMED, HoldKind.BUSY})
 """Holds that the owner may lift."""
 
 
+DEVICE_HOLDS_MAX = 64
+"""Of each worker: as many as a machine has devices."""
+
+DEVICE_HOLDS_GONE_MAX = 16
+"""Of those the newest whose device is not there any more: a card that was taken out must not come back clean, and
+nobody takes out more of them than two large machines hold."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hold:
     """One reason, in words for the owner. ``until_ms`` None: it ends by somebody's decision, not by time."""
@@ -53,6 +61,8 @@ class Hold:
     reason: str
     since_ms: int
     until_ms: int | None = None
+    automatic: bool = False
+    """Placed by a rule, which lifts it when its reason is gone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from orchestrator.core.fleet import FleetPolicy
-    from orchestrator.core.ids import WorkerId
+    from orchestrator.core.ids import SupplierId, WorkerId
 
 NEVER_MS = 2**62
 """Of a worker that was never heard: it is never late, for nothing was promised to it yet."""
@@ -70,12 +70,16 @@ class HeartbeatTable:
     def __init__(self) -> None:
         self._row: dict[WorkerId, int] = {}
         self._ids: list[WorkerId] = []
+        self._free: list[int] = []
+        """Rows of the forgotten."""
         self._zone_number: dict[str, int] = {}
         self._zones: list[str] = []
+        self._supplier_number: dict[SupplierId, int] = {}
         self._heard_ms = np.full(ROWS_MIN, NEVER_MS, dtype=np.int64)
         self._suspect_ms = np.zeros(ROWS_MIN, dtype=np.int64)
         self._lost_ms = np.zeros(ROWS_MIN, dtype=np.int64)
         self._zone = np.zeros(ROWS_MIN, dtype=np.int32)
+        self._supplier = np.zeros(ROWS_MIN, dtype=np.int32)
         self._standing = np.zeros(ROWS_MIN, dtype=np.int8)
         self._vouched = np.zeros(ROWS_MIN, dtype=np.bool_)
         self._excused = np.zeros(ROWS_MIN, dtype=np.bool_)
@@ -101,9 +105,17 @@ class HeartbeatTable:
         self._suspect_ms[row] = suspect_after_ms(worker, policy)
         self._lost_ms[row] = worker.lost_after_ms(policy)
         self._zone[row] = self._number(worker.inventory.zone)
+        suppliers = self._supplier_number
+        self._supplier[row] = suppliers.setdefault(worker.supplier_id, len(suppliers))
         self._vouched[row] = worker.hold(HoldKind.PROBATION) is None
         if standing == LIVE:
             self._excused[row] = False
+
+    def forget(self, worker_id: WorkerId) -> None:
+        """A worker is no longer known: its row is the next one's."""
+        row = self._row.pop(worker_id)
+        self._standing[row] = OUT
+        self._free.append(row)
 
     def _number(self, zone: str) -> int:
         number = self._zone_number.get(zone)
@@ -113,6 +125,12 @@ class HeartbeatTable:
         return number
 
     def _add(self, worker_id: WorkerId) -> int:
+        if self._free:
+            row = self._row[worker_id] = self._free.pop()
+            self._ids[row] = worker_id
+            self._heard_ms[row] = NEVER_MS
+            self._excused[row] = False
+            return row
         row = len(self._ids)
         self._row[worker_id] = row
         self._ids.append(worker_id)
@@ -122,6 +140,7 @@ class HeartbeatTable:
             self._suspect_ms = np.concatenate([self._suspect_ms, np.zeros_like(self._suspect_ms)])
             self._lost_ms = np.concatenate([self._lost_ms, np.zeros_like(self._lost_ms)])
             self._zone = np.concatenate([self._zone, np.zeros_like(self._zone)])
+            self._supplier = np.concatenate([self._supplier, np.zeros_like(self._supplier)])
             self._standing = np.concatenate([self._standing, np.zeros_like(self._standing)])
             self._vouched = np.concatenate([self._vouched, np.zeros_like(self._vouched)])
             self._excused = np.concatenate([self._excused, np.zeros_like(self._excused)])
@@ -145,12 +164,16 @@ class HeartbeatTable:
 
         If most of a zone vanishes at once, suspect ourselves: no mass eviction, no penalty. A zone is *held* while at
         least ``zone_hold_ratio`` of its workers (lost and left ones aside, and at least ``zone_hold_min_workers`` in
-        all) are silent since no longer than ``zone_window_ms``. While it is held, and ZONE_RETURN_MS longer for those
-        who come back last, nobody of it is lost, and whoever of it is silent is excused. A worker that has been silent
-        for longer than the window is not spared any more, but stays excused: it may be lost, without a penalty.
+        all) are silent since no longer than ``zone_window_ms``, and the silent ones belong to at least
+        ``zone_hold_min_suppliers`` suppliers: a zone is the supplier's own word, and nobody is spared for inventing
+        one. Workers that name no zone are one zone together, which tells only whether it is us.
+
+        While a zone is held, and ZONE_RETURN_MS longer for those who come back last, nobody of it is lost, and whoever
+        of it is silent is excused. A worker that has been silent for longer than the window is not spared any more,
+        but stays excused: it may be lost, without a penalty.
 
         Strangers on probation are counted only where there are too few others to ask: else ten thousand of them, who
-        risk nothing, could say for a zone that it is well.
+        risk nothing, could say for a zone that it is well. As suppliers they count only in a network of nobody else.
         """
         count = len(self._ids)
         silence_ms = monotonic_ms - self._heard_ms[:count]
@@ -191,6 +214,12 @@ class HeartbeatTable:
             size = np.where(few, np.bincount(zone[present], minlength=zones), size)
             silent = np.where(few, np.bincount(zone[at_once], minlength=zones), silent)
         mostly = (size >= policy.zone_hold_min_workers) & (silent >= policy.zone_hold_ratio * size)
+        if mostly.any():
+            asked = present & vouched
+            asked = asked if asked.any() else present
+            supplier = self._supplier[:count]
+            least = min(policy.zone_hold_min_suppliers, len(np.unique(supplier[asked])))
+            mostly &= self._suppliers(zone, supplier, at_once & asked) >= least
         for number in np.flatnonzero(mostly):
             self._held_until_ms[int(number)] = monotonic_ms + ZONE_RETURN_MS
         self._held_until_ms = {
@@ -199,6 +228,14 @@ class HeartbeatTable:
         held = np.zeros(zones, dtype=np.bool_)
         held[list(self._held_until_ms)] = True
         return held
+
+    def _suppliers(
+        self, zone: NDArray[np.int32], supplier: NDArray[np.int32], which: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        """By zone number, the suppliers of these workers."""
+        suppliers = len(self._supplier_number)
+        pairs = np.unique(zone[which].astype(np.int64) * suppliers + supplier[which])
+        return np.bincount(pairs // suppliers, minlength=len(self._zones))
 
     def _named(self, which: NDArray[np.bool_], silence_ms: NDArray[np.int64]) -> tuple[Silence, ...]:
         return tuple(

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
 from orchestrator.core import messages as m
-from orchestrator.core.alerts import ALERTS_KEPT
-from orchestrator.core.holds import HoldKind
+from orchestrator.core.alerts import kept_alerts
+from orchestrator.core.holds import DEVICE_HOLDS_GONE_MAX, DEVICE_HOLDS_MAX, HoldKind
 
 if TYPE_CHECKING:
     from orchestrator.core.fleet import Worker
@@ -28,7 +28,7 @@ def standing_after(worker: Worker, event: m.StandingEvent) -> Worker:
             return replace(worker, holds=holds, sessions=sessions)
         case m.DeviceHeld():
             kept = tuple(one for one in worker.device_holds if one.device_id != event.hold.device_id)
-            return replace(worker, device_holds=(*kept, event.hold))
+            return bounded(replace(worker, device_holds=(*kept, event.hold)))
         case m.DeviceReleased():
             kept = tuple(one for one in worker.device_holds if one.device_id != event.device_id)
             return replace(worker, device_holds=kept)
@@ -41,16 +41,28 @@ def standing_after(worker: Worker, event: m.StandingEvent) -> Worker:
         case m.Flapped():
             return replace(worker, flaps=event.flaps)
         case m.AlertRaised():
-            alerts = (*worker.alerts, event.alert)[-ALERTS_KEPT:]
+            alerts = kept_alerts((*worker.alerts, event.alert))
             return replace(worker, alerts=alerts, alert_count=event.alert.number)
         case m.AlertSettled():
             alerts = tuple(
                 replace(alert, settled=True) if alert.number == event.number else alert
                 for alert in worker.alerts
             )
-            return replace(worker, alerts=alerts)
+            return replace(worker, alerts=kept_alerts(alerts))
         case _:
             assert_never(event)
+
+
+def bounded(worker: Worker) -> Worker:
+    """The worker without its oldest cordons of devices that are not there any more."""
+    there = {device.device_id for device in worker.inventory.devices}
+    gone = [hold for hold in worker.device_holds if hold.device_id not in there]
+    room = min(DEVICE_HOLDS_GONE_MAX, DEVICE_HOLDS_MAX - (len(worker.device_holds) - len(gone)))
+    if len(gone) <= room:
+        return worker
+    dropped = {hold.device_id for hold in gone[: len(gone) - max(0, room)]}
+    kept = tuple(hold for hold in worker.device_holds if hold.device_id not in dropped)
+    return replace(worker, device_holds=kept)
 
 
 def _reclassified(worker: Worker, event: m.ClassOverridden) -> Worker:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 from dataclasses import dataclass, replace
 
+from orchestrator.core.claims import Claims
 from orchestrator.core.clusters import (
     WANTED,
     Cluster,
@@ -18,7 +19,16 @@ from orchestrator.core.clusters import (
     MemberPhase,
     MemberRole,
 )
-from orchestrator.core.fleet import FleetPolicy, Liveness, Supplier, Tenant, Token, Worker
+from orchestrator.core.entities import (
+    CONTROL_KEY,
+    TABLE_OF,
+    TABLES,
+    Control,
+    Entity,
+    RequestRecord,
+    key_of,
+)
+from orchestrator.core.fleet import FleetPolicy, Supplier, Tenant, Token, Worker
 from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import (
     AttemptId,
@@ -35,29 +45,9 @@ from orchestrator.core.ids import (
 from orchestrator.core.jobs import Attempt, AttemptPhase, Job, JobPolicy, JobStatus
 from orchestrator.core.liveness import HeartbeatTable
 from orchestrator.core.metering import Lease, MeteringPolicy, Receipt, Statement
+from orchestrator.core.newcomers import Newcomers
 from orchestrator.core.placement import BucketKey
 from orchestrator.core.watched import Watched, mark
-
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """The control plane itself: its term, and the instant its clock is anchored to."""
-
-    network_id: str
-    term: int
-    at_ms: int
-    monotonic_ms: int
-    boot_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class RequestRecord:
-    """An answered request, for its repetition."""
-
-    key: str
-    request_sha256: str
-    result_id: str
-    at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,75 +58,6 @@ class Policies:
     clusters: ClusterPolicy = ClusterPolicy()
     jobs: JobPolicy = JobPolicy()
     metering: MeteringPolicy = MeteringPolicy()
-
-
-Entity = (
-    Control
-    | RequestRecord
-    | Supplier
-    | Tenant
-    | Token
-    | Worker
-    | Cluster
-    | Member
-    | Job
-    | Attempt
-    | Lease
-    | Statement
-    | Receipt
-)
-
-TABLES: dict[str, type[Entity]] = {
-    "control": Control,
-    "requests": RequestRecord,
-    "suppliers": Supplier,
-    "tenants": Tenant,
-    "tokens": Token,
-    "workers": Worker,
-    "clusters": Cluster,
-    "members": Member,
-    "jobs": Job,
-    "attempts": Attempt,
-    "leases": Lease,
-    "statements": Statement,
-    "receipts": Receipt,
-}
-"""In loading order: workers before the members that hold their devices."""
-
-TABLE_OF: dict[type[Entity], str] = {kind: table for table, kind in TABLES.items()}
-
-CONTROL_KEY = "control"
-
-
-def key_of(entity: Entity) -> str:
-    """The primary key of an entity within its table."""
-    match entity:
-        case Control():
-            return CONTROL_KEY
-        case RequestRecord():
-            return entity.key
-        case Supplier():
-            return entity.supplier_id
-        case Tenant():
-            return entity.tenant_id
-        case Token():
-            return entity.token_id
-        case Worker():
-            return entity.worker_id
-        case Cluster():
-            return entity.cluster_id
-        case Member():
-            return entity.member_id
-        case Job():
-            return entity.job_id
-        case Attempt():
-            return entity.attempt_id
-        case Lease():
-            return entity.lease_id
-        case Statement():
-            return f"{entity.lease_id}/{entity.sequence}"
-        case Receipt():
-            return entity.receipt_id
 
 
 class State:
@@ -176,12 +97,16 @@ class State:
     def _init_indexes(self) -> None:
         self.token_by_hash: dict[str, Token] = {}
         self.worker_by_key: dict[str, WorkerId] = {}
-        self.device_owner: dict[DeviceId, WorkerId] = {}
-        """The first worker that brought a device; another one that brings it has a copy of its name."""
+        self.claims = Claims()
+        self.newcomers = Newcomers()
         self.suppliers_unvouched: dict[SupplierId, None] = {}
+        self.workers_of: dict[SupplierId, dict[WorkerId, None]] = {}
+        self.token_subjects: dict[str, None] = {}
+        """Tenants and suppliers that some token names."""
         self.outdated: dict[WorkerId, None] = {}
         """Workers whose agent has fallen out of the supported window."""
         self.on_probation: dict[WorkerId, None] = {}
+        """Newcomers that may yet be given paid work."""
         self.alerting: dict[WorkerId, None] = {}
         """Workers whose owner has yet to be told something."""
         self.spares: dict[JobId, ClusterId] = {}
@@ -245,6 +170,7 @@ class State:
             case Token():
                 self.tokens[key] = entity
                 self.token_by_hash[entity.secret_sha256] = entity
+                self.token_subjects[entity.subject_id] = None
             case Worker():
                 self._put_worker(entity)
             case Cluster():
@@ -270,6 +196,29 @@ class State:
         del self.jobs_by_submission[job.tenant_id, job.submission_id]
         del self.jobs_of[job.tenant_id][job_id]
         self._touched["jobs", job_id] = None
+
+    def remove_worker(self, worker_id: WorkerId) -> None:
+        """Forget a worker that never held anything."""
+        worker = self.workers.pop(worker_id)
+        del self.worker_by_key[worker.statement_key]
+        del self.workers_of[worker.supplier_id][worker_id]
+        self.claims.remove(worker, self)
+        self.newcomers.remove(worker_id)
+        self.watched.remove_worker(worker_id)
+        self.heartbeats.forget(worker_id)
+        for index in (self.on_probation, self.outdated, self.alerting):
+            index.pop(worker_id, None)
+        self._unindex(worker_id)
+        del self.free_devices[worker_id]
+        self.capacity_version += 1
+        self._touched["workers", worker_id] = None
+
+    def remove_supplier(self, supplier_id: SupplierId) -> None:
+        """Forget a supplier without workers, tokens and receipts."""
+        del self.suppliers[supplier_id]
+        self.suppliers_unvouched.pop(supplier_id, None)
+        self.workers_of.pop(supplier_id, None)
+        self._touched["suppliers", supplier_id] = None
 
     def remove_request(self, key: str) -> None:
         """Forget an idempotency record."""
@@ -303,24 +252,17 @@ class State:
         old = self.workers.get(worker.worker_id)
         self.workers[worker.worker_id] = worker
         self.worker_by_key[worker.statement_key] = worker.worker_id
-        self._put_devices(old, worker)
+        self.workers_of.setdefault(worker.supplier_id, {})[worker.worker_id] = None
+        self.claims.put(old, worker, self)
+        stranger = worker.supplier_id in self.suppliers_unvouched
+        self.newcomers.put(worker, self.policies.fleet, stranger=stranger)
         self.heartbeats.follow(worker, self.policies.fleet)
-        mark(self.on_probation, worker.worker_id, on=worker.hold(HoldKind.PROBATION) is not None)
+        newcomer = worker.hold(HoldKind.PROBATION) is not None and worker.hold(HoldKind.REVOKED) is None
+        mark(self.on_probation, worker.worker_id, on=newcomer)
         mark(self.outdated, worker.worker_id, on=worker.outdated_since_ms is not None)
         mark(self.alerting, worker.worker_id, on=any(not alert.settled for alert in worker.alerts))
         self.watched.put_worker(worker)
         self._reindex(worker.worker_id)
-
-    def _put_devices(self, old: Worker | None, worker: Worker) -> None:
-        """Who holds a device's name: the first to bring it, until it brings it no more or has left."""
-        mine = {device.device_id for device in worker.inventory.devices}
-        gone = worker.liveness is Liveness.LEFT or worker.hold(HoldKind.REVOKED) is not None
-        for device in old.inventory.devices if old is not None else ():
-            lost = gone or device.device_id not in mine
-            if lost and self.device_owner.get(device.device_id) == worker.worker_id:
-                del self.device_owner[device.device_id]
-        for device_id in mine if not gone else ():
-            self.device_owner.setdefault(device_id, worker.worker_id)
 
     def _put_member(self, member: Member) -> None:
         self.members[member.member_id] = member
@@ -347,16 +289,11 @@ class State:
         held.update(hold.device_id for hold in worker.device_holds)
         free = {device.device_id: None for device in worker.inventory.devices if device.device_id not in held}
         self.free_devices[worker_id] = free
-        for bucket_key in self._bucket_keys.pop(worker_id, ()):
-            bucket = self.buckets[bucket_key]
-            del bucket[worker_id]
-            if not bucket:
-                del self.buckets[bucket_key]
-        self.head_hosts.pop(worker_id, None)
+        self._unindex(worker_id)
         if not worker.placeable:
             return
         free_heads = worker.inventory.head_slots - heads
-        if free_heads > 0:
+        if free_heads > 0 and worker.head_host:
             self.head_hosts[worker_id] = free_heads
         if free and len(members) - heads < worker.inventory.slots:
             counts: dict[str, int] = {}
@@ -368,6 +305,14 @@ class State:
             self._bucket_keys[worker_id] = keys
             for bucket_key in keys:
                 self.buckets.setdefault(bucket_key, {})[worker_id] = None
+
+    def _unindex(self, worker_id: WorkerId) -> None:
+        for bucket_key in self._bucket_keys.pop(worker_id, ()):
+            bucket = self.buckets[bucket_key]
+            del bucket[worker_id]
+            if not bucket:
+                del self.buckets[bucket_key]
+        self.head_hosts.pop(worker_id, None)
 
     def _put_cluster(self, cluster: Cluster) -> None:
         old = self.clusters.get(cluster.cluster_id)

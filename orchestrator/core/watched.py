@@ -53,6 +53,12 @@ class Watched:
         mark(self.replacing, worker_id, on=replaced)
         mark(self.shut_out, worker_id, on=worker.shut_out is not None)
 
+    def remove_worker(self, worker_id: WorkerId) -> None:
+        """A worker is forgotten."""
+        self.workers_due_ms.pop(worker_id, None)
+        self.replacing.pop(worker_id, None)
+        self.shut_out.pop(worker_id, None)
+
     def put_member(self, member: Member) -> None:
         """A member was added or changed."""
         limited = bool(member.terms.schedule) or member.terms.lease_max_ms is not None

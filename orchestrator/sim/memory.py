@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from orchestrator.adapters import codec
 from orchestrator.agent.journal import Record
 from orchestrator.core.apply import apply
-from orchestrator.core.state import TABLES, Policies, State
+from orchestrator.core.entities import TABLES
+from orchestrator.core.state import Policies, State
 from orchestrator.ledger.core import book
 from orchestrator.receipts import dsse, ids
 from orchestrator.receipts.receipt import PAYLOAD_TYPE, parse_receipt
@@ -145,6 +146,6 @@ class MemoryWebhooks:
     def __init__(self) -> None:
         self.posted: list[tuple[str, bytes]] = []
 
-    async def post(self, url: str, body: bytes) -> None:
+    async def post(self, url: str, body: bytes, *, vouched: bool) -> None:  # noqa: ARG002 -- the desk's shape
         """As WebhookDesk.post."""
         self.posted.append((url, body))

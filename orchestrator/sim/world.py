@@ -189,6 +189,7 @@ class World:
                 10**9,
                 supplier,
                 name,
+                head_host=head_slots > 0,
             )
         )
         gpu = hardware_class != "cpu"

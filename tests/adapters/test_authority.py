@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from orchestrator.adapters.authority import (
+    CROSSES_MAX,
     DAY_MS,
     GENERATIONS_MAX,
     HOUR_MS,
@@ -149,14 +150,53 @@ async def test_session_with_trust_two_rotations_old_follows_the_cross_certificat
 
 async def test_session_after_retirement_takes_only_the_renewed(tmp_path: Path) -> None:
     authority = made(tmp_path)
-    worker_of_old, old_ca = Worker(authority), authority.trust_bundle()
+    worker_of_old = Worker(authority)
     async with control(authority) as port:
         authority.rotate(NOW_MS)
         renewed = Worker(authority)
         authority.retire()
         assert await refused(port, authority.trust_bundle(), worker_of_old.pair)
         assert await called(port, authority.trust_bundle(), renewed.pair) == NAME
-        assert await refused(port, old_ca, renewed.pair)
+
+
+async def test_server_is_known_to_whoever_trusts_a_retired_generation(tmp_path: Path) -> None:
+    """Away for two rotations, each retired at once; also after a restart, and when the next one comes."""
+    authority = made(tmp_path)
+    roots = [authority.trust_bundle()]
+    for _ in range(2):
+        authority.rotate(NOW_MS)
+        authority.retire()
+        roots.append(authority.trust_bundle())
+    async with control(authority) as port:
+        for root in roots:
+            assert await called(port, root, Worker(authority).pair) == NAME
+    again = made(tmp_path, founded=True)
+    again.rotate(NOW_MS)
+    async with control(again) as port:
+        for root in roots:
+            assert await called(port, root, Worker(again).pair) == NAME
+
+
+def test_server_chain_is_bounded_however_many_generations_were_retired(tmp_path: Path) -> None:
+    authority = made(tmp_path)
+    for _ in range(CROSSES_MAX + 3):
+        authority.rotate(NOW_MS)
+        authority.retire()
+    for one in (authority, made(tmp_path, founded=True)):
+        assert len(split_chain(one.server_credentials_pem(NOW_MS)[1])) == 1 + CROSSES_MAX
+    assert len(list((tmp_path / "ca").glob("*.cross.pem"))) == CROSSES_MAX
+
+
+def test_bridge_to_a_retired_generation_that_is_damaged_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    authority = made(tmp_path)
+    authority.rotate(NOW_MS)
+    authority.retire()
+    bridge = tmp_path / "ca" / "0002.cross.pem"
+    bridge.write_bytes(b"zz")
+    with pytest.raises(KeyFileError, match=r"0002\.cross\.pem.*delete it"):
+        made(tmp_path, founded=True)
+    bridge.unlink()
+    assert len(split_chain(made(tmp_path, founded=True).server_credentials_pem(NOW_MS)[1])) == 1
 
 
 async def test_session_with_a_foreign_ca_is_refused_on_either_side(tmp_path: Path) -> None:
@@ -340,7 +380,9 @@ def test_retire_leaves_certificates_and_no_keys(tmp_path: Path) -> None:
     authority.rotate(NOW_MS)
     authority.retire()
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert names == {"ca/0003.key", "ca/0003.pem", "ca/retired/0001.pem", "ca/retired/0002.pem", "ca.pem"}
+    bridges = {"ca/0002.cross.pem", "ca/0003.cross.pem"}
+    retired = {"ca/retired/0001.pem", "ca/retired/0002.pem"}
+    assert names == {"ca/0003.key", "ca/0003.pem", "ca.pem"} | bridges | retired
     assert (tmp_path / "ca.pem").read_bytes() == authority.trust_bundle()
     again = made(tmp_path, founded=True)
     assert again.generations == authority.generations
@@ -359,7 +401,7 @@ def test_retire_cut_short_at_each_step_leaves_a_ca_that_loads(tmp_path: Path) ->
             (folder / "ca" / name).rename(folder / "ca" / "retired" / name)
         again = made(folder, founded=True)
         assert [one.number for one in again.generations] == left
-        assert len(split_chain(again.server_credentials_pem(NOW_MS)[1])) == len(left)
+        assert len(split_chain(again.server_credentials_pem(NOW_MS)[1])) == 3
         assert not (folder / "ca" / "0001.key").exists()
         assert (folder / "ca.pem").read_bytes() == again.trust_bundle()
 

@@ -9,10 +9,10 @@ import pytest
 
 from orchestrator.adapters import codec
 from orchestrator.core import messages as m
+from orchestrator.core.entities import TABLES
 from orchestrator.core.fleet import Supplier
 from orchestrator.core.ids import LeaseId, SupplierId, TokenId
 from orchestrator.core.jobs import Requirements
-from orchestrator.core.state import TABLES
 from tests.core.worlds import World
 
 

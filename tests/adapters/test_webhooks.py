@@ -71,10 +71,20 @@ async def webhooks(*, private: bool) -> AsyncIterator[Webhooks]:
 
 async def test_post_in_a_laboratory_arrives_whole_and_keeps_no_cookie(owner: Owner) -> None:
     async with webhooks(private=True) as hooks:
-        await hooks.post(owner.url("127.0.0.1"), BODY)
-        await hooks.post(owner.url("127.0.0.1"), BODY)
+        await hooks.post(owner.url("127.0.0.1"), BODY, vouched=True)
+        await hooks.post(owner.url("127.0.0.1"), BODY, vouched=True)
     assert owner.got == [BODY, BODY]
     assert owner.cookies == ["", ""]
+
+
+async def test_post_of_a_stranger_is_public_only_even_in_a_laboratory(owner: Owner) -> None:
+    async with webhooks(private=True) as hooks:
+        await hooks.post(owner.url("localhost"), BODY, vouched=True)
+        with pytest.raises(ValueError, match="no public"):
+            await hooks.post(owner.url("127.0.0.1"), BODY, vouched=False)
+        with pytest.raises(OSError, match="cannot be reached"):
+            await hooks.post(owner.url("localhost"), BODY, vouched=False)
+    assert owner.got == [BODY]
 
 
 @pytest.mark.parametrize("private", [True, False])
@@ -89,14 +99,14 @@ async def test_post_of_no_url_never_arrives_and_says_so(private: bool) -> None:
             "ftp://h/",
         ):
             with pytest.raises(ValueError, match=r"URL|Port|host"):
-                await hooks.post(url, BODY)
+                await hooks.post(url, BODY, vouched=True)
 
 
 @pytest.mark.parametrize("path", ["/elsewhere", "/broken"])
 async def test_post_follows_no_redirect_and_may_be_tried_again(owner: Owner, path: str) -> None:
     async with webhooks(private=True) as hooks:
         with pytest.raises(OSError, match=r"answered (307|503)"):
-            await hooks.post(owner.url("127.0.0.1", path), BODY)
+            await hooks.post(owner.url("127.0.0.1", path), BODY, vouched=True)
     assert owner.secret == 0
 
 
@@ -121,7 +131,7 @@ async def test_post_follows_no_redirect_and_may_be_tried_again(owner: Owner, pat
 async def test_post_to_a_private_address_never_arrives(owner: Owner, host: str) -> None:
     async with webhooks(private=False) as hooks:
         with pytest.raises(ValueError, match="no public"):
-            await hooks.post(owner.url(host), BODY)
+            await hooks.post(owner.url(host), BODY, vouched=True)
     assert not owner.got
 
 
@@ -142,7 +152,7 @@ async def test_post_to_a_private_address_in_disguise_does_not_arrive(owner: Owne
     """Names, numbers and letters that mean 127.0.0.1 to one reader or another."""
     async with webhooks(private=False) as hooks:
         with pytest.raises((OSError, ValueError), match=r"no public address|not valid|cannot be reached"):
-            await hooks.post(owner.url(host), BODY)
+            await hooks.post(owner.url(host), BODY, vouched=True)
     assert not owner.got
 
 
@@ -159,10 +169,10 @@ async def test_post_to_a_name_is_refused_by_the_address_it_leads_to(
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
     async with webhooks(private=False) as hooks:
         with pytest.raises(OSError, match=r"127\.0\.0\.1 is no public address"):
-            await hooks.post(owner.url("hook.owner.example"), BODY)
+            await hooks.post(owner.url("hook.owner.example"), BODY, vouched=True)
     assert not owner.got
     async with webhooks(private=True) as hooks:
-        await hooks.post(owner.url("hook.owner.example"), BODY)
+        await hooks.post(owner.url("hook.owner.example"), BODY, vouched=True)
     assert owner.got == [BODY]
     assert asked == ["hook.owner.example"] * 2
 
@@ -173,7 +183,7 @@ async def test_post_to_nobody_may_be_tried_again() -> None:
         port = free.getsockname()[1]
         async with webhooks(private=True) as hooks:
             with pytest.raises(OSError, match="cannot be reached"):
-                await hooks.post(f"http://127.0.0.1:{port}/", BODY)
+                await hooks.post(f"http://127.0.0.1:{port}/", BODY, vouched=True)
 
 
 @pytest.mark.parametrize(

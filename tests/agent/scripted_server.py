@@ -161,6 +161,8 @@ class ScriptedServer(
                         yield self.pushes.get_nowait()
                 case "owner_wish":
                     self.wishes.append(request.owner_wish)
+                    heard = worker_pb2.WishAck(number=request.owner_wish.number)
+                    yield worker_pb2.SessionResponse(wish_ack=heard)
                 case "renew_certificate":
                     self.renewals.append(request.renew_certificate)
                     certificate = self.network.certificate(request.renew_certificate.tls_csr)

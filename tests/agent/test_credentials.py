@@ -149,6 +149,28 @@ async def test_renewal_after_a_reboot_comes_within_half_the_life_whatever_the_wa
         assert len(late.of_kind("renew_certificate")) == 1
 
 
+@pytest.mark.parametrize("reboot", [False, True])
+@pytest.mark.parametrize(("age_ms", "asked"), [(HOUR_MS - 10_000, 0), (HOUR_MS + 10_000, 1)])
+async def test_session_begins_with_a_renewal_unless_the_certificate_is_young(
+    lab: Lab, age_ms: int, asked: int, *, reboot: bool
+) -> None:
+    lab.keep(lab.network.certificate(CSR, life_ms=20 * HOUR_MS))
+    lab.pass_time(age_ms)
+    if reboot:
+        lab.clock.boot, lab.clock.now_ms = "boot-2", 5_000
+    credentials = lab.start()
+    async with attending(credentials) as channel:
+        assert len(channel.of_kind("renew_certificate")) == asked
+    # The next session, on a certificate that has just come, does not ask again.
+    credentials.take(
+        worker_pb2.SessionResponse(
+            certificate=lab.network.certificate(CSR, issued_ms=lab.clock.wall_ms, life_ms=20 * HOUR_MS)
+        )
+    )
+    async with attending(credentials) as channel:
+        assert channel.of_kind("renew_certificate") == []
+
+
 async def test_renewal_is_asked_for_once_until_its_answer_is_overdue(lab: Lab, quick_looks: None) -> None:
     lab.pass_time(HOUR_MS // 2)
     async with attending(lab.start()) as channel:
@@ -157,6 +179,22 @@ async def test_renewal_is_asked_for_once_until_its_answer_is_overdue(lab: Lab, q
         await channel.await_kind("renew_certificate", 2)
         await settled()
         assert len(channel.of_kind("renew_certificate")) == 2
+
+
+async def test_renewal_that_keeps_failing_is_told_to_the_owner_until_a_certificate_comes(lab: Lab) -> None:
+    lab.pass_time(HOUR_MS // 2)
+    credentials = lab.start()
+    for _ in range(subject.UNANSWERED_MAX):
+        async with attending(credentials) as channel:
+            assert len(channel.of_kind("renew_certificate")) == 1
+        assert (credentials.notice, lab.said) == ("", [])
+    for _ in range(2):
+        async with attending(credentials):
+            pass
+        assert "operator" in credentials.notice
+        assert len(lab.said) == 1
+    credentials.take(worker_pb2.SessionResponse(certificate=lab.network.certificate(CSR)))
+    assert credentials.notice == ""
 
 
 async def test_renewed_certificate_is_used_by_the_next_connection_and_after_a_restart(lab: Lab) -> None:
@@ -308,7 +346,7 @@ async def test_recovered_certificate_that_was_accepted_may_be_recovered_again_da
     ("code", "error"),
     [
         (grpc.StatusCode.PERMISSION_DENIED, RefusedForeverError),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, RefusedForeverError),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, ConnectionError),
         (grpc.StatusCode.INVALID_ARGUMENT, ConnectionError),
         (grpc.StatusCode.UNAVAILABLE, ConnectionError),
     ],

@@ -341,10 +341,10 @@ async def test_daemon_certificate_that_ran_out_is_recovered_and_the_session_open
 
 async def test_daemon_recovery_refused_for_good_ends_with_the_servers_words(lab: Lab) -> None:
     await lab.stay_away_for_days()
-    lab.server.recovery_refusal = (grpc.StatusCode.RESOURCE_EXHAUSTED, "recovered 5 times already")
+    lab.server.recovery_refusal = (grpc.StatusCode.PERMISSION_DENIED, "mines on tenants' time")
     code, said = await lab.start().end()
     assert code == EXIT_REFUSED
-    assert "recovered 5 times already; another --data-dir and a new join token" in said
+    assert "mines on tenants' time; another --data-dir and a new join token" in said
     assert len(lab.server.hellos) == 1
 
 

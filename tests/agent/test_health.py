@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.agent.health import LOOKS_PER_REPORT, FaultDesk, Health, owner_ratio
+from orchestrator.agent.health import FAULTS_PER_REPORT, LOOKS_PER_REPORT, FaultDesk, Health, owner_ratio
 from orchestrator.agent.wishes import Wishes
-from orchestrator.api.v1 import common_pb2, telemetry_pb2
+from orchestrator.api.v1 import common_pb2, telemetry_pb2, worker_pb2
 from orchestrator.core.health import HOT_SAMPLES_MIN, DeviceTelemetry, Fault, FaultKind, GpuProcess
 from orchestrator.core.idle import BUSY_SAMPLES_MIN, IDLE_MS_MIN
 from orchestrator.core.terms import Terms
@@ -148,14 +148,39 @@ async def test_fault_is_told_once_and_again_when_it_comes_back(bench: Bench) -> 
         task.cancel()
 
 
-async def test_fault_without_a_session_is_told_at_the_next_and_at_each_later_one(bench: Bench) -> None:
+async def one_session(desk: FaultDesk) -> FakeChannel:
+    """What a session is told that ends at once."""
+    channel = FakeChannel()
+    task = asyncio.create_task(desk.attend(channel))
+    await settled()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    return channel
+
+
+async def test_fault_is_told_at_each_session_until_it_is_acknowledged(bench: Bench) -> None:
     bench.desk.note("dev-1", [Fault(FaultKind.LOST, "gone")])
-    for _ in range(2):
-        channel = FakeChannel()
-        task = asyncio.create_task(bench.desk.attend(channel))
-        await channel.await_kind("fault_report")
-        task.cancel()
-        assert told(channel) == [("dev-1", "lost")]
+    assert told(await one_session(bench.desk)) == [("dev-1", "lost")]
+    channel = await one_session(bench.desk)
+    assert told(channel) == [("dev-1", "lost")]
+    number = channel.of_kind("fault_report")[0].fault_report.number
+    bench.desk.note("dev-2", [Fault(FaultKind.XID, "79")])
+    bench.desk.take(worker_pb2.SessionResponse(fault_ack=worker_pb2.FaultAck(number=number)))
+    assert told(await one_session(bench.desk)) == [("dev-2", "xid")]
+
+
+async def test_fault_that_went_away_before_the_network_heard_of_it_is_told_all_the_same(bench: Bench) -> None:
+    await bench.look(healthy(xids=(79,)))
+    await bench.look(healthy(), times=3)
+    assert told(await one_session(bench.desk)) == [("dev-1", "xid")]
+
+
+async def test_faults_of_many_devices_are_told_in_messages_that_the_network_takes_whole(bench: Bench) -> None:
+    for number in range(FAULTS_PER_REPORT + 6):
+        bench.desk.note(f"dev-{number}", [Fault(FaultKind.LOST, "gone")])
+    reports = [one.fault_report for one in (await one_session(bench.desk)).of_kind("fault_report")]
+    assert [len(report.faults) for report in reports] == [FAULTS_PER_REPORT, 6]
+    assert reports[0].number < reports[1].number
 
 
 async def test_driver_error_that_only_a_device_causes_is_a_fault_at_the_very_look(bench: Bench) -> None:

@@ -198,7 +198,7 @@ async def test_recover_signs_the_nonce_the_worker_and_the_request(server: Script
     ("code", "for_good"),
     [
         (grpc.StatusCode.PERMISSION_DENIED, True),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, True),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, False),
         (grpc.StatusCode.INVALID_ARGUMENT, False),
     ],
 )

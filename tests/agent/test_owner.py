@@ -79,7 +79,7 @@ class Machine:
             notice_ms=lambda: TERMS_NOTICE_MS,
             not_after_ms=lambda: 5,
         )
-        self.service = OwnerService(about, self.agent, self.wishes, self.clock)
+        self.service = OwnerService(about, self.agent, self.wishes, self.clock, ack_s=0.05)
 
     async def run_member(self, channel: FakeChannel) -> None:
         """One member that runs a lease, as the network wants it."""
@@ -115,6 +115,10 @@ async def running(machine: Machine) -> AsyncIterator[AgentServiceAsyncStub]:
 def reclaim(notice_ms: int = 0, **fields: bool) -> agent_pb2.AskRequest:
     wish = worker_pb2.OwnerWish(reclaim=worker_pb2.Reclaim(reason="mine", notice_ms=notice_ms, **fields))
     return agent_pb2.AskRequest(wish=wish)
+
+
+async def asked(agent: AgentServiceAsyncStub, request: agent_pb2.AskRequest) -> agent_pb2.AskResponse:
+    return await agent.Ask(request)
 
 
 UNCORDON = agent_pb2.AskRequest(wish=worker_pb2.OwnerWish(uncordon=worker_pb2.Uncordon()))
@@ -187,6 +191,42 @@ async def test_member_that_was_taken_back_is_not_begun_again_by_a_stale_list(mac
         await agent.Ask(UNCORDON)
         await machine.until(lambda: "m2" in machine.nodes.nodes, "m2, which was never ended")
         assert "m1" not in machine.nodes.nodes
+
+
+async def test_ask_waits_for_the_networks_word_and_tells_a_refusal(machine: Machine) -> None:
+    about = About(
+        "wrk_1", "attic", "1", lambda: None, lambda: TERMS_NOTICE_MS, lambda: 0, lambda: "none came"
+    )
+    machine.service = OwnerService(about, machine.agent, machine.wishes, machine.clock)
+    async with running(machine) as agent:
+        channel = await machine.control.session()
+        await channel.admit()
+        await machine.until(lambda: machine.agent.connected, "a session")
+        for refusal in ("", "this worker was shut out"):
+            seen = len(channel.of_kind("owner_wish"))
+            asking = asyncio.ensure_future(asked(agent, UNCORDON))
+            wish = (await channel.await_kind("owner_wish", seen + 1)).owner_wish
+            assert not asking.done()
+            channel.answer(wish_ack=worker_pb2.WishAck(number=wish.number, refusal=refusal))
+            answer = await asking
+            assert (answer.sent, answer.refusal) == (True, refusal)
+            assert answer.message == (
+                f"the network refuses: {refusal}" if refusal else "the machine is offered again"
+            )
+        shown = await agent.GetAgent(agent_pb2.GetAgentRequest())
+        assert shown.last_refusal == "uncordon: this worker was shut out"
+        assert shown.certificate_notice == "none came"
+
+
+async def test_ask_that_the_network_does_not_answer_says_so_and_is_kept(machine: Machine) -> None:
+    async with running(machine) as agent:
+        channel = await machine.control.session()
+        await channel.admit()
+        await machine.until(lambda: machine.agent.connected, "a session")
+        answer = await agent.Ask(UNCORDON)
+    assert (answer.sent, answer.refusal) == (True, "")
+    assert "has not confirmed it yet" in answer.message
+    assert machine.wishes.pending == ["uncordon"]
 
 
 async def test_reclaim_outlives_the_agent_and_ends_what_it_finds(tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.agent.wishes import SETTLED_MS, WISHES_FILE, Reclaim, Wishes
+from orchestrator.agent.wishes import WISHES_FILE, Reclaim, Wishes
 from orchestrator.api.v1 import worker_pb2
 from tests.agent.fakes import FakeChannel, FakeClock, settled
-from tests.polling import wait_until_async
 
 CORDON = worker_pb2.OwnerWish(cordon=worker_pb2.Cordon(reason="cleaning"))
 UNCORDON = worker_pb2.OwnerWish(uncordon=worker_pb2.Uncordon())
@@ -34,7 +33,19 @@ async def session(wishes: Wishes) -> AsyncIterator[FakeChannel]:
 
 
 def sent(channel: FakeChannel) -> list[worker_pb2.OwnerWish]:
-    return [message.owner_wish for message in channel.of_kind("owner_wish")]
+    """What went out, without the agent's own count."""
+    wishes = []
+    for message in channel.of_kind("owner_wish"):
+        wish = worker_pb2.OwnerWish()
+        wish.CopyFrom(message.owner_wish)
+        wish.ClearField("number")
+        wishes.append(wish)
+    return wishes
+
+
+def acknowledge(wishes: Wishes, number: int, refusal: str = "") -> None:
+    ack = worker_pb2.WishAck(number=number, refusal=refusal)
+    wishes.take(worker_pb2.SessionResponse(wish_ack=ack))
 
 
 async def test_wish_without_a_session_survives_a_restart_and_goes_out(tmp_path: Path) -> None:
@@ -47,19 +58,53 @@ async def test_wish_without_a_session_survives_a_restart_and_goes_out(tmp_path: 
         assert sent(channel) == [CORDON]
 
 
-async def test_wish_is_forgotten_only_once_its_session_lived_on(tmp_path: Path) -> None:
+async def test_wish_is_repeated_at_each_session_until_it_is_acknowledged(tmp_path: Path) -> None:
     clock = FakeClock()
     wishes = Wishes(tmp_path, clock)
-    wishes.make(CORDON, 0)
-    async with session(wishes) as channel:
-        await channel.await_kind("owner_wish")
+    number = wishes.make(CORDON, 0)
+    for _ in range(3):
+        async with session(wishes) as channel:
+            await channel.await_kind("owner_wish")
+            clock.now_ms += 3_600_000
+            await settled()
+            assert sent(channel) == [CORDON]
+        assert wishes.pending == ["cordon"]
+    acknowledge(wishes, number + 1)
     assert wishes.pending == ["cordon"]
-    async with session(wishes) as channel:
-        await channel.await_kind("owner_wish")
-        clock.now_ms += SETTLED_MS
-        await wait_until_async(lambda: not wishes.pending, what="the wish to be heard", deadline_s=5)
-        assert sent(channel) == [CORDON]
+    acknowledge(wishes, number)
     assert Wishes(tmp_path, clock).pending == []
+    async with session(wishes) as channel:
+        wishes.make(TERMS, 0)
+        await channel.await_kind("owner_wish")
+        assert sent(channel) == [TERMS]
+
+
+async def test_wish_refused_for_good_is_not_repeated_and_its_reason_is_kept(tmp_path: Path) -> None:
+    wishes = Wishes(tmp_path, FakeClock())
+    number = wishes.make(TERMS, 0)
+    answering = asyncio.create_task(wishes.answer(number, 5))
+    await settled()
+    acknowledge(wishes, number, "regions: at most 16")
+    assert await answering == "regions: at most 16"
+    assert wishes.pending == []
+    assert wishes.last_refusal == "terms: regions: at most 16"
+
+
+async def test_wish_that_nobody_answers_is_waited_for_no_longer_than_asked(tmp_path: Path) -> None:
+    wishes = Wishes(tmp_path, FakeClock())
+    number = wishes.make(CORDON, 0)
+    assert await wishes.answer(number, 0.01) is None
+    acknowledge(wishes, number)
+    assert wishes.pending == []
+
+
+async def test_wish_numbers_rise_over_a_restart_so_that_a_late_answer_fits_none(tmp_path: Path) -> None:
+    first = Wishes(tmp_path, FakeClock()).make(CORDON, 0)
+    wishes = Wishes(tmp_path, FakeClock())
+    second = wishes.make(CORDON, 0)
+    assert second > first
+    acknowledge(wishes, first)
+    assert wishes.pending == ["cordon"]
 
 
 async def test_reclaim_sent_late_asks_for_the_notice_that_is_left(tmp_path: Path) -> None:

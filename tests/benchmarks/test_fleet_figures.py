@@ -11,16 +11,16 @@ from benchmarks import crowd, p7_beats, p7_sessions, p7_storm
 from benchmarks.beats_server import Size
 from benchmarks.report import FigureError
 
-PACED = ("-paced-ratio", "-paced-core", "-paced-expiries")
+BEATS = ("-ratio", "-table-ratio", "-paced-ratio", "-table-paced-ratio", "-peer-paced-ratio", "-expiries")
 
 
 def test_beats_tiny_size_gives_every_case_and_expires_nobody() -> None:
     plan = p7_beats.Plan(Size(workers=50, streams=4), full_speed_s=0.3, paced_s=0.5)
     cases = {case.case: case for case in p7_beats.measure(plan, repetitions=2)}
-    assert set(cases) == {f"beats-100k{kind}" for kind in ("-ratio", "-table-ratio", *PACED)}
+    assert set(cases) == {f"beats-100k{kind}" for kind in BEATS}
     assert cases["beats-100k-ratio"].n == 2
     assert cases["beats-100k-ratio"].value > 0
-    assert cases["beats-100k-paced-expiries"].value == 0
+    assert cases["beats-100k-expiries"].value == 0
 
 
 def test_size_shares_name_every_worker_once() -> None:

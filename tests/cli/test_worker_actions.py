@@ -92,7 +92,7 @@ def test_mistakes_are_told_by_flag_and_nothing_is_sent(
 def test_authority_show_names_the_newest_first_and_who_has_yet_to_follow(admin: Orch) -> None:
     answer = admin("authority", "show")
     assert [line.split()[1] for line in answer.out.splitlines()[1:]] == ["newest-pin", "older-pin"]
-    assert "1 connected worker(s)" in answer.err
+    assert "1 worker(s) have no certificate of the newest" in answer.err
 
 
 def test_authority_retire_passes_force_on(admin: Orch, control: Control) -> None:

@@ -41,9 +41,11 @@ class Owners:
 
     def __init__(self) -> None:
         self.told: list[tuple[str, bytes]] = []
+        self.vouched: list[bool] = []
 
-    async def post(self, url: str, body: bytes) -> None:
+    async def post(self, url: str, body: bytes, *, vouched: bool) -> None:
         self.told.append((url, body))
+        self.vouched.append(vouched)
 
 
 class Desk:

@@ -20,8 +20,11 @@ from orchestrator.adapters import peers
 from orchestrator.api.v1 import common_pb2, operator_pb2, telemetry_pb2, telemetry_pb2_grpc, worker_pb2
 from orchestrator.control.inventory_wire import inventory_to
 from orchestrator.control.limits import Limit
+from orchestrator.control.loop import Committed
 from orchestrator.control.services.enrolment import EnrolLimits
 from orchestrator.core import messages as m
+from orchestrator.core.errors import RefusalCode, RefusedError
+from orchestrator.core.evidence import EvidenceClass
 from orchestrator.core.fleet import FleetPolicy, TokenRole
 from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import WorkerId
@@ -172,7 +175,7 @@ async def test_recovery_is_counted_and_ends(tmp_path: Path) -> None:
         assert (await agent.recover()).recoveries_left == 1
         assert (await agent.recover()).recoveries_left == 0
         assert (await agent.hello()).HasField("welcome")
-        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "new token"):
+        with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "2 times lately", "24 hours"):
             await agent.recover()
         stolen = Agent(served, key=agent.key, worker_id=agent.worker_id)
         with refused(grpc.StatusCode.PERMISSION_DENIED, "TLS key"):
@@ -203,7 +206,7 @@ async def test_rotation_under_load_drops_no_good_worker(served: Served) -> None:
             await one.join()
             await one.hello()
         await served.operator.RotateAuthority(operator_pb2.RotateAuthorityRequest(), metadata=served.admin)
-        with refused(grpc.StatusCode.FAILED_PRECONDITION, "8 connected"):
+        with refused(grpc.StatusCode.FAILED_PRECONDITION, "8 worker(s)", "8 connected", "0 absent"):
             await served.operator.RetireAuthority(
                 operator_pb2.RetireAuthorityRequest(), metadata=served.admin
             )
@@ -288,7 +291,7 @@ async def test_device_of_another_worker_quarantines_the_later_one(agent: Agent) 
 # ---------------------------------------------------------------- strangers
 
 
-OPEN = Policies(fleet=FleetPolicy(open_enrolment=True, probation_ms=300))
+OPEN = Policies(fleet=FleetPolicy(open_enrolment=True, probation_ms=300, probation_evidence=EvidenceClass.T0))
 
 
 async def test_stranger_becomes_a_live_worker_and_leaves_probation(tmp_path: Path) -> None:
@@ -407,15 +410,49 @@ async def test_owner_wishes_change_his_own_worker(agent: Agent) -> None:
             pass
 
 
+async def test_owner_wish_is_acknowledged_once_it_is_durable_or_refused_with_its_reason(agent: Agent) -> None:
+    await agent.join()
+    await agent.hello()
+    wish = worker_pb2.OwnerWish(cordon=worker_pb2.Cordon(reason="tea"), number=4)
+    await agent.stream.write(worker_pb2.SessionRequest(owner_wish=wish))
+    assert (await agent.expect("wish_ack")).wish_ack == worker_pb2.WishAck(number=4)
+    assert await held(agent) == {"owner": "tea"}
+    wish = worker_pb2.OwnerWish(terms=worker_pb2.Terms(committed=True, notice_ms=5), number=5)
+    await agent.stream.write(worker_pb2.SessionRequest(owner_wish=wish))
+    ack = (await agent.expect("wish_ack")).wish_ack
+    assert (ack.number, "committed" in ack.refusal) == (5, True)
+
+
+async def test_owner_wish_that_meets_a_stopping_control_plane_is_not_acknowledged(agent: Agent) -> None:
+    await agent.join()
+    await agent.hello()
+    refusing = RefusedError(RefusalCode.UNAVAILABLE, "the control plane is stopping; safe to retry")
+    submit = agent.served.house.plane.loop.submit
+
+    async def stopping(command: m.Command) -> Committed:
+        if isinstance(command, m.PlaceHold):
+            raise refusing
+        return await submit(command)
+
+    agent.served.house.plane.loop.submit = stopping  # type: ignore[method-assign]  # ends as a real one does
+    wish = worker_pb2.OwnerWish(cordon=worker_pb2.Cordon(), number=4)
+    await agent.stream.write(worker_pb2.SessionRequest(owner_wish=wish))
+    with refused(grpc.StatusCode.UNAVAILABLE, "safe to retry"):
+        await agent.expect("wish_ack")
+
+
 async def test_fault_report_cordons_the_device(agent: Agent) -> None:
     await agent.join()
     await agent.hello()
     device_id = agent.offer.devices[0].device_id
     fault = worker_pb2.DeviceFault(device_id=device_id, kind="xid", text="XID 79: fell off the bus")
     report = worker_pb2.FaultReport(
-        faults=[fault, worker_pb2.DeviceFault(device_id="nobody's", kind="xid", text="?")]
+        faults=[fault, worker_pb2.DeviceFault(device_id="nobody's", kind="xid", text="?")], number=7
     )
     await agent.stream.write(worker_pb2.SessionRequest(fault_report=report))
+    ack = (await agent.expect("fault_ack")).fault_ack
+    assert ack.number == 7
+    assert "nobody's" in ack.refusal
     state_of = agent.served.house.plane.loop.read
 
     async def cordoned() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from orchestrator.adapters import clock
 from orchestrator.api.v1 import operator_pb2, worker_pb2
+from orchestrator.control import sessions
 from orchestrator.control.limits import KEYS_MAX, Buckets, Limit, site_of
 from orchestrator.control.services import workers
 from orchestrator.control.services.enrolment import EnrolLimits, EnrolServicer
@@ -110,7 +112,7 @@ async def test_sybil_joins_from_ten_thousand_sites_are_refused_before_they_cost_
 
 
 async def test_sybils_with_good_keys_fill_probation_and_no_more(served: Served, honest: Agent) -> None:
-    limits = EnrolLimits(LIFTED, LIFTED, LIFTED, LIFTED, LIFTED)
+    limits = EnrolLimits(*[LIFTED] * len(fields(EnrolLimits)))
     requests = [Agent(served, offer=offered(f"sybil-{number}")).join_request("") for number in range(100)]
     before = await served.house.plane.loop.read(lambda state: len(state.workers))
     counts = await refused_joins(enrolment(served, limits), requests)
@@ -225,6 +227,13 @@ async def test_agent_that_never_reads_is_cut_off_and_counted(
     await answered(honest)
 
 
+@pytest.fixture
+def lifted_opens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if each call were another worker's: one worker's own limit would come first."""
+    monkeypatch.setattr(sessions, "OPENS", LIFTED)
+
+
+@pytest.mark.usefixtures("lifted_opens")
 async def test_streams_of_one_connection_are_bounded(served: Served, honest: Agent) -> None:
     """More than its share of calls waits, and everybody else's are answered."""
     async with agent_of(served, offer=offered("greedy")) as greedy:

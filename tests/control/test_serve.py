@@ -207,6 +207,11 @@ def test_settings_wrong_value_is_named(
     assert caught.value.exit_code == 2
 
 
+def test_settings_private_webhooks_are_off_also_in_a_laboratory() -> None:
+    assert not read_settings({"insecure_lab": True}, None).private_webhooks
+    assert read_settings({"private_webhooks": True}, None).private_webhooks
+
+
 def test_settings_database_password_is_not_shown() -> None:
     settings = read_settings({"database_url": "postgresql://me:hunter2@db/x"}, None)
     assert "hunter2" not in repr(settings)

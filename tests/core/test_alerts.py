@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.core import messages as m
-from orchestrator.core.alerts import ALERTS_KEPT, Alert, AlertKind
+from orchestrator.core.alerts import ALERTS_KEPT, UNSETTLED_MAX, Alert, AlertKind
 from orchestrator.core.decide import effects_of, pending_effects
 from orchestrator.core.fleet import FleetPolicy
 from orchestrator.core.holds import HoldKind
@@ -102,7 +102,7 @@ def test_owner_is_told_of_a_certificate_that_had_run_out() -> None:
     world.do(m.RecoverWorker(worker_id, world.who(worker_id).tls_key_sha256))
     (alert,) = world.who(worker_id).alerts
     assert alert.kind is AlertKind.CERTIFICATE
-    assert "4 more times" in alert.text
+    assert "4 more times soon" in alert.text
 
 
 def test_alert_with_nowhere_to_go_is_settled_as_it_is_raised() -> None:
@@ -125,7 +125,7 @@ def test_alert_is_delivered_until_it_is_settled() -> None:
 
 
 def test_alerts_keep_their_numbers_when_older_ones_are_dropped() -> None:
-    world, worker_id = told()
+    world, worker_id = told(Terms())
     for _ in range(ALERTS_KEPT + 3):
         world.forward(1_000)
         world.do(m.PlaceHold(worker_id, HoldKind.OPERATOR, "again"))
@@ -133,3 +133,27 @@ def test_alerts_keep_their_numbers_when_older_ones_are_dropped() -> None:
     kept = world.who(worker_id).alerts
     assert [one.number for one in kept] == list(range(4, ALERTS_KEPT + 4))
     assert isinstance(kept[0], Alert)
+
+
+def test_alerts_that_wait_for_delivery_are_never_dropped_for_newer_ones() -> None:
+    world, worker_id = told()
+
+    def trouble(times: int) -> None:
+        for _ in range(times):
+            world.forward(1_000)
+            world.do(m.PlaceHold(worker_id, HoldKind.OPERATOR, "again"))
+            world.do(m.LiftHold(worker_id, HoldKind.OPERATOR))
+
+    trouble(ALERTS_KEPT + 3)
+    due = [one for one in pending_effects(world.state) if isinstance(one, m.DeliverAlert)]
+    assert [one.number for one in due] == list(range(1, ALERTS_KEPT + 4))
+    world.do(m.SetTerms(worker_id, HOOK))
+    for number in range(1, ALERTS_KEPT + 3):
+        world.do(m.SettleAlert(worker_id, number))
+    kept = world.who(worker_id).alerts
+    assert [one.number for one in kept if one.settled] == list(range(3, ALERTS_KEPT + 3))
+    assert [one.number for one in kept if not one.settled] == [ALERTS_KEPT + 3]
+    trouble(UNSETTLED_MAX + 5)
+    waiting = [one.number for one in world.who(worker_id).alerts if not one.settled]
+    assert len(waiting) == UNSETTLED_MAX
+    assert waiting[-1] == world.who(worker_id).alert_count

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.core import messages as m
 from orchestrator.core.catalogue import GIB
 from orchestrator.core.decide import REQUEST_LIFE_MS
+from orchestrator.core.decisions.fleet import recoveries_left
 from orchestrator.core.decisions.operators import TOKEN_TTL_MS_MAX, authenticate
 from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.fleet import HardwareClass, Inventory, Liveness, TokenRole
@@ -241,3 +242,55 @@ def test_submission_id_belongs_to_its_tenant_alone() -> None:
     assert name == "job_b"
     assert world.state.job_named(job.tenant_id, "job_b") is None
     assert world.state.job_named(other, job.job_id) is None
+
+
+# ---------------------------------------------------------------- certificates
+
+DAY_MS = 24 * 3_600_000
+
+
+def recovered(world: World, worker_id: WorkerId) -> m.Decision:
+    return world.do(m.RecoverWorker(worker_id, world.who(worker_id).tls_key_sha256))
+
+
+def test_recovery_of_a_machine_that_is_on_for_eight_hours_a_day_never_ends() -> None:
+    """Sixteen hours off, and a certificate that is never renewed: the worst of such a month."""
+    world = World()
+    worker_id = world.worker()
+    for _ in range(30):
+        world.forward(DAY_MS)
+        recovered(world, worker_id)
+    policy = world.state.policies.fleet
+    assert recoveries_left(world.who(worker_id), policy, world.at_ms) >= policy.recoveries_max - 2
+
+
+def test_recovery_again_and_again_is_stopped_until_time_has_passed() -> None:
+    world = World()
+    worker_id = world.worker()
+    for left in (4, 3, 2, 1, 0):
+        recovered(world, worker_id)
+        assert recoveries_left(world.who(worker_id), world.state.policies.fleet, world.at_ms) == left
+        world.forward(60_000)
+    refusal = refused(world, m.RecoverWorker(worker_id, world.who(worker_id).tls_key_sha256))
+    assert refusal.code is RefusalCode.EXHAUSTED
+    assert "5 times lately" in refusal.message
+    tries = 0
+    for _ in range(10 * 24):
+        world.forward(3_600_000)
+        try:
+            recovered(world, worker_id)
+        except RefusedError:
+            continue
+        tries += 1
+    # Whoever asks each hour for ten days gets the three or so a day that a bad machine may need, and no more.
+    assert 25 <= tries <= 35
+
+
+def test_certificate_is_recorded_once_a_generation() -> None:
+    world = World()
+    worker_id = world.worker()
+    issued = world.do(m.RecordCertificate(worker_id, 1))
+    assert issued.events == (m.CertificateIssued(worker_id, 1),)
+    assert world.do(m.RecordCertificate(worker_id, 1)).events == ()
+    world.do(m.RecordCertificate(worker_id, 2))
+    assert world.who(worker_id).certificate_generation == 2

@@ -9,6 +9,7 @@ from orchestrator.core.apply import apply
 from orchestrator.core.clusters import ClusterPhase, ClusterPolicy, MemberPhase
 from orchestrator.core.decide import effects_of, pending_effects
 from orchestrator.core.errors import RefusalCode, RefusedError
+from orchestrator.core.evidence import EvidenceClass
 from orchestrator.core.filters import HOLD_PHRASES
 from orchestrator.core.fleet import FleetPolicy
 from orchestrator.core.holds import MISTRUSTED, SHUT_OUT, Hold, HoldKind
@@ -18,7 +19,9 @@ from orchestrator.core.state import Policies
 from tests.core.worlds import World, inventory, sha
 
 PROBATION_MS = 600_000
-OPEN = Policies(fleet=FleetPolicy(open_enrolment=True, probation_ms=PROBATION_MS))
+OPEN = Policies(
+    fleet=FleetPolicy(open_enrolment=True, probation_ms=PROBATION_MS, probation_evidence=EvidenceClass.T0)
+)
 
 
 def hold(world: World, worker_id: WorkerId, kind: HoldKind, reason: str = "because") -> m.Decision:

@@ -51,12 +51,13 @@ def go_on(world: World, ms: int, silent_from_ms: dict[WorkerId, int]) -> list[m.
     starts=st.lists(st.integers(0, TOGETHER_MS - 2 * BEAT_MS), min_size=14, max_size=14),
     share=st.floats(0.55, 1.0),
     seed=st.integers(0, 2**16),
+    suppliers=st.integers(2, 5),
 )
 def test_zone_mostly_silent_loses_nobody_within_the_window_and_nobody_is_blamed(
-    size: int, starts: list[int], share: float, seed: int
+    size: int, starts: list[int], share: float, seed: int, suppliers: int
 ) -> None:
     world = World(ZONE_POLICY)
-    workers = [world.worker(zone="hall") for _ in range(size)]
+    workers = [world.worker(zone="hall", supplier=f"s{number % suppliers}") for number in range(size)]
     world.worker(zone="elsewhere")
     silent = Random(seed).sample(
         workers, next(n for n in range(1, size + 1) if n >= share * size or n == size)
@@ -69,6 +70,52 @@ def test_zone_mostly_silent_loses_nobody_within_the_window_and_nobody_is_blamed(
     assert world.state.zones_held == {"hall"}
     assert {world.who(one).liveness for one in silent} == {Liveness.SUSPECT}
     assert not any(isinstance(one, m.ReliabilityChanged | m.HoldPlaced | m.AlertRaised) for one in events)
+
+
+@settings(max_examples=25, deadline=None)
+@given(size=st.integers(3, 10), silent=st.integers(3, 10), seed=st.integers(0, 2**16), own=st.booleans())
+def test_zone_whose_silent_ones_are_of_one_supplier_spares_nobody(
+    size: int, silent: int, seed: int, own: bool
+) -> None:
+    """A zone is the supplier's own word: he may invent one, or stand in one of others."""
+    world = World(ZONE_POLICY)
+    his = [world.worker(zone="made up", supplier="he") for _ in range(max(size, silent))]
+    others = [world.worker(zone="elsewhere" if own else "made up", supplier=f"s{n}") for n in range(2)]
+    dark = Random(seed).sample(his, silent)
+    events = go_on(world, POLICY.lost_after_ms + 30_000, dict.fromkeys(dark, 0))
+    assert {world.who(one).liveness for one in dark} == {Liveness.LOST}
+    lost = [one for one in events if isinstance(one, m.LivenessChanged) and one.liveness is Liveness.LOST]
+    assert not any(one.excused for one in lost)
+    assert len([one for one in events if isinstance(one, m.Flapped)]) == silent
+    assert {world.who(one).liveness for one in others} == {Liveness.LIVE}
+
+
+def test_zone_with_strangers_on_probation_is_still_that_of_one_supplier() -> None:
+    world = World(ZONE_POLICY)
+    his = [world.worker(zone="made up", supplier="he") for _ in range(3)]
+    for number in range(3):
+        stranger = world.worker(zone="made up", supplier=f"mask {number}")
+        world.do(m.PlaceHold(stranger, HoldKind.PROBATION, "new"))
+        his.append(stranger)
+    world.worker(zone="elsewhere", supplier="another")
+    go_on(world, POLICY.lost_after_ms + 30_000, dict.fromkeys(his, 0))
+    assert {world.who(one).liveness for one in his} == {Liveness.LOST}
+
+
+def test_zone_of_those_who_name_none_is_held_when_most_of_them_fall_silent() -> None:
+    world = World(ZONE_POLICY)
+    workers = [world.worker(zone="", supplier=f"s{number}") for number in range(6)]
+    go_on(world, POLICY.lost_after_ms + 30_000, dict.fromkeys(workers[:5], 0))
+    assert world.state.zones_held == {""}
+    assert {world.who(one).liveness for one in workers[:5]} == {Liveness.SUSPECT}
+
+
+def test_network_of_one_supplier_is_held_all_the_same() -> None:
+    """Nobody else could have been asked, and it is likelier that we are deaf."""
+    world = World(ZONE_POLICY)
+    workers = [world.worker(zone="hall") for _ in range(4)]
+    go_on(world, POLICY.lost_after_ms + 30_000, dict.fromkeys(workers, 0))
+    assert {world.who(one).liveness for one in workers} == {Liveness.SUSPECT}
 
 
 def test_zone_dark_for_longer_than_the_window_is_lost_without_a_penalty() -> None:

@@ -177,17 +177,26 @@ class World:
         return TenantId(str(self.do(m.CreateTenant(TenantId(self.name("ten")), name)).result))
 
     def token(
-        self, role: TokenRole = TokenRole.SUPPLIER, subject: str = "garage", ttl_ms: int = 10**8
+        self,
+        role: TokenRole = TokenRole.SUPPLIER,
+        subject: str = "garage",
+        ttl_ms: int = 10**8,
+        *,
+        head_host: bool = False,
     ) -> str:
         """The hash of a new token."""
         digest = sha(self.name("secret"))
         supplier = SupplierId(self.name("sup"))
-        self.do(m.CreateToken(TokenId(self.name("tok")), role, subject, digest, ttl_ms, supplier))
+        token_id = TokenId(self.name("tok"))
+        self.do(m.CreateToken(token_id, role, subject, digest, ttl_ms, supplier, head_host=head_host))
         return digest
 
-    def joining(self, offer: Inventory, *, key: str = "", token: str = "") -> m.JoinWorker:
+    def joining(
+        self, offer: Inventory, *, key: str = "", token: str = "", supplier: str = "garage"
+    ) -> m.JoinWorker:
         name = self.name("wkr")
-        return m.JoinWorker(WorkerId(name), token or self.token(), name, key or sha(name), offer)
+        spent = token or self.token(subject=supplier, head_host=offer.head_slots > 0)
+        return m.JoinWorker(WorkerId(name), spent, name, key or sha(name), offer)
 
     def worker(
         self,
@@ -199,6 +208,7 @@ class World:
         slots: int | None = None,
         ray_version: str = "2.60.0",
         isolation: Isolation = Isolation.NONE,
+        supplier: str = "garage",
     ) -> WorkerId:
         """A live worker; its device ids carry its name."""
         offer = inventory(
@@ -211,14 +221,14 @@ class World:
             isolation=isolation,
             name=f"m{self.count}",
         )
-        return self.join(offer)
+        return self.join(offer, supplier)
 
     def head_host(self, head_slots: int = 2, *, zone: str = "home", ray_version: str = "2.60.0") -> WorkerId:
         """A live worker that offers head slots only."""
         return self.join(inventory(CPU_MODEL, 0, head_slots=head_slots, zone=zone, ray_version=ray_version))
 
-    def join(self, offer: Inventory) -> WorkerId:
-        worker_id = WorkerId(str(self.do(self.joining(offer)).result))
+    def join(self, offer: Inventory, supplier: str = "garage") -> WorkerId:
+        worker_id = WorkerId(str(self.do(self.joining(offer, supplier=supplier)).result))
         self.do(m.ConnectWorker(worker_id, None))
         return worker_id
 

@@ -113,12 +113,12 @@ class Network:
             log.seek(self.log_starts[name])
             return log.read()
 
-    def start_serve(self) -> None:
+    def start_serve(self, *flags: str) -> None:
         """Start the control plane, on the data and the ports that it had before; return when it serves."""
         at = self.addresses
         listen = ["--listen", at.control, "--session-listen", at.sessions]
         listen += ["--gateway", at.gateway, "--metrics", at.metrics]
-        command = ["serve", "--data-dir", str(self.control_dir), *listen]
+        command = ["serve", "--data-dir", str(self.control_dir), *listen, *flags]
         process = self._start("serve", command, SETTINGS)
         wait_until(
             lambda: process.poll() is not None or self._serves(), what="the control plane", deadline_s=START_S
@@ -126,16 +126,22 @@ class Network:
         assert process.poll() is None, self.log_of("serve").read_text()
         self.secrets["admin token"] = (self.control_dir / "admin-token").read_text().strip()
 
-    def start_agent(self, machine: Machine) -> None:
-        """Offer a machine; where it has joined before, it is the same worker again."""
+    def start_agent(self, machine: Machine, *flags: str) -> None:
+        """Offer a machine; where it has joined before, it is the same worker again.
+
+        With ``flags`` it is a stranger's, who has no token from anybody.
+        """
         data_dir = self.folder / machine.name
         command = ["worker", "join", "--control-plane", self.addresses.control, "--name", machine.name]
         command += ["--data-dir", str(data_dir), "--cpus", "1"]
         command += ["--slots", str(machine.slots), "--head-slots", str(machine.head_slots)]
         command += ["--simulate", machine.simulate] if machine.simulate else ["--no-gpus"]
         extra = {}
-        if machine.name not in self.workers:
-            secret = self.create_token(operator_pb2.TOKEN_ROLE_SUPPLIER, machine.supplier)
+        command += flags
+        if machine.name not in self.workers and not flags:
+            secret = self.create_token(
+                operator_pb2.TOKEN_ROLE_SUPPLIER, machine.supplier, head_host=machine.head_slots > 0
+            )
             self.secrets[f"join token of {machine.name}"] = extra["ORCH_JOIN_TOKEN"] = secret
         self.workers[machine.name] = machine
         self._start(machine.name, command, extra)
@@ -196,10 +202,12 @@ class Network:
         ca_file = self.control_dir / "ca.pem"
         return Client(Settings(self.addresses.control, self.secrets["admin token"], ca_file))
 
-    def create_token(self, role: operator_pb2.TokenRole.ValueType, subject: str) -> str:
+    def create_token(
+        self, role: operator_pb2.TokenRole.ValueType, subject: str, *, head_host: bool = False
+    ) -> str:
         """A new token's secret."""
         with self.client() as client:
-            request = operator_pb2.CreateTokenRequest(role=role, subject=subject)
+            request = operator_pb2.CreateTokenRequest(role=role, subject=subject, head_host=head_host)
             return client.call(client.operator.CreateToken, request).secret
 
     def create_tenant(self, name: str) -> str:

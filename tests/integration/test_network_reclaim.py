@@ -23,6 +23,14 @@ while True:
 """
 
 
+SHORT = """
+import time
+time.sleep(4)
+print("worked", flush=True)
+"""
+"""Long enough to be seen running: what ends before that holds its machine for no time that could be stated."""
+
+
 def own(network: Network, worker: str, *arguments: str) -> str:
     """`orch worker …` as the owner types it on his own machine; what it said."""
     code, text = network.orch("worker", *arguments, "--data-dir", str(network.folder / worker))
@@ -78,6 +86,44 @@ def test_reclaim_gives_notice_and_the_job_goes_on_elsewhere_from_its_checkpoint(
         what="the machine to be offered again",
         deadline_s=10,
     )
+
+
+def test_join_work_reclaim_rejoin_and_work_again_as_the_readme_says(
+    network: Network, tenant: Tenant, scripts: Path
+) -> None:
+    """The supplier's own sequence, on a machine that is the only one of its class."""
+    (scripts / "short.py").write_text(SHORT)
+    (scripts / "stubborn.py").write_text(STUBBORN)
+    only_here = {"hardware_class": "datacenter"}
+
+    def works(name: str) -> None:
+        job = tenant.submit(name, "python", "short.py", working_dir=scripts, orch=only_here)
+        try:
+            assert job.code() == 0, job.text
+        finally:
+            end(job)
+        assert [one.members[0].worker_name for one in tenant.job(name).attempts] == ["hall-1"]
+        assert all(
+            bundle.receipt.billed_ms > 0 for bundle in verified(network, tenant.receipts(name, count=1))
+        )
+
+    works("before")
+    under_way = tenant.submit(
+        "taken-from", "python", "stubborn.py", working_dir=scripts, wait=True, orch=only_here
+    )
+    try:
+        tenant.await_output(under_way, "working")
+        assert "connected" in own(network, "hall-1", "status")
+        assert "free" in own(network, "hall-1", "reclaim", "--notice", "2s", "--wait")
+        assert not [node for node in network.nodes() if node.worker == "hall-1" and node.processes]
+        code, text = tenant.ray("stop", "taken-from")
+        assert code == 0, text
+    finally:
+        end(under_way)
+        said = own(network, "hall-1", "uncordon")
+    assert "offered again" in said
+    assert network.worker("hall-1").standing.holds == []
+    works("after")
 
 
 def test_reclaim_of_a_stubborn_job_forms_its_next_cluster_before_the_deadline(

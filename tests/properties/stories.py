@@ -244,7 +244,12 @@ class Story:
         )
         digest = sha(f"token-{name}")
         supplier = f"garage {number % 3}"
-        self.do(m.CreateToken(TokenId(name), TokenRole.SUPPLIER, supplier, digest, 10**9, SupplierId(name)))
+        self.do(
+            m.CreateToken(
+                TokenId(name), TokenRole.SUPPLIER, supplier, digest, 10**9, SupplierId(name),
+                head_host=kind == "head",
+            )
+        )  # fmt: skip
         joined = self.do(m.JoinWorker(WorkerId(name), digest, name, sha(name), offer))
         self.do(m.ConnectWorker(WorkerId(str(joined)), None))
 

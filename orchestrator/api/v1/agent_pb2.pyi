@@ -47,6 +47,8 @@ class GetAgentResponse(_message.Message):
     CERTIFICATE_NOT_AFTER_UNIX_MS_FIELD_NUMBER: _builtins.int
     LAST_ERROR_FIELD_NUMBER: _builtins.int
     UNDER_WAY_FIELD_NUMBER: _builtins.int
+    LAST_REFUSAL_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_NOTICE_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     name: _builtins.str
     agent_version: _builtins.str
@@ -56,6 +58,10 @@ class GetAgentResponse(_message.Message):
     """Why the last session ended; empty while one is open."""
     under_way: _builtins.str
     """A sentence of what is under way, such as a reclaim and its time; empty otherwise."""
+    last_refusal: _builtins.str
+    """What the network refused of the owner's wishes last, and why; empty where it has refused none since the start."""
+    certificate_notice: _builtins.str
+    """A sentence where the certificate could not be renewed several times in a row; empty otherwise."""
     @_builtins.property
     def standing(self) -> _worker_pb2.Standing:
         """As the network told it last; unset before its first word."""
@@ -74,10 +80,12 @@ class GetAgentResponse(_message.Message):
         certificate_not_after_unix_ms: _builtins.int = ...,
         last_error: _builtins.str = ...,
         under_way: _builtins.str = ...,
+        last_refusal: _builtins.str = ...,
+        certificate_notice: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["standing", b"standing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificate_not_after_unix_ms", b"certificate_not_after_unix_ms", "connected", b"connected", "last_error", b"last_error", "members", b"members", "name", b"name", "standing", b"standing", "under_way", b"under_way", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificate_not_after_unix_ms", b"certificate_not_after_unix_ms", "certificate_notice", b"certificate_notice", "connected", b"connected", "last_error", b"last_error", "last_refusal", b"last_refusal", "members", b"members", "name", b"name", "standing", b"standing", "under_way", b"under_way", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -138,19 +146,23 @@ class AskResponse(_message.Message):
 
     SENT_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
     sent: _builtins.bool
     """Whether it is on its way to the network; false: it is kept until the next session."""
     message: _builtins.str
     """What happens now, in a sentence."""
+    refusal: _builtins.str
+    """Why the network refuses it for good; empty where it does not, or has not answered yet."""
     def __init__(
         self,
         *,
         sent: _builtins.bool = ...,
         message: _builtins.str = ...,
+        refusal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "sent", b"sent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "refusal", b"refusal", "sent", b"sent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

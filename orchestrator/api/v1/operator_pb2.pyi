@@ -306,12 +306,15 @@ class Token(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    HEAD_HOST_FIELD_NUMBER: _builtins.int
     token_id: _builtins.str
     role: Global___TokenRole.ValueType
     subject_id: _builtins.str
     """tenant_id or supplier_id."""
     state: _builtins.str
     """live, used, revoked or expired."""
+    head_host: _builtins.bool
+    """Its worker may carry the heads of other people's clusters."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -325,10 +328,11 @@ class Token(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         state: _builtins.str = ...,
+        head_host: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "role", b"role", "state", b"state", "subject_id", b"subject_id", "token_id", b"token_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "head_host", b"head_host", "role", b"role", "state", b"state", "subject_id", b"subject_id", "token_id", b"token_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -342,12 +346,15 @@ class CreateTokenRequest(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
     TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    HEAD_HOST_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     role: Global___TokenRole.ValueType
     subject: _builtins.str
     """Name or id of the tenant; name of the supplier, made at its first token."""
     ttl_seconds: _builtins.int
     """Zero: the role's default life."""
+    head_host: _builtins.bool
+    """Of a supplier's token: its worker may carry the heads of other people's clusters."""
     def __init__(
         self,
         *,
@@ -355,10 +362,11 @@ class CreateTokenRequest(_message.Message):
         role: Global___TokenRole.ValueType = ...,
         subject: _builtins.str = ...,
         ttl_seconds: _builtins.int = ...,
+        head_host: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "role", b"role", "subject", b"subject", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["head_host", b"head_host", "request_id", b"request_id", "role", b"role", "subject", b"subject", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

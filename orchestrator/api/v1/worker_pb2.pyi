@@ -442,6 +442,8 @@ class SessionResponse(_message.Message):
     FAREWELL_FIELD_NUMBER: _builtins.int
     CERTIFICATE_FIELD_NUMBER: _builtins.int
     STANDING_FIELD_NUMBER: _builtins.int
+    WISH_ACK_FIELD_NUMBER: _builtins.int
+    FAULT_ACK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def challenge(self) -> Global___Challenge: ...
     @_builtins.property
@@ -458,6 +460,10 @@ class SessionResponse(_message.Message):
     def certificate(self) -> Global___Certificate: ...
     @_builtins.property
     def standing(self) -> Global___Standing: ...
+    @_builtins.property
+    def wish_ack(self) -> Global___WishAck: ...
+    @_builtins.property
+    def fault_ack(self) -> Global___FaultAck: ...
     def __init__(
         self,
         *,
@@ -469,12 +475,14 @@ class SessionResponse(_message.Message):
         farewell: Global___Farewell | None = ...,
         certificate: Global___Certificate | None = ...,
         standing: Global___Standing | None = ...,
+        wish_ack: Global___WishAck | None = ...,
+        fault_ack: Global___FaultAck | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "standing", b"standing", "statement_ack", b"statement_ack", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "fault_ack", b"fault_ack", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "standing", b"standing", "statement_ack", b"statement_ack", "welcome", b"welcome", "wish_ack", b"wish_ack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "standing", b"standing", "statement_ack", b"statement_ack", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "fault_ack", b"fault_ack", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "standing", b"standing", "statement_ack", b"statement_ack", "welcome", b"welcome", "wish_ack", b"wish_ack"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["challenge", "welcome", "heartbeat_ack", "desired", "statement_ack", "farewell", "certificate", "standing"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["challenge", "welcome", "heartbeat_ack", "desired", "statement_ack", "farewell", "certificate", "standing", "wish_ack", "fault_ack"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -614,6 +622,9 @@ class OwnerWish(_message.Message):
     UNCORDON_FIELD_NUMBER: _builtins.int
     RECLAIM_FIELD_NUMBER: _builtins.int
     TERMS_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The agent's own count, higher with each wish; echoed in WishAck. Zero: no answer is awaited."""
     @_builtins.property
     def cordon(self) -> Global___Cordon:
         """Nothing new; what runs goes on."""
@@ -637,16 +648,42 @@ class OwnerWish(_message.Message):
         uncordon: Global___Uncordon | None = ...,
         reclaim: Global___Reclaim | None = ...,
         terms: Global___Terms | None = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cordon", b"cordon", "reclaim", b"reclaim", "terms", b"terms", "uncordon", b"uncordon", "wish", b"wish"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordon", b"cordon", "reclaim", b"reclaim", "terms", b"terms", "uncordon", b"uncordon", "wish", b"wish"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordon", b"cordon", "number", b"number", "reclaim", b"reclaim", "terms", b"terms", "uncordon", b"uncordon", "wish", b"wish"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_wish: _TypeAlias = _typing.Literal["cordon", "uncordon", "reclaim", "terms"]  # noqa: Y015
     _WhichOneofArgType_wish: _TypeAlias = _typing.Literal["wish", b"wish"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_wish) -> _WhichOneofReturnType_wish | None: ...
 
 Global___OwnerWish: _TypeAlias = OwnerWish  # noqa: Y015
+
+@_typing.final
+class WishAck(_message.Message):
+    """WishAck ends the agent's duty to repeat a wish: it is durable here, or refused for good."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    refusal: _builtins.str
+    """A sentence for the owner; empty where it is done."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        refusal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "refusal", b"refusal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WishAck: _TypeAlias = WishAck  # noqa: Y015
 
 @_typing.final
 class Cordon(_message.Message):
@@ -820,20 +857,49 @@ class FaultReport(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     FAULTS_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """The agent's own count, higher with each report; echoed in FaultAck. Zero: no answer is awaited."""
     @_builtins.property
     def faults(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceFault]: ...
     def __init__(
         self,
         *,
         faults: _abc.Iterable[Global___DeviceFault] | None = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["faults", b"faults"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["faults", b"faults", "number", b"number"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FaultReport: _TypeAlias = FaultReport  # noqa: Y015
+
+@_typing.final
+class FaultAck(_message.Message):
+    """FaultAck ends the agent's duty to repeat the faults of a report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    refusal: _builtins.str
+    """A sentence for the owner; empty where every fault was taken."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        refusal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "refusal", b"refusal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FaultAck: _TypeAlias = FaultAck  # noqa: Y015
 
 @_typing.final
 class DeviceFault(_message.Message):

@@ -69,6 +69,10 @@ class Access:
             raise RefusedError(RefusalCode.FORBIDDEN, "this session token is another worker's")
         return worker_id
 
+    def connected(self, worker_id: WorkerId) -> bool:
+        """Whether a worker that was let in still has a session."""
+        return self._sessions.is_connected(worker_id)
+
     def peer(self, context: Context) -> Peer:
         """The worker whose certificate the connection shows."""
         return peer_of(context.auth_context(), self._loop.network_id)

@@ -11,14 +11,16 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from orchestrator.api.v1 import worker_pb2, worker_pb2_grpc
-from orchestrator.control.authority import certificate_for, tls_key_of
+from orchestrator.control.authority import certify, tls_key_of
 from orchestrator.control.inventory_wire import inventory_from
-from orchestrator.control.limits import Buckets, Limit, site_of
+from orchestrator.control.limits import Buckets, Limit, neighbourhood_of, region_of, site_of
 from orchestrator.control.secrets import digest_of
 from orchestrator.control.services.access import SECRET_CHARACTERS_MAX
 from orchestrator.control.standing_wire import offered_terms
 from orchestrator.control.words import word
 from orchestrator.core import messages as m
+from orchestrator.core.decisions.fleet import recoveries_left
+from orchestrator.core.decisions.operators import authenticate
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
 from orchestrator.core.ids import SupplierId, WorkerId
 
@@ -51,10 +53,26 @@ STRANGERS = Limit(burst=5, interval_ms=60_000)
 
 STRANGERS_OF_KEY = Limit(burst=3, interval_ms=60_000)
 
+STRANGERS_OF_NEIGHBOURHOOD = Limit(burst=20, interval_ms=15_000)
+"""Of all sites of one neighbourhood: whoever is given 65,536 of them is still one."""
+
 STRANGERS_IN_ALL = Limit(burst=50, interval_ms=50)
 """Twenty a second, whoever they are: what they cost everybody else stays small however many sites they come from."""
 
+STRANGERS_OF_REGION_NEW = Limit(burst=3, interval_ms=1_200_000)
+"""A region from which hardly anybody came within the hour is not the one that floods."""
+
+STRANGERS_RESERVED = Limit(burst=20, interval_ms=200)
+"""Kept for those when everything else is used up: five a second."""
+
+UNKNOWN_TOKENS = Limit(burst=50, interval_ms=50)
+"""Tokens that are not known or count no more, from everybody together, that are told so; the rest is only refused."""
+
 RECOVERIES = Limit(burst=5, interval_ms=60_000)
+"""Of one worker, once it has shown its key: nobody else can use up its tries."""
+
+RECOVERIES_OF_SITE = Limit(burst=300, interval_ms=200)
+"""A hall of machines comes back at once after a power cut, by one address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +84,11 @@ class EnrolLimits:
     strangers_of_key: Limit = STRANGERS_OF_KEY
     strangers_in_all: Limit = STRANGERS_IN_ALL
     recoveries: Limit = RECOVERIES
+    strangers_of_neighbourhood: Limit = STRANGERS_OF_NEIGHBOURHOOD
+    strangers_of_region_new: Limit = STRANGERS_OF_REGION_NEW
+    strangers_reserved: Limit = STRANGERS_RESERVED
+    unknown_tokens: Limit = UNKNOWN_TOKENS
+    recoveries_of_site: Limit = RECOVERIES_OF_SITE
 
 
 class EnrolServicer(worker_pb2_grpc.EnrolServiceServicer):
@@ -89,7 +112,12 @@ class EnrolServicer(worker_pb2_grpc.EnrolServiceServicer):
         self._strangers = Buckets(limits.strangers)
         self._strangers_of_key = Buckets(limits.strangers_of_key)
         self._strangers_in_all = Buckets(limits.strangers_in_all)
+        self._strangers_of_neighbourhood = Buckets(limits.strangers_of_neighbourhood)
+        self._strangers_of_region_new = Buckets(limits.strangers_of_region_new)
+        self._strangers_reserved = Buckets(limits.strangers_reserved)
+        self._unknown_tokens = Buckets(limits.unknown_tokens)
         self._recoveries = Buckets(limits.recoveries)
+        self._recoveries_of_site = Buckets(limits.recoveries_of_site)
         self._nonces: OrderedDict[bytes, tuple[WorkerId, int]] = OrderedDict()
 
     async def GetTrust(  # noqa: N802 -- the proto's name
@@ -106,6 +134,8 @@ class EnrolServicer(worker_pb2_grpc.EnrolServiceServicer):
         self._admit(request, str(context.peer()))
         if len(request.join_token) > SECRET_CHARACTERS_MAX:
             raise invalid("join_token", "join_token is no token of ours; copy it again")
+        if request.join_token:
+            await self._check_token(request)
         secret_digest = hashlib.sha256(request.join_token.encode()).digest()
         request_digest = hashlib.sha256(request.tls_csr).digest()
         tls_key_sha256 = tls_key_of(request.tls_csr)
@@ -123,7 +153,8 @@ class EnrolServicer(worker_pb2_grpc.EnrolServiceServicer):
             supplier_id=SupplierId(self._new_id("sup")),
         )
         worker_id = WorkerId(str((await self._loop.submit(command)).result))
-        return await self._loop.read(lambda state: self._joined(state, worker_id, request.tls_csr))
+        certificate = await self._certified(worker_id, request.tls_csr)
+        return await self._loop.read(lambda state: self._joined(state, worker_id, certificate))
 
     def _admit(self, request: worker_pb2.JoinRequest, peer: str) -> None:
         now_ms = self._loop.now().monotonic_ms
@@ -136,24 +167,47 @@ class EnrolServicer(worker_pb2_grpc.EnrolServiceServicer):
             raise _too_often("joins with this key", "a minute")
         if not self._strangers.take(site, now_ms):
             raise _too_often("joins without a token from this address", "a minute")
-        if not self._strangers_in_all.take("", now_ms):
+        if not self._strangers_of_neighbourhood.take(neighbourhood_of(peer), now_ms):
+            raise _too_often("joins without a token from addresses beside this one", "a minute")
+        new_region = self._strangers_of_region_new.take(region_of(peer), now_ms)
+        if self._strangers_in_all.take("", now_ms):
+            return
+        if not (new_region and self._strangers_reserved.take("", now_ms)):
             raise _too_often("joins without a token", "a second")
 
-    def _joined(self, state: State, worker_id: WorkerId, csr: bytes) -> worker_pb2.JoinResponse:
+    async def _check_token(self, request: worker_pb2.JoinRequest) -> None:
+        """Refuse a token that does not count before anything is computed for it, or queued."""
+        digest, now = digest_of(request.join_token), self._loop.now()
+        key = request.statement_public_key[: PUBLIC_KEY_BYTES + 1].hex()
+
+        def check(state: State) -> None:
+            # A key that is known may repeat the join whose answer was lost, with the token that it has spent.
+            if key not in state.worker_by_key or digest not in state.token_by_hash:
+                authenticate(state, digest, state.time_ms(now))
+
+        try:
+            await self._loop.read(check)
+        except RefusedError as refusal:
+            told = refusal.code is not RefusalCode.FORBIDDEN
+            if told or self._unknown_tokens.take("", now.monotonic_ms):
+                raise
+            raise _too_often("joins with tokens that do not count", "a second") from None
+
+    def _joined(
+        self, state: State, worker_id: WorkerId, certificate: worker_pb2.Certificate
+    ) -> worker_pb2.JoinResponse:
         worker = state.workers[worker_id]
         return worker_pb2.JoinResponse(
             worker_id=worker_id,
             supplier_id=worker.supplier_id,
             network_id=state.control.network_id,
-            certificate=self._certificate(state, worker_id, csr),
+            certificate=certificate,
             session_address=self._session_address(),
         )
 
-    def _certificate(self, state: State, worker_id: WorkerId, csr: bytes) -> worker_pb2.Certificate:
-        life_ms = state.policies.fleet.certificate_life_ms
-        now_ms = self._loop.now().wall_ms
-        worker = state.workers[worker_id]
-        return certificate_for(self._authority, worker, state.control.network_id, csr, now_ms, life_ms)
+    async def _certified(self, worker_id: WorkerId, csr: bytes) -> worker_pb2.Certificate:
+        _, certificate = await certify(self._loop, self._loop.submit, self._authority, worker_id, csr)
+        return certificate
 
     # ------------------------------------------------------------ recovery
 
@@ -163,7 +217,7 @@ class EnrolServicer(worker_pb2_grpc.EnrolServiceServicer):
         """Something fresh to sign."""
         worker_id = WorkerId(word("worker_id", request.worker_id))
         now_ms = self._loop.now().monotonic_ms
-        if not self._recoveries.take(site_of(str(context.peer())), now_ms):
+        if not self._recoveries_of_site.take(site_of(str(context.peer())), now_ms):
             raise _too_often("recoveries from this address", "a minute")
         nonce = self._random_bytes(NONCE_BYTES)
         self._nonces[nonce] = (worker_id, now_ms + NONCE_LIFE_MS)
@@ -185,15 +239,21 @@ class EnrolServicer(worker_pb2_grpc.EnrolServiceServicer):
             RECOVER_CONTEXT + request.nonce + worker_id.encode() + hashlib.sha256(request.tls_csr).digest()
         )
         _check_proof(bytes.fromhex(key), request.proof, signed)
+        # Only now: whoever does not hold the key cannot use up the tries of him who does.
+        if not self._recoveries.take(worker_id, self._loop.now().monotonic_ms):
+            raise _too_often("recoveries of this worker", "a minute")
         await self._loop.submit(m.RecoverWorker(worker_id, tls_key_sha256))
-        return await self._loop.read(lambda state: self._recovered(state, worker_id, request.tls_csr))
+        certificate = await self._certified(worker_id, request.tls_csr)
+        return await self._loop.read(lambda state: self._recovered(state, worker_id, certificate))
 
-    def _recovered(self, state: State, worker_id: WorkerId, csr: bytes) -> worker_pb2.RecoverResponse:
-        left = state.policies.fleet.recoveries_max - state.workers[worker_id].recoveries
+    def _recovered(
+        self, state: State, worker_id: WorkerId, certificate: worker_pb2.Certificate
+    ) -> worker_pb2.RecoverResponse:
+        at_ms = state.time_ms(self._loop.now())
         return worker_pb2.RecoverResponse(
-            certificate=self._certificate(state, worker_id, csr),
+            certificate=certificate,
             session_address=self._session_address(),
-            recoveries_left=max(0, left),
+            recoveries_left=recoveries_left(state.workers[worker_id], state.policies.fleet, at_ms),
         )
 
 

@@ -68,9 +68,10 @@ class OperatorServicer(WorkerActions):
         new_id: Callable[[str], str],
         new_secret: Callable[[str, str], str],
         authority: Authority,
+        authority_changed: Callable[[], None],
     ) -> None:
         """``new_secret(prefix, request_id)`` gives the same secret for the same non-empty request id."""
-        super().__init__(loop, sessions, samples, authority)
+        super().__init__(loop, sessions, samples, authority, authority_changed)
         self._addresses = addresses
         self._new_id = new_id
         self._new_secret = new_secret
@@ -122,6 +123,7 @@ class OperatorServicer(WorkerActions):
             ttl_ms=ttl_s * 1000,
             supplier_id=SupplierId(self._new_id("sup")),
             request_id=request_id,
+            head_host=request.head_host,
         )
         token_id = str((await self._loop.submit(command)).result)
         token = await self._loop.read(lambda state: self._token(state, token_id))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orchestrator.adapters.authority import AuthorityError
 from orchestrator.api.v1 import common_pb2, operator_pb2, operator_pb2_grpc
+from orchestrator.control.authority import behind_of
 from orchestrator.control.inventory_wire import CLASSES
 from orchestrator.control.services import views
 from orchestrator.control.services.workers import UNMEASURED, Sample
@@ -19,7 +22,7 @@ from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import DeviceId, WorkerId
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import grpc.aio
 
@@ -30,22 +33,40 @@ if TYPE_CHECKING:
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
+log = structlog.get_logger(__name__)
+
 REASON_CHARACTERS_MAX = 200
 
-READMISSION = (HoldKind.OPERATOR, HoldKind.QUARANTINED, HoldKind.CLONED, HoldKind.REVOKED, HoldKind.PROBATION)
-"""Holds that an operator's word ends."""
+READMISSION = (
+    HoldKind.OPERATOR,
+    HoldKind.RECLAIMED,
+    HoldKind.PROBATION,
+    HoldKind.REVOKED,
+    HoldKind.CLONED,
+    HoldKind.QUARANTINED,
+)
+"""Holds that an operator's word ends; last the one that it cannot end while its reason stands."""
 
 
 class WorkerActions(operator_pb2_grpc.OperatorServiceServicer):
     """The part of the operator's service that is about workers."""
 
     def __init__(
-        self, loop: Loop, sessions: Sessions, samples: Mapping[WorkerId, Sample], authority: Authority
+        self,
+        loop: Loop,
+        sessions: Sessions,
+        samples: Mapping[WorkerId, Sample],
+        authority: Authority,
+        authority_changed: Callable[[], None],
     ) -> None:
+        """``authority_changed`` follows each change of the authority; it may block."""
         self._loop = loop
         self._sessions = sessions
         self._samples = samples
         self._authority = authority
+        self._authority_changed = authority_changed
+        self._changing = asyncio.Lock()
+        """One change of the authority after the other: each is made of many files."""
 
     async def ListWorkers(  # noqa: N802 -- the proto's name
         self, _request: operator_pb2.ListWorkersRequest, _context: Context
@@ -166,35 +187,58 @@ class WorkerActions(operator_pb2_grpc.OperatorServiceServicer):
         return operator_pb2.GetAuthorityResponse(
             authorities=self._authorities(),
             trust_bundle=authority.trust_bundle(),
-            workers_behind=self._sessions.behind(authority.generation),
+            workers_behind=len(await self._behind(authority.generation)),
         )
 
     async def RotateAuthority(  # noqa: N802 -- the proto's name
         self, _request: operator_pb2.RotateAuthorityRequest, _context: Context
     ) -> operator_pb2.RotateAuthorityResponse:
         """A new authority, and every connected worker asked to take a certificate of it."""
-        try:
-            self._authority.rotate(self._loop.now().wall_ms)
-        except AuthorityError as error:
-            raise RefusedError(RefusalCode.CONFLICT, str(error)) from None
-        self._sessions.renew_all()
+        async with self._changing:
+            now_ms = self._loop.now().wall_ms
+            await self._change_authority(lambda: self._authority.rotate(now_ms))
+            log.info("authority_rotated", generation=self._authority.generation)
+            self._sessions.renew_all()
         return operator_pb2.RotateAuthorityResponse(authorities=self._authorities())
 
     async def RetireAuthority(  # noqa: N802 -- the proto's name
         self, request: operator_pb2.RetireAuthorityRequest, _context: Context
     ) -> operator_pb2.RetireAuthorityResponse:
-        """The end of trust in the older ones; refused while connected workers still show their certificates."""
-        behind = self._sessions.behind(self._authority.generation)
-        if behind and not request.force:
-            message = (
-                f"{behind} connected worker(s) have not renewed yet; wait, or force it and they must recover"
-            )
-            raise RefusedError(RefusalCode.CONFLICT, message)
+        """The end of trust in the older ones; refused while workers have no certificate of the newest."""
+        async with self._changing:
+            generation = self._authority.generation
+            behind = await self._behind(generation)
+            if behind and not request.force:
+                raise RefusedError(RefusalCode.CONFLICT, self._why_not_retire(behind))
+            await self._change_authority(self._authority.retire)
+            log.info("authority_retired", generation=generation, workers_behind=len(behind))
+            self._sessions.end_behind(generation)
+        return operator_pb2.RetireAuthorityResponse(authorities=self._authorities())
+
+    async def _change_authority(self, change: Callable[[], None]) -> None:
+        """Keys are made and written through to the disk: everybody else goes on meanwhile."""
+
+        def work() -> None:
+            change()
+            self._authority_changed()
+
         try:
-            self._authority.retire()
+            await asyncio.to_thread(work)
         except AuthorityError as error:
             raise RefusedError(RefusalCode.CONFLICT, str(error)) from None
-        return operator_pb2.RetireAuthorityResponse(authorities=self._authorities())
+
+    async def _behind(self, generation: int) -> frozenset[WorkerId]:
+        """By what is kept of each worker, and by what the connected ones show."""
+        kept = await self._loop.read(lambda state: behind_of(state, generation))
+        return kept | self._sessions.behind(generation)
+
+    def _why_not_retire(self, behind: frozenset[WorkerId]) -> str:
+        here = len(behind & self._sessions.connected)
+        return (
+            f"{len(behind)} worker(s) have no certificate of generation {self._authority.generation} yet:"
+            f" {here} connected, which renew within minutes, and {len(behind) - here} absent, which renew when they"
+            " come. With --force the connected ones are cut off, and each of them has to recover, which is counted"
+        )
 
     def _authorities(self) -> list[operator_pb2.Authority]:
         return [

@@ -8,10 +8,12 @@ from orchestrator.api.v1 import jobs_pb2, operator_pb2
 from orchestrator.control.inventory_wire import CLASS_NUMBERS, inventory_to
 from orchestrator.control.standing_wire import standing_to
 from orchestrator.control.wire import timestamp
+from orchestrator.core.decisions.fleet import recoveries_at
 from orchestrator.core.fleet import TokenRole
 from orchestrator.core.hardware import worker_evidence_class
 from orchestrator.core.ids import attempt_id_of
 from orchestrator.core.jobs import JobStatus
+from orchestrator.core.reliability import THOUSAND
 from orchestrator.receipts import bundle, ids
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ def token_message(token: Token, at_ms: int) -> operator_pb2.Token:
         created_at=timestamp(token.created_at_ms),
         expires_at=timestamp(token.expires_at_ms),
         state=token.state_at(at_ms),
+        head_host=token.head_host,
     )
 
 

@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
 PUBLIC_KEY_BYTES = 32
 
-WAITING_MAX = 256
-"""Messages to one agent that the network has not taken yet; beyond it the session waits for the agent."""
-
 TAKEN_S = 30.0
 """An agent that takes no message for this long has died on an open connection, or means harm."""
 
@@ -56,33 +53,27 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self._access = access
         self._packages = packages
 
-    async def Session(  # noqa: N802 -- the proto's name
+    async def Session(  # type: ignore[override]  # noqa: N802 -- writes by itself, which the stubs do not know
         self, request_iterator: AsyncIterator[worker_pb2.SessionRequest], context: Context
-    ) -> AsyncIterator[worker_pb2.SessionResponse]:
-        """One stream: what the session sends waits here until the network takes it.
+    ) -> None:
+        """One stream: what the session sends waits its turn, and then until the network takes it.
 
         Whoever takes nothing is cut off by ending the call in the middle: no status would reach him either.
         """
         peer = self._access.peer(context)
-        waiting: asyncio.Queue[worker_pb2.SessionResponse] = asyncio.Queue(WAITING_MAX)
-
-        serving = asyncio.create_task(self._sessions.serve(request_iterator, waiting.put, peer))
+        turn = asyncio.Lock()
+        clock = asyncio.get_running_loop().time
         async with asyncio.timeout(None) as patience:
+
+            async def send(message: worker_pb2.SessionResponse) -> None:
+                async with turn:
+                    patience.reschedule(clock() + TAKEN_S)
+                    await context.write(message)
+                    patience.reschedule(None)
+
             try:
-                while not (serving.done() and waiting.empty()):
-                    getting = asyncio.create_task(waiting.get())
-                    try:
-                        await asyncio.wait((getting, serving), return_when=asyncio.FIRST_COMPLETED)
-                        if getting.done():
-                            patience.reschedule(asyncio.get_running_loop().time() + TAKEN_S)
-                            yield getting.result()
-                            patience.reschedule(None)
-                    finally:
-                        getting.cancel()
-                serving.result()
+                await self._sessions.serve(request_iterator, send, peer)
             finally:
-                serving.cancel()
-                await asyncio.gather(serving, return_exceptions=True)
                 if patience.expired():
                     self._sessions.cut_off(peer.worker_id)
 
@@ -158,6 +149,10 @@ class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
         self._access = access
         self.newest: dict[WorkerId, Sample] = {}
 
+    def forget(self, worker_id: WorkerId) -> None:
+        """Of a worker without a session nobody knows what its devices do."""
+        self.newest.pop(worker_id, None)
+
     def devices_of(self, workers: frozenset[WorkerId]) -> dict[tuple[str, str], dict[str, float]]:
         """The newest measurements by (worker, device): what an absent worker's devices do nobody knows."""
         return {
@@ -179,6 +174,9 @@ class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
                 raise invalid("devices", f"a sample has at most {SAMPLE_BYTES_MAX} bytes")
             if len(sample.devices) > DEVICE_SAMPLES_MAX:
                 raise invalid("devices", f"devices has more than {DEVICE_SAMPLES_MAX} samples")
+            # Again, because the session may have ended meanwhile: what comes after that is nobody's.
+            if not self._access.connected(worker_id):
+                raise RefusedError(RefusalCode.UNAUTHENTICATED, "the session has ended; open another one")
             self.newest[worker_id] = Sample(
                 sample.cpu_utilization_ratio, sample.memory_used_bytes, tuple(sample.devices)
             )

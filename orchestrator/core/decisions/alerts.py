@@ -58,7 +58,9 @@ def after(state: State, event: m.Event, at_ms: int) -> Iterator[m.Event]:
         case m.WorkerRecovered():
             worker = state.workers[event.worker_id]
             left = recoveries_left(worker, state.policies.fleet, at_ms)
-            text = f"{worker.name}'s certificate had run out; it got another one, and may {left} more times soon"
+            text = (
+                f"{worker.name}'s certificate had run out; it got another one, and may {left} more times soon"
+            )
             yield raise_alert(worker, AlertKind.CERTIFICATE, text, at_ms)
         case _:
             pass

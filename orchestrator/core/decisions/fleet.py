@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
 from orchestrator.core.catalogue import CPU_MODEL, GIB, MODELS, nearest
+from orchestrator.core.claims import name_of
+from orchestrator.core.decisions.devices import retold
+from orchestrator.core.decisions.newcomers import join_stranger
 from orchestrator.core.decisions.operators import authenticate, check_name
 from orchestrator.core.decisions.terms import check_terms
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
-from orchestrator.core.fleet import FleetPolicy, Inventory, Liveness, Supplier, Token, TokenRole, Worker
+from orchestrator.core.fleet import FleetPolicy, Inventory, Liveness, Token, TokenRole, Worker
 from orchestrator.core.hardware import check_device_count, evidence_fault, hardware_changes, misfit
 from orchestrator.core.holds import Hold, HoldKind
 from orchestrator.core.ids import SupplierId
@@ -34,17 +37,17 @@ DEVICE_ID = re.compile(r"[!-~]{1,128}")
 forty characters."""
 
 
-def check_inventory(inventory: Inventory) -> None:
-    """Refuse what no machine can be; the field at fault is named."""
+def check_inventory(inventory: Inventory, *, head_host: bool = False) -> None:
+    """Refuse what no machine can be, and head slots of whoever was not let in as a head host; names the field."""
     check_device_count(len(inventory.devices))
     seen: set[str] = set()
     for device in inventory.devices:
         if not DEVICE_ID.fullmatch(device.device_id):
             message = "every device needs an id of 1 to 128 visible ASCII characters without spaces"
             raise invalid("inventory.devices.device_id", message)
-        if device.device_id in seen:
+        if name_of(device.device_id) in seen:
             raise invalid("inventory.devices.device_id", f"device {device.device_id} is listed twice")
-        seen.add(device.device_id)
+        seen.add(name_of(device.device_id))
         model = MODELS.get(device.model)
         if model is None:
             hint = nearest(device.model[:80], list(MODELS))
@@ -64,6 +67,11 @@ def check_inventory(inventory: Inventory) -> None:
         offered = ", ".join(sorted(wrong.classes))
         message = f"a {wrong.name} is offered by class {offered}, not by {inventory.hardware_class}"
         raise invalid("inventory.hardware_class", message)
+    if inventory.head_slots and not head_host:
+        message = (
+            "head slots take a token made with --head-host: join with one from the operator, or offer none"
+        )
+        raise invalid("inventory.head_slots", message)
     if inventory.slots > SLOTS_MAX or inventory.head_slots > SLOTS_MAX:
         raise invalid("inventory.slots", f"at most {SLOTS_MAX} slots and head slots a worker")
     if inventory.slots + inventory.head_slots == 0:
@@ -76,52 +84,38 @@ def join_worker(state: State, command: m.JoinWorker, at_ms: int) -> m.Decision:
     The same keys with the same token get the same worker again: the answer was lost.
     """
     check_name("worker_name", command.name)
-    check_inventory(command.inventory)
     check_terms(command.terms)
     known_id = state.worker_by_key.get(command.statement_key)
     token = state.token_by_hash.get(command.token_sha256) if command.token_sha256 else None
     token = state.tokens[token.token_id] if token is not None else None
+    # Of an unknown token nothing is known: what is wrong with it is said below.
+    head_host = bool(command.token_sha256) if token is None else token.head_host
+    check_inventory(command.inventory, head_host=head_host)
     if known_id is not None:
         return _joined_before(state, command, state.workers[known_id], token)
     if not command.token_sha256:
-        return _join_stranger(state, command, at_ms)
+        return join_stranger(state, command, _new_worker(command, command.supplier_id, at_ms), at_ms)
     token = authenticate(state, command.token_sha256, at_ms)
     if token.role is not TokenRole.SUPPLIER:
         raise RefusedError(RefusalCode.FORBIDDEN, "only a supplier token joins a worker", "join_token")
-    worker = _new_worker(command, SupplierId(token.subject_id), at_ms)
-    joined = m.WorkerJoined(worker, token.token_id)
-    return m.Decision((joined, *_taken_devices(state, worker, at_ms)), worker.worker_id)
+    worker = _new_worker(command, SupplierId(token.subject_id), at_ms, head_host=token.head_host)
+    return m.Decision((m.WorkerJoined(worker, token.token_id),), worker.worker_id)
 
 
 def _joined_before(state: State, command: m.JoinWorker, worker: Worker, token: Token | None) -> m.Decision:
     same_keys = command.tls_key_sha256 == worker.tls_key_sha256
     spent_here = token is not None and token.used and token.subject_id == worker.supplier_id
     stranger = not command.token_sha256 and worker.supplier_id in state.suppliers_unvouched
-    if same_keys and (spent_here or stranger) and worker.sessions == 0:
+    if same_keys and (spent_here or stranger) and not worker.enrolled:
         return m.Decision((), worker.worker_id)
     raise RefusedError(
         RefusalCode.ALREADY_EXISTS, f"this key is registered as worker {worker.worker_id}", "statement_key"
     )
 
 
-def _join_stranger(state: State, command: m.JoinWorker, at_ms: int) -> m.Decision:
-    """Anybody may come where the operator says so; paid work comes after probation."""
-    policy = state.policies.fleet
-    if not policy.open_enrolment:
-        reason = "this network takes workers by join token only; ask its operator for one"
-        raise RefusedError(RefusalCode.FORBIDDEN, reason, "join_token")
-    if len(state.on_probation) >= policy.probation_max:
-        reason = f"{policy.probation_max} newcomers are on probation already; try again in an hour"
-        raise RefusedError(RefusalCode.EXHAUSTED, reason, "join_token")
-    supplier = Supplier(command.supplier_id, f"open {command.supplier_id[-12:]}", at_ms, vouched=False)
-    worker = _new_worker(command, supplier.supplier_id, at_ms)
-    reason = f"on probation: paid work comes after {policy.probation_ms // 60_000} minutes without a break"
-    worker = replace(worker, holds=(Hold(HoldKind.PROBATION, reason, at_ms),))
-    joined = m.StrangerJoined(worker, supplier)
-    return m.Decision((joined, *_taken_devices(state, worker, at_ms)), worker.worker_id)
-
-
-def _new_worker(command: m.JoinWorker, supplier_id: SupplierId, at_ms: int) -> Worker:
+def _new_worker(
+    command: m.JoinWorker, supplier_id: SupplierId, at_ms: int, *, head_host: bool = False
+) -> Worker:
     return Worker(
         worker_id=command.worker_id,
         supplier_id=supplier_id,
@@ -135,20 +129,8 @@ def _new_worker(command: m.JoinWorker, supplier_id: SupplierId, at_ms: int) -> W
         joined_at_ms=at_ms,
         tls_key_sha256=command.tls_key_sha256,
         terms=command.terms,
+        head_host=head_host,
     )
-
-
-def _taken_devices(state: State, worker: Worker, at_ms: int) -> Iterator[m.Event]:
-    """A device is in one machine: whoever brings it later is quarantined with the evidence."""
-    for device in worker.inventory.devices:
-        owner_id = state.device_owner.get(device.device_id)
-        if owner_id is None or owner_id == worker.worker_id:
-            continue
-        reason = f"device {device.device_id} is worker {owner_id}'s; one of the two is not what it says"
-        known = worker.hold(HoldKind.QUARANTINED)
-        if known is None or known.reason != reason:
-            yield m.HoldPlaced(worker.worker_id, Hold(HoldKind.QUARANTINED, reason, at_ms))
-        return
 
 
 def recover_worker(state: State, command: m.RecoverWorker, at_ms: int) -> m.Decision:
@@ -214,16 +196,16 @@ def connect_worker(state: State, command: m.ConnectWorker, now: Now, at_ms: int)
     if worker.liveness is Liveness.LEFT and worker.dismissed:
         return m.Decision((m.DismissalTold(worker.worker_id),), None)
     if command.inventory is not None:
-        check_inventory(command.inventory)
+        check_inventory(command.inventory, head_host=worker.head_host)
     inventory = _reclassed(command.inventory, worker)
     state.heartbeats.heard(worker.worker_id, now.monotonic_ms)
     events: list[m.Event] = []
     if command.session is not None:
         events.extend(_opened(worker, command.session, command.agent_version))
+        events.extend(retold(state, worker))
     if inventory is not None and inventory != worker.inventory:
         changes = hardware_changes(worker.inventory, inventory)
         events.append(m.InventoryChanged(worker.worker_id, inventory, changes))
-        events.extend(_taken_devices(state, replace(worker, inventory=inventory), at_ms))
     if worker.liveness is not Liveness.LIVE:
         events.append(m.LivenessChanged(worker.worker_id, Liveness.LIVE, at_ms))
     return m.Decision(tuple(events), worker.worker_id)

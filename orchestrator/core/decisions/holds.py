@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import WANTED
 from orchestrator.core.decisions.clusters import after_worker_gone, fail_member
+from orchestrator.core.decisions.devices import check_liftable
 from orchestrator.core.decisions.fleet import find_worker
 from orchestrator.core.decisions.leaving import close_idle
+from orchestrator.core.decisions.metering import end_leases_of_mistrusted
 from orchestrator.core.errors import not_found
 from orchestrator.core.fleet import Liveness
 from orchestrator.core.holds import MISTRUSTED, DeviceHold, Hold, HoldKind
@@ -42,6 +44,8 @@ def lift_hold(state: State, command: m.LiftHold) -> m.Decision:
     worker = find_worker(state, command.worker_id)
     if worker.hold(command.kind) is None:
         return m.Decision((), worker.worker_id)
+    if command.kind is HoldKind.QUARANTINED:
+        check_liftable(state, worker)
     return m.Decision((m.HoldLifted(worker.worker_id, command.kind),), worker.worker_id)
 
 
@@ -75,13 +79,14 @@ def override_class(state: State, command: m.OverrideClass) -> m.Decision:
 # ---------------------------------------------------------------- consequences
 
 
-def after_hold_placed(state: State, event: m.HoldPlaced) -> Iterator[m.Event]:
-    """Mistrust takes what runs; an owner who wants his devices gets those that do nothing at once.
+def after_hold_placed(state: State, event: m.HoldPlaced, at_ms: int) -> Iterator[m.Event]:
+    """Mistrust takes what runs and ends what is owed; an owner who wants his devices gets the idle ones at once.
 
     Every other hold leaves what is there: a warm cluster of the worker gets no job and ends with its idle time.
     """
     if event.hold.kind in MISTRUSTED:
         yield from after_worker_gone(state, event.worker_id, event.hold.reason)
+        yield from end_leases_of_mistrusted(state, event.worker_id, at_ms)
     elif event.hold.kind in WANTED_BACK:
         yield from close_idle(state, event.worker_id, event.hold.reason)
 
@@ -99,20 +104,10 @@ def after_device_held(state: State, event: m.DeviceHeld) -> Iterator[m.Event]:
 
 
 def tick_holds(state: State, at_ms: int) -> Iterator[m.Event]:
-    """Place and lift what time does: ends of holds, owners' hours, probation."""
-    for worker_id in state.on_probation:
-        worker = state.workers[worker_id]
-        if _proven(worker, state.policies.fleet.probation_ms, at_ms):
-            yield m.HoldLifted(worker_id, HoldKind.PROBATION)
+    """Place and lift what time does: ends of holds, owners' hours."""
     for worker_id, due_ms in state.watched.workers_due_ms.items():
         if due_ms <= at_ms:
             yield from _tick_worker(state, state.workers[worker_id], at_ms)
-
-
-def _proven(worker: Worker, probation_ms: int, at_ms: int) -> bool:
-    """Whether a newcomer was live for long enough and nothing else speaks against him."""
-    spotless = len(worker.holds) == 1 and not worker.device_holds
-    return spotless and worker.liveness is Liveness.LIVE and at_ms - worker.liveness_since_ms >= probation_ms
 
 
 def _tick_worker(state: State, worker: Worker, at_ms: int) -> Iterator[m.Event]:

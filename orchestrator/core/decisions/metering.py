@@ -24,7 +24,7 @@ from orchestrator.core.metering import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator.core.ids import AttemptId, LeaseId
+    from orchestrator.core.ids import AttemptId, LeaseId, WorkerId
     from orchestrator.core.state import State
 
 
@@ -84,6 +84,21 @@ def end_leases_of_lost(state: State, event: m.LivenessChanged) -> Iterator[m.Eve
             yield m.LeaseEnded(lease_id, ended_ms)
 
 
+def end_leases_of_mistrusted(state: State, worker_id: WorkerId, at_ms: int) -> Iterator[m.Event]:
+    """Nothing there can be believed any more, so nothing more is billed.
+
+    What was billed before stays; the rest of the record, up to now where a lease runs, is disputed: listed, not paid.
+    Whatever is stated of a lease that is settled bills nothing, so it does not matter what the worker says later.
+    """
+    for lease_id in list(state.unsettled_on.get(worker_id, ())):
+        lease = state.leases[lease_id]
+        recorded_ms = lease.recorded_ms
+        if recorded_ms is None:
+            recorded_ms = at_ms - lease.started_ms
+            yield m.LeaseEnded(lease_id, at_ms)
+        yield m.LeaseSettled(lease_id, max(0, recorded_ms - lease.billed_offset_ms))
+
+
 def accept_statement(state: State, command: m.AcceptStatement, at_ms: int) -> m.Decision:
     """Take a worker's word; the result is the sequence up to which the worker may forget.
 
@@ -121,7 +136,7 @@ def _contradiction(state: State, lease: Lease, command: m.AcceptStatement) -> st
     if command.subject != (state.control.network_id, lease.member_id, lease.job_id, lease.attempt_id):
         return "speaks of something else than its lease"
     if lease.settled or lease.final_stated:
-        return "stated after the final statement"
+        return "stated after the final statement, or after the lease was settled without one"
     if tuple(command.device_ids) != lease.device_ids:
         return "names other devices than the lease"
     if command.start_offset_ms != lease.stated_offset_ms or command.end_offset_ms < command.start_offset_ms:

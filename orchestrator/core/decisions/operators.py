@@ -42,6 +42,8 @@ def create_token(state: State, command: m.CreateToken, at_ms: int) -> m.Decision
     """A new token; a supplier's first token makes the supplier."""
     if not 0 < command.ttl_ms <= TOKEN_TTL_MS_MAX:
         raise invalid("ttl_seconds", f"ttl_seconds must be from 1 to {TOKEN_TTL_MS_MAX // 1000}")
+    if command.head_host and command.role is not TokenRole.SUPPLIER:
+        raise invalid("head_host", "only a supplier's token makes a head host")
     events: list[m.Event] = []
     match command.role:
         case TokenRole.OPERATOR:
@@ -68,6 +70,7 @@ def create_token(state: State, command: m.CreateToken, at_ms: int) -> m.Decision
         expires_at_ms=at_ms + command.ttl_ms,
         used=False,
         revoked=False,
+        head_host=command.head_host,
     )
     return m.Decision((*events, m.TokenCreated(token)), token.token_id)
 

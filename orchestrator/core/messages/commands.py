@@ -63,6 +63,8 @@ class CreateToken:
     supplier_id: SupplierId
     """Used only where the supplier is new."""
     request_id: str = ""
+    head_host: bool = False
+    """Of a supplier's token: its worker may carry the heads of other people's clusters."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from orchestrator.core.alerts import Alert
 from orchestrator.core.fleet import ClassOverride, Inventory, LeasePolicy, Liveness, Supplier, Worker
 from orchestrator.core.holds import DeviceHold, Hold, HoldKind
-from orchestrator.core.ids import DeviceId, TokenId, WorkerId
+from orchestrator.core.ids import DeviceId, SupplierId, TokenId, WorkerId
 from orchestrator.core.reliability import Flaps, Reliability
 from orchestrator.core.terms import Terms
 
@@ -33,6 +33,14 @@ class StrangerJoined:
 
     worker: Worker
     supplier: Supplier
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerForgotten:
+    """A stranger that never held anything is no longer known; nor is its supplier, where one is named."""
+
+    worker_id: WorkerId
+    supplier_id: SupplierId | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +192,7 @@ class WorkerDrained:
 WorkerEvent = (
     WorkerJoined
     | StrangerJoined
+    | WorkerForgotten
     | InventoryChanged
     | LivenessChanged
     | WorkerDrained
