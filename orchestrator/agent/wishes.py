@@ -123,7 +123,8 @@ class Wishes:
 
     async def answer(self, number: int, patience_s: float) -> str | None:
         """What the network says to a wish just made: empty where it is done, else why not; None: nothing yet."""
-        awaited = self._awaited[number] = asyncio.get_running_loop().create_future()
+        awaited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._awaited[number] = awaited
         try:
             async with asyncio.timeout(patience_s):
                 return await awaited

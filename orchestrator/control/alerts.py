@@ -88,7 +88,10 @@ class Alerts:
             del self._waiting[worker_id], self._under_way[worker_id]
 
     async def _deliver(self, effect: m.DeliverAlert) -> None:
-        supplier_id = await self._loop.read(lambda state: state.workers[effect.worker_id].supplier_id)
+        worker = await self._loop.read(lambda state: state.workers.get(effect.worker_id))
+        if worker is None:
+            return  # a stranger who was forgotten meanwhile
+        supplier_id = worker.supplier_id
         turn = self._turns.get(supplier_id)
         if turn is None:
             turn = self._turns[supplier_id] = asyncio.Lock()

@@ -27,6 +27,7 @@ from orchestrator.api.v1 import (
 )
 from orchestrator.control.alerts import Alerts, WebhookDesk
 from orchestrator.control.authority import Authority
+from orchestrator.control.connected import SessionObserver
 from orchestrator.control.effects import Effects, LedgerDesk
 from orchestrator.control.jobs_port import ControlJobs
 from orchestrator.control.logs import LogFiles, Logs
@@ -43,7 +44,7 @@ from orchestrator.control.services.workers import (
     TelemetryServicer,
     WorkerServicer,
 )
-from orchestrator.control.sessions import SessionObserver, Sessions
+from orchestrator.control.sessions import Sessions
 from orchestrator.control.uptime import ObservedStore, StateObserver, counts, held_counts, measure_uptime
 from orchestrator.core import messages as m
 from orchestrator.core.decisions.operators import TOKEN_TTL_MS_MAX
@@ -323,6 +324,7 @@ def _devices(state: State, workers: frozenset[WorkerId]) -> set[tuple[str, str]]
     return {
         (worker_id, device.device_id)
         for worker_id in workers
+        if worker_id in state.workers
         for device in state.workers[worker_id].inventory.devices
     }
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -16,6 +15,7 @@ from orchestrator.api.v1 import worker_pb2
 from orchestrator.control import wire
 from orchestrator.control.admission import farewell_of, identify, statement_key, welcome_of
 from orchestrator.control.authority import certify, generation_of
+from orchestrator.control.connected import Session, SessionObserver
 from orchestrator.control.inventory_wire import inventory_from
 from orchestrator.control.limits import Buckets, Limit
 from orchestrator.control.standing_wire import standing_to
@@ -60,32 +60,6 @@ RETIRED = "the authority that issued this session's certificate is retired; a re
 
 PATIENCE_S = 0.2
 """Pause before a report is offered again to a full inbox."""
-
-
-class SessionObserver(Protocol):
-    """Where refusals are counted."""
-
-    def refused(self, door: str, code: str) -> None: ...
-
-
-@dataclass(slots=True)
-class Session:
-    """One connected worker."""
-
-    worker_id: WorkerId
-    token: str
-    key_sha256: str
-    not_after_ms: int
-    """Wall clock: when the newest certificate that was given to it runs out."""
-    generation: int
-    """Of the authority that issued that certificate; 0: not known."""
-    clock_notice: str = ""
-    standing: bytes = b""
-    """As it was told last."""
-    farewell: str = "the network has new rules for this worker"
-    """Why it has to come anew, where it was ended from here."""
-    dirty: asyncio.Event = field(default_factory=asyncio.Event)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Sessions:
@@ -483,7 +457,8 @@ class Sessions:
 
     async def _explain_end(self, session: Session, send: Send) -> None:
         """Why a session was ended from here; one that a newer session replaced has nobody left to tell."""
-        hold = await self._loop.read(lambda state: state.workers[session.worker_id].shut_out)
+        worker = await self._loop.read(lambda state: state.workers.get(session.worker_id))
+        hold = worker.shut_out if worker is not None else None
         if hold is not None:
             farewell = worker_pb2.Farewell(reason=hold.reason, retry=False)
             await send(worker_pb2.SessionResponse(farewell=farewell))
