@@ -107,7 +107,7 @@ def test_join_work_reclaim_rejoin_and_work_again_as_the_readme_says(
             bundle.receipt.billed_ms > 0 for bundle in verified(network, tenant.receipts(name, count=1))
         )
 
-    works("before")
+    works("on-hall-1")
     under_way = tenant.submit(
         "taken-from", "python", "stubborn.py", working_dir=scripts, wait=True, orch=only_here
     )
@@ -123,7 +123,7 @@ def test_join_work_reclaim_rejoin_and_work_again_as_the_readme_says(
         said = own(network, "hall-1", "uncordon")
     assert "offered again" in said
     assert network.worker("hall-1").standing.holds == []
-    works("after")
+    works("on-hall-1-again")
 
 
 def test_reclaim_of_a_stubborn_job_forms_its_next_cluster_before_the_deadline(
