@@ -89,7 +89,7 @@ def test_owner_without_worker_speaks_to_his_agent(
     assert (answer.code, answer.out, answer.err) == (0, "as you wish\n", "")
     assert agent.wishes == [wish]
     shown = orch("worker", *command.split(), "-o", "json").out
-    assert json.loads(shown) == {"sent": True, "message": "as you wish"}
+    assert json.loads(shown) == {"sent": True, "message": "as you wish", "refusal": ""}
 
 
 @pytest.mark.parametrize(
