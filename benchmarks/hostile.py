@@ -35,9 +35,9 @@ from benchmarks.crowd import ControlProcess, Member, prepare
 from benchmarks.report import Case, FigureError, Target, compared, note
 from benchmarks.stats import percentile
 from orchestrator.adapters import clock, peers
+from orchestrator.adapters.peers import SESSION_CONTEXT
 from orchestrator.agent.daemon import AGENT_VERSION
 from orchestrator.api.v1 import operator_pb2, operator_pb2_grpc, worker_pb2, worker_pb2_grpc
-from orchestrator.control.admission import SESSION_CONTEXT
 from orchestrator.control.inventory_wire import inventory_to
 
 if TYPE_CHECKING:

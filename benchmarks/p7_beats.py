@@ -35,8 +35,8 @@ from benchmarks.beats_server import (
 )
 from benchmarks.report import Case, FigureError, Target, compared, note
 from benchmarks.stats import median, paired_ratio_interval, percentile
+from orchestrator.adapters.peers import SESSION_CONTEXT
 from orchestrator.api.v1 import worker_pb2
-from orchestrator.control.admission import SESSION_CONTEXT
 from orchestrator.control.inventory_wire import inventory_to
 
 if TYPE_CHECKING:

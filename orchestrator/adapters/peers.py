@@ -52,6 +52,12 @@ _SPIFFE_ID = re.compile(
 )
 
 
+JOIN_CONTEXT = b"orchestrator-join-v1"
+RECOVER_CONTEXT = b"orchestrator-recover-v1"
+SESSION_CONTEXT = b"orchestrator-session-v1"
+"""What a statement key signs begins with one of these, so that no signature is good for anything else."""
+
+
 def new_tls_key() -> ec.EllipticCurvePrivateKey:
     """A fresh P-256 key."""
     return ec.generate_private_key(ec.SECP256R1())
@@ -107,6 +113,21 @@ def parse_spiffe_id(text: str) -> tuple[str, str, str]:
     if match is None:
         raise ValueError("not a worker's name: expected spiffe://<network>/supplier/<id>/worker/<id>")
     return match["network"], match["supplier"], match["worker"]
+
+
+def join_claim(secret: str, csr_der: bytes) -> bytes:
+    """What a statement key signs at joining: one sender holds both keys and this token."""
+    return JOIN_CONTEXT + hashlib.sha256(secret.encode()).digest() + hashlib.sha256(csr_der).digest()
+
+
+def recovery_claim(nonce: bytes, worker_id: str, csr_der: bytes) -> bytes:
+    """What a statement key signs to get another certificate."""
+    return RECOVER_CONTEXT + nonce + worker_id.encode() + hashlib.sha256(csr_der).digest()
+
+
+def session_claim(nonce: bytes, worker_id: str) -> bytes:
+    """What a statement key signs at the beginning of a session."""
+    return SESSION_CONTEXT + nonce + worker_id.encode()
 
 
 def make_csr(key: ec.EllipticCurvePrivateKey) -> bytes:

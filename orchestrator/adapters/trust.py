@@ -31,6 +31,12 @@ class UnknownPinError(TrustError):
     """Who answers may well be meant: its CA is not, or not any more, the one that the pin names."""
 
 
+def is_loopback(address: str) -> bool:
+    """Whether no proxy can be meant."""
+    host = address.rpartition(":")[0]
+    return host in ("localhost", "[::1]") or host.startswith("127.")
+
+
 async def fetch_trust(address: str, pin: str, wall_ms: int) -> bytes:
     """The certificate (PEM) of the CA that ``pin`` names, or of the newest. Raises ConnectionError, TrustError.
 

@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 
 from orchestrator.adapters.peers import SERVER_NAME
+from orchestrator.adapters.trust import is_loopback
 from orchestrator.agent.ports import LogChunk
 from orchestrator.api.v1 import logs_pb2, telemetry_pb2, worker_pb2
 from orchestrator.api.v1.logs_pb2_grpc import LogsServiceStub
@@ -72,12 +73,6 @@ class Access(Protocol):
 
     def accepted(self) -> None:
         """The last endpoint was right."""
-
-
-def is_loopback(address: str) -> bool:
-    """Whether no proxy can be meant."""
-    host = address.rpartition(":")[0]
-    return host in ("localhost", "[::1]") or host.startswith("127.")
 
 
 def open_channel(endpoint: Endpoint) -> grpc.aio.Channel:

@@ -26,10 +26,6 @@ from orchestrator.api.v1.worker_pb2_grpc import EnrolServiceStub
 if TYPE_CHECKING:
     from orchestrator.api.v1.worker_pb2_grpc import EnrolServiceAsyncStub
 
-JOIN_CONTEXT = b"orchestrator-join-v1"
-RECOVER_CONTEXT = b"orchestrator-recover-v1"
-"""What is signed begins with one of these, so that no signature is good for anything else."""
-
 ANSWER_S = 20.0
 """A commit takes milliseconds; a control plane that takes longer to answer has a fault to be told of."""
 
@@ -148,7 +144,7 @@ def _join_request(applicant: Applicant, keys: Keys, token: JoinToken) -> worker_
         join_token=token.secret,
         worker_name=applicant.name,
         statement_public_key=public_key,
-        proof=keys.statement.sign(JOIN_CONTEXT + token_hash + hashlib.sha256(csr).digest()),
+        proof=keys.statement.sign(peers.join_claim(token.secret, csr)),
         inventory=applicant.inventory,
         agent_version=applicant.agent_version,
         tls_csr=csr,
@@ -178,7 +174,7 @@ async def recover(endpoint: Endpoint, worker_id: str, keys: Keys) -> worker_pb2.
             nonce = (await enrolment.GetRecoveryNonce(request, timeout=ANSWER_S)).nonce
         except grpc.aio.AioRpcError as error:
             raise _recovery_error(error) from None
-        signed = RECOVER_CONTEXT + nonce + worker_id.encode() + hashlib.sha256(csr).digest()
+        signed = peers.recovery_claim(nonce, worker_id, csr)
         try:
             return await enrolment.Recover(
                 worker_pb2.RecoverRequest(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from orchestrator.adapters.peers import session_claim
 from orchestrator.agent.ports import RefusedForeverError
 from orchestrator.api.v1 import common_pb2, worker_pb2
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from orchestrator.agent.ports import AgentClock, Attendant, ControlChannel, ControlPlane, Journal
 
 log = structlog.get_logger(__name__)
-
-SESSION_CONTEXT = b"orchestrator-session-v1"
-"""What is signed at hello begins with this, so that the signature is good for nothing else."""
 
 BACKOFF_S = 0.5
 BACKOFF_S_MAX = 30.0
@@ -71,7 +69,7 @@ class Greeter:
         self._journal.save(self._record)
         hello = worker_pb2.Hello(
             worker_id=self.worker_id,
-            signature=self._key.sign(SESSION_CONTEXT + nonce + self.worker_id.encode()),
+            signature=self._key.sign(session_claim(nonce, self.worker_id)),
             inventory=self._inventory,
             agent_version=self._agent_version,
             term=self._record.term,

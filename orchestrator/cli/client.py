@@ -13,12 +13,12 @@ import grpc
 from orchestrator.adapters.clock import SystemClock
 from orchestrator.adapters.keys import ADMIN_PREFIX
 from orchestrator.adapters.peers import SERVER_NAME
-from orchestrator.adapters.trust import TrustError, UnknownPinError, fetch_trust
+from orchestrator.adapters.trust import TrustError, UnknownPinError, fetch_trust, is_loopback
 from orchestrator.api.v1.jobs_pb2_grpc import JobsServiceStub
 from orchestrator.api.v1.ledger_pb2_grpc import LedgerServiceStub
 from orchestrator.api.v1.operator_pb2_grpc import OperatorServiceStub
 from orchestrator.cli.errors import CliError, usage_error
-from orchestrator.cli.settings import Settings, is_loopback, settings_from
+from orchestrator.cli.settings import Settings, settings_from
 
 CALL_TIMEOUT_S = 20.0
 """A commit takes milliseconds; a control plane that is silent this long will not answer this call later."""

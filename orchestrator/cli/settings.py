@@ -94,12 +94,6 @@ def checked_address(text: str, name: str) -> str:
     return text
 
 
-def is_loopback(url: str) -> bool:
-    """Whether no proxy can be meant."""
-    host = url.rpartition(":")[0]
-    return host in ("localhost", "[::1]") or host.startswith("127.")
-
-
 def read_token(path: Path, name: str) -> str:
     """The token in a file, named in errors by ``name``; never echoed."""
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from orchestrator.adapters.peers import session_claim
 from orchestrator.api.v1 import worker_pb2
 from orchestrator.control.words import word
 from orchestrator.core.decisions.fleet import check_admitted
@@ -17,9 +18,6 @@ from orchestrator.core.versions import check_version
 if TYPE_CHECKING:
     from orchestrator.control.authority import Peer
     from orchestrator.core.state import State
-
-SESSION_CONTEXT = b"orchestrator-session-v1"
-"""The agent signs this, the nonce and its worker id; the prefix makes the signature useless elsewhere."""
 
 
 def identify(state: State, hello: worker_pb2.Hello, nonce: bytes, peer: Peer) -> WorkerId:
@@ -35,7 +33,7 @@ def identify(state: State, hello: worker_pb2.Hello, nonce: bytes, peer: Peer) ->
         raise RefusedError(RefusalCode.FORBIDDEN, reason)
     try:
         Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(
-            hello.signature, SESSION_CONTEXT + nonce + worker_id.encode()
+            hello.signature, session_claim(nonce, worker_id)
         )
     except (InvalidSignature, ValueError):
         raise RefusedError(RefusalCode.UNAUTHENTICATED, f"hello is not signed by {worker_id}'s key") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.adapters import peers
@@ -66,9 +67,15 @@ def peer_of(auth: Mapping[str, Iterable[bytes]], network_id: str) -> Peer:
     return Peer(WorkerId(worker), key, not_after_ms, certificates[0])
 
 
+@lru_cache(maxsize=4)
+def _authorities(trust_bundle: bytes) -> dict[str, bytes]:
+    """A bundle read once: it changes with a rotation, and every session that opens asks for it."""
+    return peers.bundle_pins(trust_bundle)
+
+
 def generation_of(authority: Authority, certificate: bytes) -> int:
     """The generation of the authority that issued a worker's certificate; 0 where none that is trusted did."""
-    by_pin = peers.bundle_pins(authority.trust_bundle())
+    by_pin = _authorities(authority.trust_bundle())
     for one in authority.generations:
         if peers.is_issued_by(certificate, by_pin[one.pin]):
             return one.number

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from orchestrator.adapters.peers import SESSION_CONTEXT
 from orchestrator.agent.agent import DRAIN_PATIENCE_MS, Agent, AgentSettings
 from orchestrator.agent.journal import Record
 from orchestrator.agent.ports import RefusedForeverError
-from orchestrator.agent.session import SESSION_CONTEXT
 from orchestrator.api.v1 import common_pb2, worker_pb2
 from tests.agent.fakes import (
     DEADLINE_S,

@@ -21,15 +21,20 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from orchestrator.adapters.clock import SystemClock
-from orchestrator.adapters.peers import key_from_pem, load_certificate, make_csr, split_chain
+from orchestrator.adapters.peers import (
+    JOIN_CONTEXT,
+    SESSION_CONTEXT,
+    key_from_pem,
+    load_certificate,
+    make_csr,
+    split_chain,
+)
 from orchestrator.agent.credentials import CERTIFICATE_FILE, TRUST_FILE
 from orchestrator.agent.daemon import EXIT_INTERRUPTED, EXIT_LEFT, EXIT_REFUSED, EXIT_USAGE
 from orchestrator.agent.identity import AGENT_FILE, KEY_FILE, LOCK_FILE, TLS_KEY_FILE
-from orchestrator.agent.joining import JOIN_CONTEXT
 from orchestrator.agent.journal import RECORD_FILE
 from orchestrator.agent.keeper import SPEC_FILE, STOP_FILE
 from orchestrator.agent.owner import SOCKET_FILE
-from orchestrator.agent.session import SESSION_CONTEXT
 from orchestrator.agent.standing import STANDING_FILE
 from orchestrator.api.v1 import agent_pb2, worker_pb2
 from orchestrator.api.v1.agent_pb2_grpc import AgentServiceStub

@@ -11,13 +11,19 @@ import grpc.aio
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from orchestrator.adapters.peers import load_certificate, new_tls_key, pin_of, read_csr, split_chain
+from orchestrator.adapters.peers import (
+    RECOVER_CONTEXT,
+    load_certificate,
+    new_tls_key,
+    pin_of,
+    read_csr,
+    split_chain,
+)
 from orchestrator.adapters.terms_wire import terms_to
 from orchestrator.adapters.trust import TrustError, clock_fault, fetch_trust, read_leaf
 from orchestrator.agent.connection import Endpoint
 from orchestrator.agent.identity import Keys, StartError
 from orchestrator.agent.joining import (
-    RECOVER_CONTEXT,
     Applicant,
     JoinRefusedError,
     JoinToken,

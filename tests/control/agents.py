@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from orchestrator.adapters import peers
+from orchestrator.adapters.peers import JOIN_CONTEXT, RECOVER_CONTEXT, SESSION_CONTEXT
 from orchestrator.api.v1 import (
     common_pb2,
     jobs_pb2_grpc,
@@ -24,9 +25,8 @@ from orchestrator.api.v1 import (
     worker_pb2_grpc,
 )
 from orchestrator.cli.serving import ServerIdentity
-from orchestrator.control.admission import SESSION_CONTEXT
 from orchestrator.control.inventory_wire import inventory_to
-from orchestrator.control.services.enrolment import JOIN_CONTEXT, RECOVER_CONTEXT, EnrolLimits
+from orchestrator.control.services.enrolment import EnrolLimits
 from orchestrator.control.services.operator import Addresses
 from orchestrator.core.fleet import TokenRole
 from orchestrator.core.state import Policies

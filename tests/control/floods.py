@@ -10,8 +10,8 @@ import grpc
 import grpc.aio
 
 from orchestrator.adapters import peers
+from orchestrator.adapters.peers import SESSION_CONTEXT
 from orchestrator.api.v1 import worker_pb2
-from orchestrator.control.admission import SESSION_CONTEXT
 from tests.control.agents import OPTIONS, Agent, Served
 from tests.control.house import DEADLINE_S
 

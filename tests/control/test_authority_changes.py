@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from orchestrator.adapters import peers
+from orchestrator.adapters.peers import SESSION_CONTEXT
 from orchestrator.agent.connection import GrpcControlPlane, GrpcSession
 from orchestrator.agent.credentials import Credentials, keep_certificate
 from orchestrator.agent.identity import Identity, Keys, Received
@@ -19,7 +20,6 @@ from orchestrator.api.v1 import operator_pb2, worker_pb2
 from orchestrator.cli.client import trusted
 from orchestrator.cli.errors import CliError
 from orchestrator.cli.settings import Settings
-from orchestrator.control.admission import SESSION_CONTEXT
 from orchestrator.core.ids import WorkerId
 from tests.agent.fakes import FakeClock
 from tests.control.agents import Agent, Served, agent_of, refused, serving

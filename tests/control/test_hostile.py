@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from orchestrator.adapters import clock, peers
 from orchestrator.adapters.authority import Authority
+from orchestrator.adapters.peers import JOIN_CONTEXT
 from orchestrator.api.v1 import common_pb2, operator_pb2, telemetry_pb2, telemetry_pb2_grpc, worker_pb2
 from orchestrator.control.services import workers
-from orchestrator.control.services.enrolment import JOIN_CONTEXT
 from orchestrator.core.fleet import TokenRole
 from tests.control.agents import OPTIONS, Agent, Served, agent_of, bearer, refused, serving
 from tests.control.floods import WORDS_MAX, Change, answered, beat, begin, refusals, written

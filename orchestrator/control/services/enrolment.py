@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from orchestrator.adapters.peers import join_claim, recovery_claim
 from orchestrator.api.v1 import worker_pb2, worker_pb2_grpc
 from orchestrator.control.authority import certify, tls_key_of
 from orchestrator.control.inventory_wire import inventory_from
@@ -40,10 +40,6 @@ NONCE_BYTES = 32
 NONCE_LIFE_MS = 60_000
 NONCES_MAX = 10_000
 """Open recoveries at once; past it the oldest is forgotten and has to begin anew."""
-
-JOIN_CONTEXT = b"orchestrator-join-v1"
-RECOVER_CONTEXT = b"orchestrator-recover-v1"
-"""Signatures begin with these, so that none is good for the other."""
 
 JOINS = Limit(burst=100, interval_ms=50)
 """Of one site with tokens: a data centre may enrol a hall at once."""
@@ -136,12 +132,9 @@ class EnrolServicer(worker_pb2_grpc.EnrolServiceServicer):
             raise invalid("join_token", "join_token is no token of ours; copy it again")
         if request.join_token:
             await self._check_token(request)
-        secret_digest = hashlib.sha256(request.join_token.encode()).digest()
-        request_digest = hashlib.sha256(request.tls_csr).digest()
         tls_key_sha256 = tls_key_of(request.tls_csr)
-        _check_proof(
-            request.statement_public_key, request.proof, JOIN_CONTEXT + secret_digest + request_digest
-        )
+        claim = join_claim(request.join_token, request.tls_csr)
+        _check_proof(request.statement_public_key, request.proof, claim)
         command = m.JoinWorker(
             worker_id=WorkerId(self._new_id("wrk")),
             token_sha256=digest_of(request.join_token) if request.join_token else "",
@@ -235,10 +228,8 @@ class EnrolServicer(worker_pb2_grpc.EnrolServiceServicer):
             raise invalid("nonce", "this nonce is unknown or too old; ask for a new one")
         tls_key_sha256 = tls_key_of(request.tls_csr)
         key = await self._loop.read(lambda state: _statement_key(state, worker_id))
-        signed = (
-            RECOVER_CONTEXT + request.nonce + worker_id.encode() + hashlib.sha256(request.tls_csr).digest()
-        )
-        _check_proof(bytes.fromhex(key), request.proof, signed)
+        claim = recovery_claim(request.nonce, worker_id, request.tls_csr)
+        _check_proof(bytes.fromhex(key), request.proof, claim)
         # Only now: whoever does not hold the key cannot use up the tries of him who does.
         if not self._recoveries.take(worker_id, self._loop.now().monotonic_ms):
             raise _too_often("recoveries of this worker", "a minute")

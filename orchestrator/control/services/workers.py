@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
-PUBLIC_KEY_BYTES = 32
-
 TAKEN_S = 30.0
 """An agent that takes no message for this long has died on an open connection, or means harm."""
 
