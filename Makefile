@@ -20,7 +20,7 @@ help: ## Say what each target does
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: $(STAMP) ## Create .venv and install exactly what requirements.lock names
+setup: $(STAMP) system ## Create .venv and install exactly what requirements.lock names
 
 $(STAMP): requirements.lock pyproject.toml scripts/setup.sh
 	@scripts/setup.sh all
@@ -28,12 +28,16 @@ $(STAMP): requirements.lock pyproject.toml scripts/setup.sh
 $(UV):
 	@scripts/setup.sh uv
 
+.PHONY: system
+system: ## Install the programs of overlay, boxes and lab (root, Debian or Ubuntu); says what is missing elsewhere
+	@scripts/system.sh
+
 .PHONY: demo
 demo: $(STAMP) ## The main job on this machine, end to end (JSON=1: one JSON line; KEEP=1: leave it running until Ctrl-C)
 	@$(BIN)/python examples/demo/run.py $(if $(JSON),--json) $(if $(KEEP),--keep)
 
 .PHONY: test
-test: $(STAMP) lint types arch proto-check ## Every check, cheapest first, closing with pytest's line
+test: $(STAMP) system lint types arch proto-check ## Every check, cheapest first, closing with pytest's line
 	$(PHASE) pytest $(BIN)/pytest
 
 .PHONY: check
@@ -70,9 +74,17 @@ sim: $(STAMP) ## Simulated whole-system runs (SEED=n replays one, SEEDS=n runs t
 	@$(BIN)/python -m orchestrator.sim $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS))
 
 .PHONY: bench
-bench: $(STAMP) ## Measure the figures (FIGURE=P1 for one)
+bench: $(STAMP) system ## Measure the figures (FIGURE=P1 for one)
 	@$(BIN)/python -m benchmarks $(FIGURE)
+
+.PHONY: lab
+lab: $(STAMP) system ## A network of namespaces to play in, until Ctrl-C (LAB=file.toml for another one; root)
+	@exec $(BIN)/python -m scripts.lab
 
 .PHONY: lock
 lock: $(UV) ## Resolve the dependencies of pyproject.toml anew into requirements.lock
 	@scripts/setup.sh lock
+
+.PHONY: runtime-lock
+runtime-lock: $(STAMP) ## Resolve the bundled runtimes anew (UPGRADE=1 raises what requirements.lock does not hold)
+	@$(BIN)/python scripts/runtime_lock.py
