@@ -18,6 +18,8 @@ from orchestrator.gateway.logs import TAILS, Tails, get_log, tail_log
 from orchestrator.gateway.packages import get_package, put_package
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from aiohttp.typedefs import Handler
 
     from orchestrator.gateway.ports import JobsPort
@@ -65,8 +67,13 @@ def build_app(jobs: JobsPort, config: GatewayConfig) -> web.Application:
     return app
 
 
-async def start_gateway(jobs: JobsPort, config: GatewayConfig, *, host: str, port: int) -> Gateway:
-    """Listen on ``host``; OSError where the port is taken. The host is then one of the allowed names."""
+async def start_gateway(
+    jobs: JobsPort, config: GatewayConfig, *, host: str, port: int, tls: SSLContext | None = None
+) -> Gateway:
+    """Listen on ``host``; OSError where the port is taken. The host is then one of the allowed names.
+
+    With ``tls`` it is HTTPS and nothing else.
+    """
     if host not in WILDCARDS:
         config = replace(config, allowed_hosts=config.allowed_hosts | {host.lower()})
     runner = web.AppRunner(
@@ -80,7 +87,7 @@ async def start_gateway(jobs: JobsPort, config: GatewayConfig, *, host: str, por
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        await web.TCPSite(runner, host, port, ssl_context=tls).start()
     except BaseException:
         await runner.cleanup()
         raise

@@ -56,7 +56,11 @@ def is_cross_site(request: web.Request) -> bool:
     origin = request.headers.get("Origin")
     if origin is None:
         return False
-    return origin.lower().partition("://")[2] != request.headers.get("Host", "").lower()
+    scheme, _, netloc = origin.lower().partition("://")
+    if request.secure and scheme != "https":
+        # A page that came in the clear may be anyone's. Behind a proxy that ends TLS our own scheme says nothing.
+        return True
+    return netloc != request.headers.get("Host", "").lower()
 
 
 @web.middleware
