@@ -23,7 +23,10 @@ FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 
 REQUIRED_TARGETS = frozenset(
-    ("setup", "demo", "test", "fmt", "lint", "types", "arch", "proto", "proto-check", "sim", "bench", "check")
+    (
+        *("setup", "system", "demo", "test", "check", "fmt", "lint", "types", "arch", "proto", "proto-check"),
+        *("sim", "bench", "lab"),
+    )
 )
 MEASURED_SUFFIXES = frozenset((".py", ".sh", ".proto", ".js", ".css", ".html"))
 PROSE_OR_CODE = frozenset(

@@ -119,6 +119,7 @@ class Network:
         command = ["worker", "join", "--control-plane", self.addresses.control, "--name", machine.name]
         command += ["--token-file", str(token_file)]
         command += ["--slots", str(machine.slots), "--head-slots", str(machine.head_slots), "--cpus", "1"]
+        command += ["--isolation", "none"]
         command += ["--data-dir", str(self.folder / machine.name)]
         command += ["--simulate", machine.simulate] if machine.simulate else ["--no-gpus"]
         self._agents.append(self._start(machine.name, command, {}))

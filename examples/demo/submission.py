@@ -14,7 +14,8 @@ from typing import IO
 from examples.demo.network import BIN, child_environment
 
 WORKING_DIR = Path(__file__).resolve().parents[1] / "train_digits"
-METADATA = {"orch.gpus": "3", "orch.hardware_class": "consumer"}
+METADATA = {"orch.gpus": "3", "orch.hardware_class": "consumer", "orch.isolation": "none"}
+"""The demo's agents run without isolation, to which owner and job have to consent."""
 END_GRACE_S = 5.0
 """For the CLI to notice that it is to end."""
 

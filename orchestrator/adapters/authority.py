@@ -13,6 +13,7 @@ A generation *exists* once its key is on the disk, because whatever else it need
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import threading
 from collections.abc import Callable
@@ -138,7 +139,7 @@ class Authority:
         make_folder(self._folder)
         make_folder(self._folder / RETIRED_FOLDER)
         self._changing = threading.Lock()
-        self._server: _ServerIdentity | None = None
+        self._servers: dict[tuple[str, ...], _ServerIdentity] = {}
         self._trusted = self._load(now_ms, founded=founded)
         """Newest first; replaced as a whole, so that a reader never sees half a change."""
         self._publish()
@@ -162,20 +163,23 @@ class Authority:
         """The certificates (PEM) of all trusted generations, newest first."""
         return b"".join(one.pem for one in self._trusted)
 
-    def server_credentials_pem(self, now_ms: int) -> tuple[bytes, bytes]:
+    def server_credentials_pem(
+        self, now_ms: int, names: tuple[str, ...] = (SERVER_NAME,)
+    ) -> tuple[bytes, bytes]:
         """(private key, chain) that the control plane shows; cheap to ask for at each handshake.
 
-        The chain goes on with the cross certificates from newest to oldest: whoever trusts any generation, a
-        retired one too, finds a path, and whoever trusts the newest needs none of them.
+        ``names`` are DNS names and IP addresses. The chain goes on with the cross certificates from newest to
+        oldest: whoever trusts any generation, a retired one too, finds a path, and whoever trusts the newest needs
+        none of them.
         """
-        trusted, server = self._trusted, self._server
+        trusted, server = self._trusted, self._servers.get(names)
         if (
             server is None
             or server.trusted is not trusted
             or not server.made_ms <= now_ms < server.made_ms + SERVER_LIFE_MS // 2
         ):
-            server = _server_identity(trusted, now_ms)
-            self._server = server
+            server = _server_identity(trusted, names, now_ms)
+            self._servers[names] = server
         return server.key_pem, server.chain_pem
 
     def issue_worker(self, csr_der: bytes, spiffe_id: str, now_ms: int, life_ms: int) -> Issued:
@@ -194,7 +198,7 @@ class Authority:
         leaf = _leaf(
             self._trusted[0],
             key,
-            x509.UniformResourceIdentifier(spiffe_id),
+            [x509.UniformResourceIdentifier(spiffe_id)],
             ExtendedKeyUsageOID.CLIENT_AUTH,
             (not_before_ms, min(now_ms + life_ms, not_before_ms + WORKER_LIFE_MS_MAX)),
         )
@@ -444,7 +448,7 @@ def _cross(
 def _leaf(
     ca: _Generation,
     key: ec.EllipticCurvePublicKey,
-    name: x509.GeneralName,
+    names: list[x509.GeneralName],
     usage: x509.ObjectIdentifier,
     valid_ms: tuple[int, int],
 ) -> x509.Certificate:
@@ -455,18 +459,27 @@ def _leaf(
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (_usage(ca=False), True),
         (x509.ExtendedKeyUsage([usage]), False),
-        (x509.SubjectAlternativeName([name]), True),
+        (x509.SubjectAlternativeName(names), True),
     )
     issuer = load_certificate(ca.pem).subject, ca.key
     return _sign(issuer, x509.Name([]), key, valid_ms, extensions)
 
 
-def _server_identity(trusted: tuple[_Generation, ...], now_ms: int) -> _ServerIdentity:
+def _general_name(text: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)
+
+
+def _server_identity(
+    trusted: tuple[_Generation, ...], names: tuple[str, ...], now_ms: int
+) -> _ServerIdentity:
     key = new_tls_key()
     leaf = _leaf(
         trusted[0],
         key.public_key(),
-        x509.DNSName(SERVER_NAME),
+        [_general_name(name) for name in names],
         ExtendedKeyUsageOID.SERVER_AUTH,
         (now_ms - SKEW_MS, now_ms + SERVER_LIFE_MS),
     )

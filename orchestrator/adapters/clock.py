@@ -21,6 +21,11 @@ def boottime_ms() -> int:
     return time.clock_gettime_ns(clock) // 1_000_000
 
 
+def steady_ns() -> int:
+    """Nanoseconds since some moment, as fine as this machine can tell; for what is over in seconds."""
+    return time.perf_counter_ns()
+
+
 def boot_id() -> str:
     """What two readings share only on one running machine."""
     return BOOT_ID_FILE.read_text().strip() if BOOT_ID_FILE.exists() else f"node-{uuid.getnode():x}"

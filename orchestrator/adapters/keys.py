@@ -59,6 +59,24 @@ class Keys:
         """The secret of a token that was asked for with ``request_id``: the same for the same request."""
         return f"{prefix}_{self._derived(f'token/{prefix}/{request_id}')}"
 
+    def bridge_token(self, member_id: str) -> str:
+        """What a member shows at a bridge of the overlay; derived, as a cluster's token is."""
+        return f"{member_id}.{self._derived(f'overlay/bridge/{member_id}')}"
+
+    @property
+    def overlay_seed(self) -> bytes:
+        """What the overlay's authority is made of."""
+        return bytes.fromhex(self._derived("overlay/authority"))
+
+    @property
+    def probe_key(self) -> bytes:
+        """What all workers prove their questions and answers by when they measure the ways between them."""
+        return bytes.fromhex(self._derived("overlay/probes"))
+
+    def overlay_beacon_key(self, address: str) -> bytes:
+        """The private key of the beacon at an address of the overlay, as raw bytes."""
+        return bytes.fromhex(self._derived(f"overlay/beacon/{address}"))
+
     def renew_admin_token(self) -> None:
         """Replace an admin token that does not count any more."""
         self.keep_admin_token(new_secret(ADMIN_PREFIX))

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import msgspec
 
+from orchestrator.adapters.box.records import BoxSpec
+from orchestrator.adapters.container.records import ContainerSpec
+
 T = TypeVar("T")
 
 Role = Literal["head", "member", "solo"]
-Phase = Literal["none", "prepared", "starting", "up", "failed", "stopped"]
+Isolation = Literal["none", "box", "container"]
+Transport = Literal["udp", "tls"]
+Phase = Literal["none", "provisioning", "prepared", "starting", "up", "failed", "stopped"]
 
 # A head and a CPU-only driver move little data; Ray refuses less than 75 MiB.
 HEAD_OBJECT_STORE_BYTES = 100 * 1024 * 1024
@@ -40,6 +45,18 @@ class NodeSpec:
     owns_temp_dir: bool = True
     head_gcs_address: str = ""
     object_store_memory_bytes: int = MEMBER_OBJECT_STORE_BYTES
+    interpreter: str = ""
+    """The runtime's Python; empty: the agent's own."""
+    box: BoxSpec | None = None
+    container: ContainerSpec | None = None
+    """The box is a container of podman's."""
+    overlay_address: str = ""
+    """With its prefix length; empty: the node is in no overlay."""
+
+    @property
+    def bridge_port(self) -> int:
+        """The first port on the host's side that a boxed node may use: its own sockets are in its box."""
+        return self.ports["worker_min"]
 
     @property
     def is_head(self) -> bool:
@@ -70,6 +87,12 @@ class NodeStatus:
     temp_dir: str = ""
     ended_boottime_ms: int = 0
     """When the node ended; 0 while it runs, or where its keeper did not live to see it."""
+    namespace_pid: int = 0
+    """A process in the node's own network, once that is connected; 0: the node is in the machine's."""
+    interpreter: str = ""
+    """The Python that has the node's Ray; empty: the agent's own."""
+    overlay_transport: Transport | Literal[""] = ""
+    """How its nebula gets out; empty: it has none, or is not up."""
 
 
 def read_record(path: Path, kind: type[T]) -> T | None:
@@ -115,9 +138,60 @@ class HeadAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeOrder:
+    """What is asked for: one member's node, and how it is kept apart."""
+
+    member_id: str
+    cluster_id: str
+    role: Role
+    gpus: int
+    cpus: int
+    labels: dict[str, str] = field(default_factory=dict)
+    device_ids: tuple[str, ...] = ()
+    isolation: Isolation = "none"
+    runtime: RuntimeName | None = None
+    image: str = ""
+    """The image in place of the runtime, as NAME@sha256:…; only with isolation container."""
+    overlay_address: str = ""
+    """With its prefix length; empty: no overlay."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeName:
+    """A runtime as the control plane names it."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayEntry:
+    """How a member gets into the overlay: PEM texts, and whom it speaks to."""
+
+    address: str
+    certificate: str
+    authorities: str
+    group: str
+    beacons: tuple[OverlayBeacon, ...]
+    blocked: tuple[str, ...]
+    bridge_token: str = field(default="", repr=False)
+    """A secret, which opens the beacons' bridges; empty where there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayBeacon:
+    """Where members find each other: its overlay address, and HOST:PORT over UDP and over TLS."""
+
+    address: str
+    endpoint: str
+    bridge: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """What a member has reserved on this machine."""
 
     ports: dict[str, int]
     node_ip: str
     host_id: str
+    overlay_public_key: bytes = b""

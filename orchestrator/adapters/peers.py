@@ -1,7 +1,8 @@
 """What both ends of a mutual-TLS session agree on: names, pins, and what a certificate request may say. No I/O.
 
 TLS keys are P-256, because gRPC refuses Ed25519 certificates. The CA is private and names two kinds of peers
-only: the control plane (server, one fixed DNS name) and workers (clients, one SPIFFE URI each).
+only: the control plane (server, one fixed DNS name; its gateway, the names that tenants reach it by) and workers
+(clients, one SPIFFE URI each).
 """
 
 from __future__ import annotations

@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 from urllib.parse import quote
 
 import aiohttp
 
+from orchestrator.adapters.box.tools import BoxError
 from orchestrator.adapters.ray_node import MEMBER_LABEL
 
 REQUEST_TIMEOUT_S = 30.0
 """A first submit starts Ray's job manager and may take seconds; a head that needs longer is broken."""
+
+ANSWER_BYTES_MAX = 32 * 1024 * 1024
+"""A thousand rows of the state API take a tenth of it."""
 
 UPLOAD_TIMEOUT_S = 120.0
 """100 MiB, Ray's own limit for a package, over loopback into the GCS on a busy machine."""
@@ -89,8 +94,14 @@ class RayNodeInfo:
 class RayJobs:
     """A client of one cluster's head. Use as an async context manager, or call `close`."""
 
-    def __init__(self, dashboard_url: str, token: str) -> None:
-        """Remember the head; the token goes into a header and nowhere else."""
+    def __init__(
+        self, dashboard_url: str, token: str, sockets: Callable[[int, int], socket.socket] | None = None
+    ) -> None:
+        """Remember the head; the token goes into a header and nowhere else.
+
+        ``sockets`` makes one of a family and kind where the head can be reached; without it that is right here.
+        """
+        self._sockets = sockets
         self._base = dashboard_url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}"}
         self._session: aiohttp.ClientSession | None = None
@@ -232,29 +243,49 @@ class RayJobs:
         data: dict[str, Any] = _json_object(f"GET {path}", code, text)["data"]
         return data
 
+    def _connector(self) -> aiohttp.TCPConnector:
+        sockets = self._sockets
+        if sockets is None:
+            return aiohttp.TCPConnector()
+
+        def made(address: aiohttp.AddrInfoType) -> socket.socket:
+            return sockets(address[0], address[1])
+
+        return aiohttp.TCPConnector(socket_factory=made)
+
     async def _call(
         self, method: str, path: str, *, timeout_s: float = REQUEST_TIMEOUT_S, **body: Any
     ) -> tuple[int, str]:
         """Send one request; return status code and body. Raises RayApiError when the head does not answer."""
         if self._session is None:
-            self._session = aiohttp.ClientSession(headers=self._headers)
+            self._session = aiohttp.ClientSession(headers=self._headers, connector=self._connector())
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with self._session.request(
                 method, f"{self._base}{path}", timeout=timeout, **body
             ) as response:
-                return response.status, await response.text()
-        except (aiohttp.ClientError, TimeoutError) as error:
+                return response.status, await _bounded_text(response)
+        except (aiohttp.ClientError, BoxError, TimeoutError) as error:
             raise RayUnreachableError(
                 f"Ray's head at {self._base} did not answer {method} {path}: {type(error).__name__} {error}"
             ) from error
 
 
-def driver_log_path(session_dir: str, submission_id: str) -> Path:
-    """Return the file that holds a driver's output on the machine where the driver runs."""
+async def _bounded_text(response: aiohttp.ClientResponse) -> str:
+    """An answer as text. Raises RayUnreachableError for one without end: in a box a tenant's code may give it."""
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > ANSWER_BYTES_MAX:
+            raise RayUnreachableError(f"Ray's head answered with more than {ANSWER_BYTES_MAX} bytes")
+    return body.decode(errors="replace")
+
+
+def driver_log(submission_id: str) -> PurePosixPath:
+    """Return, below the session directory, the file that holds a driver's output where the driver runs."""
     if "/" in submission_id:
         raise ValueError(f"submission_id {submission_id!r} must not hold a slash")
-    return Path(session_dir) / "logs" / f"job-driver-{submission_id}.log"
+    return PurePosixPath("logs") / f"job-driver-{submission_id}.log"
 
 
 def _job_status(job: Mapping[str, Any]) -> RayJobStatus:

@@ -7,10 +7,10 @@ itself is not imported: the keeper, which lives as long as the node, uses this m
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from orchestrator.adapters.node_records import NodeSpec
 
@@ -24,13 +24,27 @@ NOTICE_FILE_ENV = "ORCH_NOTICE_FILE"
 """Names, for every process of a node, the file that says who of its cluster is about to go."""
 
 NOTICE_FILE = "notice.json"
-"""Beside the token, where it is for as long as the node."""
-
 SCRATCH_DIR = "tmp"
 """Below the node's temp directory; TMPDIR of everything in the node."""
 
-RAY_START_HOOK = "orchestrator.adapters.ray_node.adjust_ray_start"
+TOKEN_FILE = "token"  # noqa: S105 - a file name
+START_SCRIPT = "ray_start.py"
 
+SHARED_DIR = "shared"
+"""Below the member's directory: what a node's processes may read of it, which are the three files above."""
+
+RAY_START_HOOK = "__main__.adjust"
+"""In START_SCRIPT, which is the main module of `ray start`."""
+
+OVERLAY_INTERFACE = "overlay0"
+"""The only interface of a boxed member that leads to its cluster."""
+
+BOX_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+HOME_DIR = "home"
+"""Below the scratch: HOME of everything in a box."""
+
+SESSION_PATTERN = re.compile(r"session_[A-Za-z0-9_.-]+")
 
 # What user code may inherit from the agent. An allow-list, because the agent's own environment can hold
 # secrets.
@@ -51,7 +65,12 @@ HEALTH_ENV = {
 }
 
 
-def start_command(spec: NodeSpec) -> list[str]:
+def interpreter_of(spec: NodeSpec) -> str:
+    """Return the Python that has the node's Ray: the runtime's, or the agent's own."""
+    return spec.interpreter or sys.executable
+
+
+def start_command(spec: NodeSpec, start_script: Path) -> list[str]:
     """Return the argv that starts the node's processes and returns once they are up.
 
     Without `--block`: the keeper is the subreaper of what is left behind, and a waiting `ray start` costs 90
@@ -87,31 +106,23 @@ def start_command(spec: NodeSpec) -> list[str]:
         # twice.
         flags |= {} if spec.owns_temp_dir else {"include-log-monitor": "false"}
     # -P: the working directory is the node's temp directory, which user code can write to.
-    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--disable-usage-stats"]
+    command = [interpreter_of(spec), "-P", str(start_script), "start", "--disable-usage-stats"]
     # No monitor: it only feeds an autoscaler, and we are what scales here.
     command += ["--head", "--no-monitor"] if spec.is_head else []
     return command + [f"--{name}={value}" for name, value in flags.items()]
 
 
-def node_environment(spec: NodeSpec, token_path: Path, inherited: Mapping[str, str]) -> dict[str, str]:
+def node_environment(spec: NodeSpec, shared_dir: Path, inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of the node and of all user code in it; the token is only named by its path."""
-    kept = {
-        name: value
-        for name, value in inherited.items()
-        if name in INHERITED_ENV or name.startswith(INHERITED_ENV_PREFIXES)
-    }
-    # A job's `python` must be the interpreter that has this very Ray.
-    interpreter_dir = str(Path(sys.executable).parent)
-    path = os.pathsep.join([interpreter_dir, inherited.get("PATH", os.defpath)])
+    kept = _boxed(spec) if spec.box is not None else _bare(spec, inherited)
     env = (
         kept
         | HEALTH_ENV
         | {
-            "PATH": path,
             MEMBER_ID_ENV: spec.member_id,
-            NOTICE_FILE_ENV: str(token_path.parent / NOTICE_FILE),
+            NOTICE_FILE_ENV: str(shared_dir / NOTICE_FILE),
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token_path),
+            "RAY_AUTH_TOKEN_PATH": str(shared_dir / TOKEN_FILE),
             "RAY_USAGE_STATS_ENABLED": "0",
             # Without a monitor the per-node usage in /nodes comes straight from the GCS only under this flag.
             "RAY_enable_autoscaler_v2": "1",
@@ -126,7 +137,44 @@ def node_environment(spec: NodeSpec, token_path: Path, inherited: Mapping[str, s
     return env
 
 
-def drain_command(gcs_address: str, node_id: str, reason: str, remaining_s: int) -> list[str]:
+def _bare(spec: NodeSpec, inherited: Mapping[str, str]) -> dict[str, str]:
+    """What a node without a box takes over from the agent."""
+    kept = {
+        name: value
+        for name, value in inherited.items()
+        if name in INHERITED_ENV or name.startswith(INHERITED_ENV_PREFIXES)
+    }
+    # A job's `python` must be the interpreter that has this very Ray.
+    interpreter_dir = str(Path(interpreter_of(spec)).parent)
+    return kept | {"PATH": os.pathsep.join([interpreter_dir, inherited.get("PATH", os.defpath)])}
+
+
+def _boxed(spec: NodeSpec) -> dict[str, str]:
+    """The same on every machine, whatever its agent's environment is."""
+    interpreter = Path(interpreter_of(spec))
+    interface = OVERLAY_INTERFACE if spec.overlay_address else "lo"
+    # An image's Python is seldom in a folder of its own.
+    has_image = spec.container is not None and bool(spec.container.image)
+    environment = {} if has_image else {"VIRTUAL_ENV": str(interpreter.parent.parent)}
+    return environment | {
+        "PATH": os.pathsep.join([str(interpreter.parent), BOX_PATH]),
+        "HOME": str(Path(spec.temp_dir) / HOME_DIR),
+        "USER": "tenant",
+        "LOGNAME": "tenant",
+        "SHELL": "/bin/sh",
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        # Where the runtime's Python is the machine's own, its patch version may differ between members.
+        "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL": "minor",
+        # They choose an interface by themselves, and take the way to the internet where there is one.
+        "NCCL_SOCKET_IFNAME": interface,
+        "GLOO_SOCKET_IFNAME": interface,
+    }
+
+
+def drain_command(
+    interpreter: str, gcs_address: str, node_id: str, reason: str, remaining_s: int
+) -> list[str]:
     """Return the argv that tells Ray that a node will be preempted. The node goes on; nothing new is put there."""
     flags = {
         "address": gcs_address,
@@ -135,7 +183,7 @@ def drain_command(gcs_address: str, node_id: str, reason: str, remaining_s: int)
         "reason-message": reason,
         "deadline-remaining-seconds": remaining_s,
     }
-    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "drain-node"]
+    command = [interpreter, "-P", "-m", "ray.scripts.scripts", "drain-node"]
     return command + [f"--{name}={value}" for name, value in flags.items()]
 
 
@@ -145,23 +193,15 @@ def drain_environment(token: str, inherited: Mapping[str, str]) -> dict[str, str
     return kept | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
 
 
-def adjust_ray_start(ray_params: Any, head: bool) -> None:  # noqa: FBT001 - so Ray calls it
-    """Set what `ray start` has no flag for; Ray calls this hook in the process of `ray start`.
-
-    Each node unpacks job packages into a directory of its own. Ray puts it in the session directory, which
-    nodes of one machine share here, and each node replaces on first use what another has unpacked: the driver
-    would lose its working directory under its feet.
-    """
-    ray_params.runtime_env_dir_name = f"runtime_resources-{os.environ[MEMBER_ID_ENV]}"
-    if head:
-        # Ray Client's server: nothing here speaks it, and it takes 90 MB per head.
-        ray_params.ray_client_server_port = None
-
-
 def session_dir_of(temp_dir: str) -> str:
     """Return the session directory Ray made under `temp_dir`; empty before there is one."""
     link = Path(temp_dir) / "session_latest"
-    return str(link.resolve()) if link.exists() else ""
+    try:
+        # Only its last part counts: whatever else a link says, it leads nowhere but below.
+        name = link.readlink().name
+    except OSError:
+        return ""
+    return str(Path(temp_dir) / name) if SESSION_PATTERN.fullmatch(name) else ""
 
 
 def _labels(spec: NodeSpec) -> dict[str, str]:

@@ -28,6 +28,30 @@ COMMAND_TIMEOUT_S = 600.0
 RUNNING_STATES = frozenset({"initializing", "starting", "running", "degraded", "maintenance", "stopping"})
 """What `systemctl is-system-running` says where a manager answers at all; it exits with 1 for most of them."""
 
+BOX_CAPABILITIES = (
+    # Namespaces, mounts, the scratch's loop device, control groups, system call filters.
+    "CAP_SYS_ADMIN",
+    # Interfaces, routes, firewall rules.
+    "CAP_NET_ADMIN",
+    # A box's first program becomes the box's own user, and every right is taken from it for good.
+    "CAP_SETUID",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    # The scratch, /proc and the logs of users who are not root: made, given, read, removed.
+    "CAP_CHOWN",
+    "CAP_FOWNER",
+    "CAP_DAC_OVERRIDE",
+    # Their processes: ended; their namespaces entered, of which a container's are opened by the second, and mounts by
+    # the third.
+    "CAP_KILL",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_CHROOT",
+)
+"""What an agent that makes boxes or containers takes of root's rights: no kernel modules, clock, raw devices or reboot.
+
+Found by leaving out one after the other. Without CAP_SETPCAP boxes would start, and keep rights that they must not have.
+"""
+
 PROPERTIES = ("LoadState", "ActiveState", "SubState", "UnitFileState", "MainPID", "Result", "ExecMainStatus")
 
 
@@ -187,6 +211,7 @@ def lingers(run: Run, user: str) -> bool:
 class WorkerUnit:
     """What goes into the agent's unit. ``run_as`` is a user's name, for a system unit only.
 
+    ``makes_boxes`` is for a system unit whose user is root: jobs run in boxes, never as that user.
     ``gpu_preparation`` is a program that makes the GPUs' device files, run with full rights before the agent; empty
     for none.
     """
@@ -196,6 +221,7 @@ class WorkerUnit:
     search_path: str
     stop_s: int
     run_as: str = ""
+    makes_boxes: bool = False
     gpu_preparation: tuple[str, ...] = ()
 
 
@@ -231,12 +257,10 @@ def unit_text(unit: WorkerUnit) -> str:
         "# Ray opens a connection per process and starts threads by the hundred.",
         "LimitNOFILE=65536",
         "TasksMax=infinity",
-        "# Jobs run under this user: none of them may become another by sudo or any setuid program.",
-        "NoNewPrivileges=yes",
         "UMask=0077",
-        *(_SYSTEM_HARDENING if system else ()),
-        "# Not PrivateTmp or PrivateDevices, and no narrower view of files or namespaces: nodes that outlive a restart",
-        "# must see the /tmp of the agent that follows, and jobs need the GPUs' device files.",
+        *(_SYSTEM_SETTINGS if system else ()),
+        *(_BOX_SETTINGS if system and unit.makes_boxes else _BARE_SETTINGS),
+        *(_FILES_READ_ONLY if system and not unit.makes_boxes else ()),
         "",
         "[Install]",
         f"WantedBy={'multi-user.target' if system else 'default.target'}",
@@ -244,12 +268,31 @@ def unit_text(unit: WorkerUnit) -> str:
     return "\n".join(lines) + "\n"
 
 
-_SYSTEM_HARDENING = (
+_SYSTEM_SETTINGS = ("RestrictSUIDSGID=yes", "RestrictRealtime=yes", "LockPersonality=yes")
+
+_FILES_READ_ONLY = (
     "# /usr, /boot and /etc are read-only for the agent and for every job.",
     "ProtectSystem=full",
-    "RestrictSUIDSGID=yes",
-    "RestrictRealtime=yes",
-    "LockPersonality=yes",
+)
+
+_BARE_SETTINGS = (
+    "# Jobs run under this user: none of them may become another by sudo or any setuid program.",
+    "NoNewPrivileges=yes",
+    "# Not PrivateTmp or PrivateDevices, and no narrower view of files or namespaces: nodes that outlive a restart",
+    "# must see the /tmp of the agent that follows, and jobs need the GPUs' device files.",
+)
+
+_BOX_SETTINGS = (
+    "# The agent is root to make boxes, and has no more of root's rights than that takes. No job is root: each box",
+    "# has a user of its own, to whom nothing else on this machine belongs.",
+    f"CapabilityBoundingSet={' '.join(BOX_CAPABILITIES)}",
+    "NoNewPrivileges=yes",
+    "# No Protect…, Private… or Read…Paths setting: each of them gives every start a view of mounts of its own, and an",
+    "# agent that is started again would not see the scratch of boxes whose keepers outlived it.",
+    "# Not Delegate: boxes have control groups of their own beside all units, so that their limits outlive a restart,",
+    "# and this unit's group holds agent and keepers only. No DeviceAllow: the first one would deny all other devices",
+    "# than those named, and the agent needs /dev/net/tun, loop devices and each GPU's files, of whatever driver. What a",
+    "# box may open is decided for each box.",
 )
 
 

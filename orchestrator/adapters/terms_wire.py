@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from orchestrator.api.v1 import worker_pb2
+from orchestrator.api.v1 import terms_pb2
 from orchestrator.core.terms import Ask, Terms, Tier, WeekWindow
 
 
-def terms_to(terms: Terms) -> worker_pb2.Terms:
+def terms_to(terms: Terms) -> terms_pb2.Terms:
     """On the wire zero stands for no limit, and what is not committed is interruptible."""
-    return worker_pb2.Terms(
+    return terms_pb2.Terms(
         asks=[
-            worker_pb2.Ask(model=ask.model, microcredits_per_gpu_hour=ask.microcredits_per_gpu_hour)
+            terms_pb2.Ask(model=ask.model, microcredits_per_gpu_hour=ask.microcredits_per_gpu_hour)
             for ask in terms.asks
         ],
         regions=terms.regions,
         lease_max_ms=terms.lease_max_ms or 0,
         schedule=[
-            worker_pb2.WeekWindow(start_minute=window.start_minute, end_minute=window.end_minute)
+            terms_pb2.WeekWindow(start_minute=window.start_minute, end_minute=window.end_minute)
             for window in terms.schedule
         ],
         idle_only=terms.idle_only,
@@ -26,7 +26,7 @@ def terms_to(terms: Terms) -> worker_pb2.Terms:
     )
 
 
-def terms_from(wire: worker_pb2.Terms) -> Terms:
+def terms_from(wire: terms_pb2.Terms) -> Terms:
     """The inverse of ``terms_to``; a notice of zero is the default one."""
     return Terms(
         asks=tuple(Ask(one.model, one.microcredits_per_gpu_hour) for one in wire.asks),

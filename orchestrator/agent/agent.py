@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         HeadFactory,
         Journal,
         NodeDriver,
+        Prober,
     )
     from orchestrator.agent.wishes import Reclaim
 
@@ -60,6 +61,8 @@ class AgentSettings:
     cache_dir: Path
     poll_s: float = 0.2
     network_id: str = ""
+    overlay_public_key: bytes = b""
+    """Of the worker's own certificate in the overlay; empty: it uses none."""
 
 
 class Agent:
@@ -79,6 +82,7 @@ class Agent:
         self._settings = settings
         self._control = control
         self._make_head = heads
+        self._prober: Prober | None = None
         self._journal = journal
         self._clock = clock
         self._record = journal.load()
@@ -90,6 +94,7 @@ class Agent:
             journal,
             self._record,
             clock,
+            settings.overlay_public_key,
         )
         self._sessions = Sessions(control, greeter, clock, self, attendants)
         gpu_ids = frozenset(
@@ -138,11 +143,17 @@ class Agent:
                 task.cancel()
             await asyncio.gather(*loops, connecting, leaving, return_exceptions=True)
             await asyncio.gather(*(duty.close() for duty in self._duties.values()), return_exceptions=True)
+            if self._prober is not None:
+                await self._prober.close()
             await self._members.settle()
 
     def obey(self, reclaimed: Callable[[], Reclaim | None]) -> None:
         """Ask this, at every look, whether the owner has taken his machine back."""
         self._reclaimed = reclaimed
+
+    def measure_with(self, prober: Prober) -> None:
+        """Have this measure the ways between members; without it none of them may be in an overlay."""
+        self._prober = prober
 
     def drain(self) -> None:
         """Give everything back: members end, last statements go out, then ``run`` returns.
@@ -291,6 +302,8 @@ class Agent:
                     await self._try(self._send_statements)
                 self._members.converge()
                 await self._follow_heads()
+                if self._prober is not None:
+                    self._prober.follow(self._members.desired, self._members.statuses)
             await self._try(self._report)
             if self._draining:
                 await self._try(self._leave)
@@ -345,6 +358,8 @@ class Agent:
             duty = self._duties.get(report.member_id)
             if duty is not None:
                 duty.complete(report)
+            if self._prober is not None:
+                self._prober.complete(report)
         observed = worker_pb2.Observed(seen_version=self._seen_version, members=reports)
         encoded = observed.SerializeToString(deterministic=True)
         if encoded != self._sent_report:

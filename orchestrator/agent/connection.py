@@ -19,7 +19,9 @@ from typing import IO, TYPE_CHECKING, NoReturn, Protocol
 import grpc
 import grpc.aio
 
+from orchestrator.adapters.node_records import RuntimeName
 from orchestrator.adapters.peers import SERVER_NAME
+from orchestrator.adapters.runtimes import Runtime
 from orchestrator.adapters.trust import is_loopback
 from orchestrator.agent.ports import LogChunk
 from orchestrator.api.v1 import logs_pb2, telemetry_pb2, worker_pb2
@@ -172,6 +174,19 @@ class GrpcControlPlane:
             except BaseException:
                 os.unlink(file.name)  # noqa: PTH108 - a moment, and it must happen while cancelled
                 raise
+
+    async def fetch_runtime(self, wanted: RuntimeName) -> Runtime:
+        """A runtime that this agent does not bring along. Raises ConnectionError, ValueError where it is another one."""
+        worker: WorkerServiceAsyncStub = WorkerServiceStub(self._channel)
+        request = worker_pb2.FetchRuntimeRequest(digest=wanted.digest)
+        with connection_errors():
+            async with asyncio.timeout(ANSWER_S):
+                answer = await worker.FetchRuntime(request, metadata=self._metadata)
+        told = answer.runtime
+        runtime = Runtime(told.name, told.python, told.ray_version, told.lock, tuple(told.packages))
+        if runtime.digest != wanted.digest:
+            raise ValueError(f"runtime {wanted.name} arrived as another one than its digest names")
+        return runtime
 
     async def _parts(self, request: worker_pb2.FetchPackageRequest) -> AsyncIterator[bytes]:
         worker: WorkerServiceAsyncStub = WorkerServiceStub(self._channel)

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
@@ -26,11 +26,21 @@ from orchestrator.adapters import clock, peers
 from orchestrator.adapters.clock import SystemClock
 from orchestrator.adapters.devices import read_evidence
 from orchestrator.adapters.log_setup import configure_logging
+from orchestrator.adapters.runtimes import (
+    RuntimeStore,
+    RuntimeUnavailableError,
+    Uv,
+    bundled,
+    find_uv,
+    uv_environment,
+)
 from orchestrator.adapters.terms_wire import terms_from, terms_to
 from orchestrator.agent.agent import DRAIN_PATIENCE_MS, Agent, AgentSettings
+from orchestrator.agent.capabilities import found_capabilities
 from orchestrator.agent.connection import GrpcControlPlane
-from orchestrator.agent.credentials import CERTIFICATE_FILE, Credentials, keep_certificate
+from orchestrator.agent.credentials import CERTIFICATE_FILE, TRUST_FILE, Credentials, keep_certificate
 from orchestrator.agent.health import FaultDesk, Health, Nvml
+from orchestrator.agent.housing import Housing, Room, nvidia_files
 from orchestrator.agent.identity import (
     Identity,
     Keys,
@@ -42,6 +52,7 @@ from orchestrator.agent.identity import (
     take_data_dir,
 )
 from orchestrator.agent.inventory import (
+    AUTO,
     DeviceIds,
     InventoryError,
     Offer,
@@ -55,10 +66,14 @@ from orchestrator.agent.keeper import STOP_FILE
 from orchestrator.agent.nodes import RayNodes
 from orchestrator.agent.owner import About, OwnerService, listening
 from orchestrator.agent.ports import RefusedForeverError
+from orchestrator.agent.prober import box_prober
 from orchestrator.agent.ray_head import RayHead
+from orchestrator.agent.runtimes import Runtimes, WarmUp
 from orchestrator.agent.standing import StandingKeeper
+from orchestrator.agent.underlay import Underlay
 from orchestrator.agent.wishes import Wishes
 from orchestrator.api.v1 import common_pb2
+from orchestrator.core.fleet import NEBULA, Isolation
 from orchestrator.core.ids import Now
 from orchestrator.core.terms import Terms
 
@@ -73,6 +88,7 @@ EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells count it."""
 
 PACKAGES_DIR = "packages"
+RUNTIMES_DIR = "runtimes"
 
 AGENT_VERSION = metadata.version("ray-gpu-orchestrator")
 
@@ -95,6 +111,15 @@ class AgentConfig:
     head_slots: int = 0
     cpus: int | None = None
     zone: str = ""
+    isolation: str = AUTO
+    """auto, none, box or container; none is consent to tenants' code without any isolation."""
+    overlay: str = AUTO
+    """auto, none or nebula."""
+    overlay_transport: Literal["auto", "udp", "tls"] = "auto"
+    egress: str = "internet"
+    """internet or none: what tenants' code may reach beside its own cluster."""
+    runtimes_dir: Path | None = None
+    """Where runtimes are built; several agents of one machine may share it. None: in the data directory."""
     terms: Terms = Terms()
 
 
@@ -173,19 +198,26 @@ async def _offer(
     agent_clock: AgentClock,
 ) -> int:
     """Put the agent together and let it work until it has left; the exit code. Raises RefusedForeverError."""
+    underlay = _underlay(config, inventory)
     settings = AgentSettings(
         worker_id=identity.worker_id,
         agent_version=AGENT_VERSION,
         inventory=inventory,
         cache_dir=config.data_dir / PACKAGES_DIR,
         network_id=identity.network_id,
+        overlay_public_key=b"" if underlay is None else underlay.public_key,
     )
     credentials = Credentials(config.data_dir, identity, keys, agent_clock, _say)
     control = GrpcControlPlane(credentials)
-    nodes = RayNodes(config.data_dir)
+    runtimes = _runtimes(config, inventory, control, agent_clock)
+    housing = None if runtimes is None else _housing(config, inventory, runtimes)
+    nodes = RayNodes(config.data_dir, housing=housing)
     standing, faults = StandingKeeper(config.data_dir, _say), FaultDesk()
-    attendants = (credentials, standing, wishes, faults)
+    warm_up = None if runtimes is None else WarmUp(runtimes, agent_clock)
+    helpers = [one for one in (warm_up, underlay) if one is not None]
+    attendants = (credentials, standing, wishes, faults, *helpers)
     agent = Agent(settings, keys.statement, control, nodes, RayHead, journal, agent_clock, attendants)
+    agent.measure_with(box_prober())
     agent.obey(wishes.reclaim)
 
     def owners_terms() -> Terms:
@@ -200,6 +232,10 @@ async def _offer(
         notice_ms=lambda: owners_terms().notice_ms,
         not_after_ms=lambda: _certificate_end_ms(config.data_dir),
         certificate_notice=lambda: credentials.notice,
+        isolation=inventory.isolation,
+        overlay=inventory.overlay,
+        remarks=tuple(inventory.remarks),
+        runtimes=lambda: [] if runtimes is None else runtimes.shown(),
     )
     health = Health(inventory.devices, Nvml(), control, faults, wishes, agent_clock, nodes.processes)
     _take_signals(agent, config)
@@ -208,10 +244,57 @@ async def _offer(
         async with contextlib.AsyncExitStack() as stack:
             await _open_socket(stack, config.data_dir, OwnerService(about, agent, wishes, agent_clock))
             await stack.enter_async_context(_beside(health.run(owners_terms)))
+            for helper in helpers:
+                await stack.enter_async_context(_beside(helper.run()))
             await agent.run()
     finally:
         await control.close()
     return _farewell(agent, config)
+
+
+def _underlay(config: AgentConfig, inventory: common_pb2.Inventory) -> Underlay | None:
+    """Who measures the ways to other workers; None where no UDP shall leave, or there is no overlay."""
+    if inventory.overlay != NEBULA or config.overlay_transport == "tls":
+        return None
+    return Underlay(config.data_dir, config.control_plane.rpartition(":")[0])
+
+
+def _runtimes(
+    config: AgentConfig, inventory: common_pb2.Inventory, control: GrpcControlPlane, agent_clock: AgentClock
+) -> Runtimes | None:
+    """The Pythons of boxed members; None where every member is bare, on the agent's own. Raises StartError."""
+    if inventory.isolation == Isolation.NONE:
+        return None
+    try:
+        uv = Uv(find_uv(), uv_environment(os.environ))
+    except RuntimeUnavailableError as error:
+        raise StartError(str(error)) from None
+    return Runtimes(
+        store=RuntimeStore(config.runtimes_dir or config.data_dir / RUNTIMES_DIR, uv),
+        known={runtime.digest: runtime for runtime in bundled()},
+        fetch=control.fetch_runtime,
+        say=_say,
+        clock=agent_clock,
+    )
+
+
+def _housing(config: AgentConfig, inventory: common_pb2.Inventory, runtimes: Runtimes) -> Housing:
+    """What boxed members need."""
+    bus_ids = {
+        device.device_id: device.evidence.pci_bus_id for device in inventory.devices if not device.simulated
+    }
+    return Housing(
+        room=Room(
+            memory_bytes=inventory.memory_bytes,
+            places=max(1, inventory.slots + inventory.head_slots),
+            egress="none" if config.egress == "none" else "internet",
+        ),
+        runtimes=runtimes,
+        device_files=nvidia_files(bus_ids),
+        beacon_host=config.control_plane.rpartition(":")[0],
+        transport=config.overlay_transport,
+        trust_file=(config.data_dir / TRUST_FILE).absolute(),
+    )
 
 
 async def _open_socket(stack: contextlib.AsyncExitStack, data_dir: Path, service: OwnerService) -> None:
@@ -238,11 +321,15 @@ def _inventory(config: AgentConfig) -> common_pb2.Inventory:
         head_slots=config.head_slots,
         cpus=config.cpus,
         zone=config.zone,
+        isolation=config.isolation,
+        overlay=config.overlay,
     )
+    capabilities = found_capabilities(offer)
     reading = None if config.simulate else read_evidence()
-    for remark in unlisted(offer, reading):
+    for remark in (*unlisted(offer, reading), *capabilities.remarks):
         _say(remark)
-    return build_inventory(offer, read_machine(), reading, DeviceIds(config.data_dir, clock.new_id))
+    ids = DeviceIds(config.data_dir, clock.new_id)
+    return build_inventory(offer, read_machine(), reading, ids, capabilities)
 
 
 async def _enrol(

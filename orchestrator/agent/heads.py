@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,10 @@ LOG_CHUNK_BYTES = 256 * 1024
 
 RETRY_S = 0.5
 """Between tries at a head or control plane that does not answer."""
+
+CLEAN_LOOKS = 5
+"""Whether a cluster is clean is four questions to Ray's dashboard, which has enough to do while a cluster forms: there
+every fifth look has them, and every one only after an attempt, when the next may be waiting."""
 
 TRIES_MAX = 60
 """Of giving one attempt to a head that is up: half a minute at least, ten times what a slow one needs."""
@@ -95,6 +100,8 @@ class HeadDuty:
         self._attempts: dict[str, _Attempt] = {}
         self._nodes: tuple[NodeListed, ...] = ()
         self._clean = False
+        self._used = False
+        """An attempt has been here."""
         self._task = asyncio.create_task(self._watch_cluster())
         self._stopping: set[asyncio.Task[None]] = set()
         self._drained: set[str] = set()
@@ -129,6 +136,7 @@ class HeadDuty:
             if known is None:
                 known = self._attempts[attempt_id] = _Attempt(wanted, log_offset=wanted.log_offset)
                 self._clean = False
+                self._used = True
                 known.tasks.append(asyncio.create_task(self._drive(known)))
                 known.tasks.append(asyncio.create_task(self._ship(known)))
             known.wanted = wanted
@@ -161,11 +169,13 @@ class HeadDuty:
 
     async def _watch_cluster(self) -> None:
         """Follow the node list, and cleanliness while no attempt runs."""
-        while True:
+        for look in itertools.count():
             busy = any(not attempt.ended or not attempt.log_complete for attempt in self._attempts.values())
             try:
                 nodes = tuple(await self._client.nodes())
-                clean = False if busy else await self._client.is_clean()
+                clean = not busy and self._clean
+                if not busy and ((self._used and not self._clean) or look % CLEAN_LOOKS == 0):
+                    clean = await self._client.is_clean()
             except HeadUnreachableError:
                 await asyncio.sleep(RETRY_S)
                 continue

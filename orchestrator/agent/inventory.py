@@ -22,6 +22,7 @@ from orchestrator.adapters.files import write_whole
 from orchestrator.api.v1 import common_pb2
 from orchestrator.core.catalogue import CPU_MODEL, GIB, MODELS, Model, find_model, model_of, nearest
 from orchestrator.core.evidence import DeviceEvidence, DeviceVendor
+from orchestrator.core.fleet import Isolation
 from orchestrator.core.hardware import DEVICES_MAX
 
 DEVICES_FILE = "devices.json"
@@ -35,6 +36,9 @@ MAC_SMALL_SHARE_PERCENT = 66
 MAC_SMALL_BYTES = 36 * GIB
 """How much of a Mac's memory Metal lets its GPU hold at once as it comes: three quarters, below 36 GB two thirds. The
 rest is the system's, so a job that was promised all of it would be swapped or ended."""
+
+AUTO = "auto"
+"""The best that this machine can do."""
 
 
 class InventoryError(ValueError):
@@ -63,6 +67,20 @@ class Offer:
     head_slots: int = 0
     cpus: int | None = None
     zone: str = ""
+    isolation: str = AUTO
+    """A tier at least, AUTO for the strongest there is; ``none`` is the consent to go without any."""
+    overlay: str = AUTO
+    """``none``, ``nebula``, or AUTO for the latter where this machine can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """How this machine can keep tenants' code apart, and whether it can be part of the overlay."""
+
+    isolation: str
+    overlay: str
+    remarks: tuple[str, ...] = ()
+    """Why there is no isolation or no overlay, each with what the owner can do about it."""
 
 
 class DeviceIds:
@@ -118,7 +136,7 @@ def read_machine() -> Machine:
 
 
 def build_inventory(
-    offer: Offer, machine: Machine, reading: Reading | None, ids: DeviceIds
+    offer: Offer, machine: Machine, reading: Reading | None, ids: DeviceIds, capabilities: Capabilities
 ) -> common_pb2.Inventory:
     """Put the inventory together; ``reading`` None where nobody looked, as for simulated devices.
 
@@ -134,10 +152,12 @@ def build_inventory(
         architecture=machine.architecture,
         python_version=machine.python_version,
         ray_version=machine.ray_version,
-        isolation="none",
-        overlay="none",
+        isolation=capabilities.isolation,
+        overlay=capabilities.overlay,
         zone=offer.zone,
         evidence=None if reading is None else machine_evidence_to(reading.machine),
+        unisolated=offer.isolation == Isolation.NONE,
+        remarks=capabilities.remarks,
     )
 
 

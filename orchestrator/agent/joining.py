@@ -20,7 +20,7 @@ from orchestrator.adapters import peers
 from orchestrator.adapters.trust import TrustError, fetch_trust
 from orchestrator.agent.connection import Endpoint, open_channel, said
 from orchestrator.agent.identity import Keys, StartError
-from orchestrator.api.v1 import common_pb2, worker_pb2
+from orchestrator.api.v1 import common_pb2, terms_pb2, worker_pb2
 from orchestrator.api.v1.worker_pb2_grpc import EnrolServiceStub
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Applicant:
     name: str
     inventory: common_pb2.Inventory
     agent_version: str
-    terms: worker_pb2.Terms
+    terms: terms_pb2.Terms
 
 
 def parse_join_token(text: str) -> JoinToken:

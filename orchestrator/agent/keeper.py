@@ -5,8 +5,9 @@ unrenewed, or when a vital Ray process dies. It outlives the agent that started 
 or upgrade leaves the node running, and nothing but files in MEMBER_DIR passes between the two:
 
     spec.json    what to start (read once)        deadline   boot time in ms, replaced at each renewal
-    token        the cluster's token, 0600         stop       its presence asks the node to end
+    shared/      what the node itself may read     stop       its presence asks the node to end
     status.json  what became of it (written)       *.log      output of the keeper and of `ray start`
+    overlay/     its nebula's files, where it is in an overlay
 
 KEEPER_FD and PORT_FD are locked descriptors: while they are open the agent knows that the keeper lives and no
 other node takes its ports. The keeper imports little on purpose: one runs beside every node for as long as
@@ -16,38 +17,34 @@ the node does.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from orchestrator.adapters.clock import boottime_ms
 from orchestrator.adapters.node_records import NodeSpec, NodeStatus, Phase, read_record, write_record
-from orchestrator.adapters.process_tree import (
-    PROC,
-    ProcessesRemainError,
-    become_subreaper,
-    end_descendants,
-    parents,
-    reap,
+from orchestrator.adapters.process_tree import become_subreaper
+from orchestrator.adapters.ray_node import (
+    SHARED_DIR,
+    START_SCRIPT,
+    node_environment,
+    session_dir_of,
+    start_command,
 )
-from orchestrator.adapters.ray_node import node_environment, session_dir_of, start_command
+from orchestrator.agent.grounds import ChildState, ground_of
 
 SPEC_FILE = "spec.json"
 STATUS_FILE = "status.json"
 DEADLINE_FILE = "deadline"
 STOP_FILE = "stop"
-TOKEN_FILE = "token"  # noqa: S105 - a file name
 KEEPER_LOCK_FILE = "keeper.lock"
 KEEPER_LOG_FILE = "keeper.log"
-RAY_LOG_FILE = "ray-start.log"
 
 POLL_INTERVAL_S = 0.25
 """How late a stop or a deadline may be noticed; four looks a second cost a thousandth of a core."""
@@ -55,21 +52,8 @@ POLL_INTERVAL_S = 0.25
 START_TIMEOUT_MS = 120_000
 """A head takes 3 to 12 s on two cores; ten times that means it will not come."""
 
-REASON_CHARS = 600
-"""The end of Ray's output that explains a failed start, short enough for a status message."""
-
 ARGUMENT_COUNT = 3
 """MEMBER_DIR, KEEPER_FD and PORT_FD."""
-
-RAYLET = "raylet"
-"""The process that is the node; every role has one."""
-
-VITAL_NAMES = ("gcs_server", RAYLET)
-"""Ray processes without which the node is none; the dashboard is told apart by its script."""
-
-DASHBOARD_SCRIPT = "dashboard/dashboard.py"
-
-ChildState = Literal["waiting", "starting", "up", "start_failed", "died"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,13 +116,12 @@ class Keeper:
         """Remember the node and the command that starts it; nothing is started yet."""
         self._dir = member_dir
         self._spec = spec
-        self._command = command
+        env = node_environment(spec, member_dir / SHARED_DIR, os.environ)
+        self._ground = ground_of(member_dir, spec, command, env)
         self._child: ChildState = "waiting"
         self._detail = ""
         self._stop = False
-        self._start_pid = 0
-        self._start_lock_fd = -1
-        self._vital: dict[int, str] = {}
+        self._recorded_transport = ""
 
     def run(self) -> None:
         """Keep the node until something ends it; return when nothing of it is left."""
@@ -169,62 +152,19 @@ class Keeper:
 
     def _advance(self) -> None:
         """Take the next step of the start that is possible, and notice what has ended."""
-        for pid, code in reap().items():
-            self._on_exit(pid, code)
-        if self._child == "waiting" and self._take_start_turn():
-            self._start_ray()
-
-    def _on_exit(self, pid: int, code: int) -> None:
-        """Judge one ended process: the start command, a vital one, or one that may come and go."""
-        if pid == self._start_pid and self._child == "starting":
-            os.close(self._start_lock_fd)
-            if code != 0:
-                self._child, self._detail = "start_failed", f"exit {code}: {self._ray_output()}"
-                return
-            self._vital = vital_children(os.getpid())
-            if RAYLET not in self._vital.values():
-                self._child, self._detail = "start_failed", f"no raylet stayed: {self._ray_output()}"
-                return
-            self._child = "up"
+        before = self._child
+        self._child, self._detail = self._ground.advance()
+        moved = self._ground.transport != self._recorded_transport
+        if self._child == "up" and (before != "up" or moved):
             self._record("up")
-        elif pid in self._vital:
-            self._child, self._detail = "died", f"{self._vital[pid]} (exit {code})"
-
-    def _take_start_turn(self) -> bool:
-        """Lock the start of nodes that share this temp directory: two at once race for socket names."""
-        if self._start_lock_fd < 0:
-            lock = Path(self._spec.temp_dir) / "start.lock"
-            self._start_lock_fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._start_lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def _start_ray(self) -> None:
-        """Start Ray's own start command, its output in a file of ours."""
-        with (self._dir / RAY_LOG_FILE).open("wb") as log:
-            process = subprocess.Popen(
-                self._command,
-                env=node_environment(self._spec, self._dir / TOKEN_FILE, os.environ),
-                cwd=self._spec.temp_dir,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        self._start_pid, self._child = process.pid, "starting"
-        process.returncode = (
-            0  # `reap` collects it, by pid; without this Popen would complain when it is collected
-        )
-
-    def _ray_output(self) -> str:
-        """Return the end of what `ray start` printed, on one line."""
-        text = (self._dir / RAY_LOG_FILE).read_text(errors="replace")
-        return " ".join(text.split())[-REASON_CHARS:]
+        elif self._child == "starting" and before == "waiting":
+            # Its network is connected now, which is of use before Ray is.
+            self._record("starting")
 
     def _record(self, phase: Phase, reason: str = "", ended_boottime_ms: int = 0) -> None:
         """Write status.json; addresses are stated only while the node is up."""
         up = phase == "up"
+        self._recorded_transport = self._ground.transport
         status = NodeStatus(
             phase=phase,
             reason=reason,
@@ -233,6 +173,9 @@ class Keeper:
             node_ip=self._spec.node_ip,
             session_dir=session_dir_of(self._spec.temp_dir) if up else "",
             temp_dir=self._spec.temp_dir,
+            namespace_pid=self._ground.namespace_pid if phase in ("starting", "up") else 0,
+            interpreter=self._spec.interpreter,
+            overlay_transport=self._ground.transport if up else "",
             ended_boottime_ms=ended_boottime_ms,
         )
         # The directory is gone when an agent gave the member up for dead; there is nobody left to tell.
@@ -243,30 +186,12 @@ class Keeper:
         """End every process, remove what the node made, and only then say so."""
         # A machine that slept finds its deadline passed long ago: the node was promised no longer, and is paid no longer.
         ended_boottime_ms = min(boottime_ms(), read_deadline_ms(self._dir) or boottime_ms())
-        try:
-            end_descendants()
-        except ProcessesRemainError as error:
-            verdict = verdict._replace(phase="failed", reason=f"{verdict.reason}; {error}")
-        reap()
+        remains = self._ground.end()
+        if remains:
+            verdict = verdict._replace(phase="failed", reason=f"{verdict.reason}; {remains}")
         if self._spec.owns_temp_dir:
             shutil.rmtree(self._spec.temp_dir, ignore_errors=True)
         self._record(verdict.phase, verdict.reason, ended_boottime_ms)
-
-
-def vital_children(keeper_pid: int) -> dict[int, str]:
-    """Return pid → name of the orphans handed to this keeper whose death is the node's death."""
-    found: dict[int, str] = {}
-    for pid, parent in parents().items():
-        if parent != keeper_pid:
-            continue
-        with contextlib.suppress(OSError):
-            argv = (PROC / str(pid) / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            name = Path(argv[0]).name
-            if name in VITAL_NAMES:
-                found[pid] = name
-            elif any(word.endswith(DASHBOARD_SCRIPT) for word in argv):
-                found[pid] = "dashboard"
-    return found
 
 
 @contextlib.contextmanager
@@ -323,7 +248,7 @@ def main(argv: list[str]) -> int:
     # The lock descriptor's file doubles as the note of who holds it.
     os.ftruncate(int(argv[1]), 0)
     os.pwrite(int(argv[1]), f"{os.getpid()}\n".encode(), 0)
-    Keeper(member_dir, spec, start_command(spec)).run()
+    Keeper(member_dir, spec, start_command(spec, member_dir / SHARED_DIR / START_SCRIPT)).run()
     return 0
 
 

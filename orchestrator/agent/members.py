@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from orchestrator.adapters.node_records import HeadAddress, NodeStatus, Prepared
+from orchestrator.adapters.node_records import (
+    HeadAddress,
+    NodeOrder,
+    NodeStatus,
+    OverlayBeacon,
+    OverlayEntry,
+    Prepared,
+    RuntimeName,
+)
 from orchestrator.api.v1 import common_pb2, worker_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from orchestrator.adapters.node_records import Role
+    from orchestrator.adapters.node_records import Isolation, Role
     from orchestrator.agent.ports import NodeDriver
 
 log = structlog.get_logger(__name__)
@@ -28,13 +36,20 @@ ROLES: dict[int, Role] = {
     worker_pb2.MEMBER_ROLE_SOLO: "solo",
 }
 
+ISOLATIONS: dict[str, Isolation] = {"box": "box", "container": "container"}
+"""What a member may be told; an older control plane says nothing, and knows only bare members."""
+
 PHASES = {
+    "provisioning": worker_pb2.MEMBER_PHASE_PROVISIONING,
     "prepared": worker_pb2.MEMBER_PHASE_PREPARED,
     "starting": worker_pb2.MEMBER_PHASE_STARTING,
     "up": worker_pb2.MEMBER_PHASE_UP,
     "failed": worker_pb2.MEMBER_PHASE_FAILED,
     "stopped": worker_pb2.MEMBER_PHASE_FAILED,
 }
+
+
+BRIDGED = "through the network's bridge, as no UDP gets out; with --overlay-transport tls no member tries that first"
 
 
 class Members:
@@ -61,6 +76,15 @@ class Members:
         for member_id in list(self._failures):
             if member_id not in self.desired:
                 del self._failures[member_id]
+        for member_id, wanted in self.desired.items():
+            entry = _entry_of(wanted)
+            status = self.statuses.get(member_id)
+            if entry is None or status is None or status.phase not in ("starting", "up"):
+                continue
+            try:
+                self._driver.enter_overlay(member_id, entry)
+            except (KeyError, OSError, ValueError) as error:
+                log.warning("overlay_not_renewed", member_id=member_id, reason=str(error))
 
     def renew(self, deadline_boottime_ms: int) -> None:
         """Move the deadline of every member that has a node; nodes past it end by themselves."""
@@ -86,7 +110,14 @@ class Members:
     def observe(self) -> None:
         """Read what every member is now."""
         present = set(self._driver.discover()) | set(self._busy)
-        self.statuses = {member_id: self._driver.observe(member_id) for member_id in sorted(present)}
+        before, self.statuses = (
+            self.statuses,
+            {member_id: self._driver.observe(member_id) for member_id in sorted(present)},
+        )
+        for member_id, status in self.statuses.items():
+            known = before.get(member_id, NodeStatus("none"))
+            if status.overlay_transport == "tls" and known.overlay_transport != "tls":
+                log.info("overlay_over_tls", member_id=member_id, hint=BRIDGED)
         # A member whose preparation failed leaves nothing behind that a stop would have to end.
         for member_id in self._devices.keys() - self.statuses.keys() - self.desired.keys():
             del self._devices[member_id]
@@ -139,6 +170,8 @@ class Members:
         if member_id not in self._prepared and status.phase in ("prepared", "starting", "up"):
             return self._adopt(wanted, status)
         starts = status.phase == "prepared" and wanted.stage == worker_pb2.MEMBER_STAGE_RUN
+        # Its certificate comes once its key is known, which takes a round trip.
+        starts &= not wanted.overlay.address or bool(wanted.overlay.certificate)
         # Before a heartbeat was acknowledged there is no deadline to give, and the node would end at once.
         return self._start(wanted) if starts and self._deadline_boottime_ms else None
 
@@ -159,9 +192,19 @@ class Members:
 
     async def _prepare(self, wanted: worker_pb2.DesiredMember) -> None:
         gpus = sum(device_id in self._gpu_ids for device_id in wanted.device_ids)
-        self._prepared[wanted.member_id] = await self._driver.prepare(
-            wanted.member_id, wanted.cluster_id, ROLES[wanted.role], gpus, self._cpus, {}
+        order = NodeOrder(
+            member_id=wanted.member_id,
+            cluster_id=wanted.cluster_id,
+            role=ROLES[wanted.role],
+            gpus=gpus,
+            cpus=self._cpus,
+            device_ids=tuple(wanted.device_ids),
+            isolation=ISOLATIONS.get(wanted.isolation, "none"),
+            runtime=_runtime_of(wanted),
+            image=wanted.image,
+            overlay_address=wanted.overlay.address,
         )
+        self._prepared[wanted.member_id] = await self._driver.prepare(order)
 
     async def _adopt(self, wanted: worker_pb2.DesiredMember, status: NodeStatus) -> None:
         """After a restart of the agent, learn the ports again of a member that is there."""
@@ -184,6 +227,7 @@ class Members:
             head=head,
             cluster_token=wanted.cluster_token,
             deadline_boottime_ms=self._deadline_boottime_ms,
+            overlay=_entry_of(wanted),
         )
 
     async def _stop(self, member_id: str) -> None:
@@ -229,9 +273,30 @@ class Members:
             host_id=prepared.host_id,
             temp_dir=status.temp_dir,
             ports=prepared.ports,
+            overlay_public_key=prepared.overlay_public_key,
         )
 
     async def settle(self) -> None:
         """Wait for the operations under way: what a stop begun must be finished before the process ends."""
         while self._busy:
             await asyncio.gather(*self._busy.values(), return_exceptions=True)
+
+
+def _runtime_of(wanted: worker_pb2.DesiredMember) -> RuntimeName | None:
+    return RuntimeName(wanted.runtime.name, wanted.runtime.digest) if wanted.HasField("runtime") else None
+
+
+def _entry_of(wanted: worker_pb2.DesiredMember) -> OverlayEntry | None:
+    """The member's way into the overlay; None without one, or while its certificate is not there."""
+    told = wanted.overlay
+    if not told.certificate:
+        return None
+    return OverlayEntry(
+        address=told.address,
+        certificate=told.certificate.decode(),
+        authorities=told.authorities.decode(),
+        group=told.group,
+        beacons=tuple(OverlayBeacon(one.address, one.endpoint, one.bridge) for one in told.beacons),
+        blocked=tuple(told.blocked),
+        bridge_token=told.bridge_token,
+    )

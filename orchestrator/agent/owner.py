@@ -21,7 +21,7 @@ import structlog
 from orchestrator.adapters.files import write_whole
 from orchestrator.adapters.terms_wire import terms_from
 from orchestrator.agent.wishes import kind_of
-from orchestrator.api.v1 import agent_pb2, worker_pb2
+from orchestrator.api.v1 import agent_pb2, standing_pb2, worker_pb2
 from orchestrator.api.v1.agent_pb2_grpc import AgentServiceServicer, add_AgentServiceServicer_to_server
 from orchestrator.core.decisions.terms import NOTICE_MS_MAX, check_terms
 from orchestrator.core.errors import RefusedError
@@ -75,13 +75,19 @@ class About:
     worker_id: str
     name: str
     agent_version: str
-    standing: Callable[[], worker_pb2.Standing | None]
+    standing: Callable[[], standing_pb2.Standing | None]
     notice_ms: Callable[[], int]
     """What a reclaim gives by the owner's terms."""
     not_after_ms: Callable[[], int]
     """When the certificate runs out; 0: there is none."""
     certificate_notice: Callable[[], str] = lambda: ""
     """What is wrong with its renewal; empty: nothing."""
+    isolation: str = "none"
+    overlay: str = "none"
+    remarks: tuple[str, ...] = ()
+    """Why there is no isolation or no overlay."""
+    runtimes: Callable[[], Sequence[agent_pb2.AgentRuntime]] = tuple
+    """What became of the runtimes that were asked for here."""
 
 
 class OwnerService(AgentServiceServicer):
@@ -113,6 +119,10 @@ class OwnerService(AgentServiceServicer):
             under_way=self._under_way(),
             last_refusal=self._wishes.last_refusal,
             certificate_notice=self._about.certificate_notice(),
+            isolation=self._about.isolation,
+            overlay=self._about.overlay,
+            remarks=self._about.remarks,
+            runtimes=self._about.runtimes(),
         )
 
     async def Ask(  # noqa: N802 -- the proto's name

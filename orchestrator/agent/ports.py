@@ -9,7 +9,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from orchestrator.adapters.node_records import HeadAddress, NodeStatus, Prepared, Role
+    from orchestrator.adapters.node_records import (
+        HeadAddress,
+        NodeOrder,
+        NodeStatus,
+        OverlayEntry,
+        Prepared,
+    )
     from orchestrator.agent.journal import Record
     from orchestrator.api.v1 import worker_pb2
     from orchestrator.core.ids import Now
@@ -22,13 +28,20 @@ class RefusedForeverError(Exception):
 class NodeDriver(Protocol):
     """Starts, watches and ends Ray nodes; every call may be repeated."""
 
-    async def prepare(
-        self, member_id: str, cluster_id: str, role: Role, gpus: int, cpus: int, labels: Mapping[str, str]
-    ) -> Prepared: ...
+    async def prepare(self, order: NodeOrder) -> Prepared: ...
 
     async def start(
-        self, member_id: str, *, head: HeadAddress | None, cluster_token: str, deadline_boottime_ms: int
+        self,
+        member_id: str,
+        *,
+        head: HeadAddress | None,
+        cluster_token: str,
+        deadline_boottime_ms: int,
+        overlay: OverlayEntry | None = None,
     ) -> None: ...
+
+    def enter_overlay(self, member_id: str, overlay: OverlayEntry) -> None:
+        """Have a member's node use a renewed certificate, or shut somebody out; the same again does nothing."""
 
     def observe(self, member_id: str) -> NodeStatus: ...
 
@@ -134,6 +147,20 @@ class ControlPlane(Protocol):
         """Use this token for the other calls from now on."""
 
 
+class Prober(Protocol):
+    """Measures the ways between this worker's members and the peers that the control plane named."""
+
+    def follow(
+        self, desired: Mapping[str, worker_pb2.DesiredMember], statuses: Mapping[str, NodeStatus]
+    ) -> None:
+        """Measure for members whose network is there, and for no others; the same again changes nothing."""
+
+    def complete(self, report: worker_pb2.MemberObserved) -> None:
+        """Add what was found to a member's report."""
+
+    async def close(self) -> None: ...
+
+
 class Attendant(Protocol):
     """Takes part in every session beside the agent's own work."""
 
@@ -141,7 +168,7 @@ class Attendant(Protocol):
         """Called as each session opens; may send until cancelled, or return. A ConnectionError ends the session."""
 
     def take(self, message: worker_pb2.SessionResponse) -> None:
-        """Every message but answered heartbeats, before the agent sees it."""
+        """Every message from the welcome on but answered heartbeats, before the agent sees it."""
 
 
 class Journal(Protocol):

@@ -6,13 +6,18 @@ import asyncio
 import json
 import os
 import re
+import sys
 from collections.abc import Coroutine, Mapping, Sequence
 from http import HTTPStatus
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from orchestrator.adapters.beneath import open_beneath
+from orchestrator.adapters.box.entering import inside
+from orchestrator.adapters.box.namespaces import SocketFactory
+from orchestrator.adapters.box.tools import BoxError
 from orchestrator.adapters.node_records import NodeStatus
-from orchestrator.adapters.ray_jobs import RayApiError, RayJobs, driver_log_path
+from orchestrator.adapters.ray_jobs import RayApiError, RayJobs, driver_log
 from orchestrator.adapters.ray_node import drain_command, drain_environment
 from orchestrator.agent.ports import DriverStatus, HeadRefusedError, HeadUnreachableError, NodeListed
 from orchestrator.api.v1 import worker_pb2
@@ -46,8 +51,12 @@ class RayHead:
     """One head's API and the log files beside it. Made for each head that runs on this machine."""
 
     def __init__(self, status: NodeStatus, token: str) -> None:
-        self._jobs = RayJobs(status.dashboard_url, token)
-        self._session_dir = status.session_dir
+        sockets = SocketFactory(status.namespace_pid).create if status.namespace_pid else None
+        self._jobs = RayJobs(status.dashboard_url, token, sockets)
+        self._namespace_pid = status.namespace_pid
+        self._interpreter = status.interpreter or sys.executable
+        self._temp_dir = Path(status.temp_dir)
+        self._session_dir = Path(status.session_dir)
         self._gcs_address = status.gcs_address
         self._token = token
 
@@ -114,8 +123,11 @@ class RayHead:
         if not node_id:
             return False
         reason = " ".join(reason.split())[:REASON_CHARACTERS] or "the machine goes"
+        command = drain_command(
+            self._interpreter, self._gcs_address, node_id, reason, max(1, remaining_ms // 1000)
+        )
         process = await asyncio.create_subprocess_exec(
-            *drain_command(self._gcs_address, node_id, reason, max(1, remaining_ms // 1000)),
+            *self._beside_head(command),
             env=drain_environment(self._token, os.environ),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -135,13 +147,24 @@ class RayHead:
             raise HeadUnreachableError(f"Ray's drain-node exited {process.returncode}: {said}")
         return True
 
+    def _beside_head(self, command: list[str]) -> list[str]:
+        """The command as it is run where the head is. Raises HeadUnreachableError."""
+        if not self._namespace_pid:
+            return command
+        try:
+            return inside(self._namespace_pid, command)
+        except BoxError as error:
+            raise HeadUnreachableError(str(error)) from error
+
     def read_log(self, attempt_id: str, offset: int, size_max: int) -> bytes:
         """Part of the driver's log; empty where there is none yet, or none any more."""
         try:
-            with driver_log_path(self._session_dir, attempt_id).open("rb") as file:
+            log = driver_log(attempt_id)
+            session = PurePosixPath(self._session_dir.relative_to(self._temp_dir))
+            with open_beneath(self._temp_dir, session / log) as file:
                 file.seek(offset)
                 return file.read(size_max)
-        except OSError:
+        except (OSError, ValueError):
             return b""
 
     async def close(self) -> None:

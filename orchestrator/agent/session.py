@@ -52,8 +52,10 @@ class Greeter:
         journal: Journal,
         record: Record,
         clock: AgentClock,
+        overlay_public_key: bytes = b"",
     ) -> None:
         self.worker_id = worker_id
+        self._overlay_public_key = overlay_public_key
         self._agent_version = agent_version
         self._inventory = inventory
         self._key = key
@@ -75,6 +77,7 @@ class Greeter:
             term=self._record.term,
             session_number=self._record.sessions,
             wall_ms=self._clock.now().wall_ms,
+            overlay_public_key=self._overlay_public_key,
         )
         await channel.send(worker_pb2.SessionRequest(hello=hello))
         welcome = (await _expect(channel, "welcome")).welcome
@@ -171,6 +174,8 @@ class Sessions:
             self._sent_boottime_ms.clear()
             self.channel = channel
             log.info("session_open", worker_id=self._greeter.worker_id, term=welcome.term)
+            for attendant in self._attendants:
+                attendant.take(worker_pb2.SessionResponse(welcome=welcome))
             await self._listener.begun(channel, welcome)
             await self._converse(channel, welcome)
         finally:

@@ -8,7 +8,7 @@ import structlog
 from google.protobuf import json_format
 
 from orchestrator.adapters.files import write_whole
-from orchestrator.api.v1 import worker_pb2
+from orchestrator.api.v1 import standing_pb2, worker_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,10 +32,10 @@ class StandingKeeper:
         self._path = data_dir / STANDING_FILE
         self._say = say
         self._said: dict[str, None] = {}
-        self._newest = worker_pb2.Standing()
+        self._newest = standing_pb2.Standing()
 
     @property
-    def newest(self) -> worker_pb2.Standing:
+    def newest(self) -> standing_pb2.Standing:
         """What was told last; empty before the first session."""
         return self._newest
 
@@ -46,7 +46,7 @@ class StandingKeeper:
         """Keep a standing; other messages are not its business."""
         if not message.HasField("standing"):
             return
-        standing = worker_pb2.Standing()
+        standing = standing_pb2.Standing()
         standing.CopyFrom(message.standing)
         self._newest = standing
         text = json_format.MessageToJson(standing, preserving_proto_field_name=True)
@@ -63,7 +63,7 @@ class StandingKeeper:
             del self._said[next(iter(self._said))]
 
 
-def lines_of(standing: worker_pb2.Standing) -> list[str]:
+def lines_of(standing: standing_pb2.Standing) -> list[str]:
     """What an owner should know, a line each."""
     lines = [one for one in (standing.upgrade_notice, standing.clock_notice) if one]
     lines += [f"held ({hold.kind}): {hold.reason}" for hold in standing.holds]

@@ -14,75 +14,128 @@ from orchestrator.cli.worker import AGENT_DATA_DIR
 Text = str | None
 Texts = list[str] | None
 
+IsolationFlag = Annotated[
+    Text,
+    typer.Option(
+        metavar="auto|none|box|container",
+        help="How tenants' code is kept apart from this machine; default: auto, the strongest it can do. none:"
+        " you agree that nothing keeps it apart.",
+    ),
+]
+OverlayFlag = Annotated[
+    Text,
+    typer.Option(
+        metavar="auto|none|nebula",
+        help="The network between machines of one cluster; default: auto, nebula where this machine can. none:"
+        " it serves clusters of one machine only.",
+    ),
+]
+OverlayTransport = Annotated[
+    Text,
+    typer.Option(
+        metavar="auto|udp|tls",
+        help="How the overlay leaves your network; default: auto, UDP, and where none gets out TLS to the control"
+        " plane.",
+    ),
+]
+EgressFlag = Annotated[
+    Text,
+    typer.Option(
+        metavar="internet|none",
+        help="What tenants' code may reach beside its own cluster; default: the internet, never your network.",
+    ),
+]
+RuntimesDir = Annotated[
+    Path | None,
+    typer.Option(help="Where runtimes are built; agents of one machine may share it. [in --data-dir]"),
+]
+Webhook = Annotated[
+    Text,
+    typer.Option(
+        help="URL that is told of trouble. Other users of this machine see it in the process list;"
+        " ORCH_WORKER_WEBHOOK or --config hides it."
+    ),
+]
+
+
+ControlPlane = Annotated[
+    Text,
+    typer.Option(help="The control plane's HOST:PORT; by variable ORCH_URL; default: 127.0.0.1:7443."),
+]
+TokenFile = Annotated[Path | None, typer.Option(help="File that holds the join token.")]
+OpenEnrolment = Annotated[
+    bool | None, typer.Option("--open-enrolment", help="Join without a token, as a stranger.")
+]
+CaPin = Annotated[Text, typer.Option(help="The pin of the network's CA, for joining without a token.")]
+Name = Annotated[Text, typer.Option(help="How to call this machine; default: its host name.")]
+Simulate = Annotated[
+    Texts,
+    typer.Option(metavar="MODELxN", help="Pretend to have N such GPUs, shown as simulated. Repeatable."),
+]
+Gpus = Annotated[bool | None, typer.Option("--gpus/--no-gpus", help="Offer the GPUs, as by default, or not")]
+Slots = Annotated[int | None, typer.Option(help="Members that may run here at once; default: 1.")]
+HeadSlots = Annotated[
+    int | None, typer.Option(help="Ray heads to carry for clusters of several machines; default: 0.")
+]
+Cpus = Annotated[int | None, typer.Option(help="Processors to offer; default: all.")]
+Zone = Annotated[Text, typer.Option(help="Machines with the same zone share a fate, such as an uplink.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Where the agent keeps its keys and state; default: ~/.orchestrator/agent."),
+]
+Price = Annotated[
+    Texts,
+    typer.Option(
+        metavar="MODEL=CREDITS",
+        help="Ask for a GPU-hour of a model, or `auto`, as by default. Repeatable.",
+    ),
+]
+Region = Annotated[Texts, typer.Option(help="A region that this machine counts to. Repeatable.")]
+MaxLease = Annotated[Text, typer.Option(help="The longest lease, such as 12h; default: no limit.")]
+Schedule = Annotated[
+    Text,
+    typer.Option(
+        help="When to work: `nights` or `Mon-Fri 18:00-08:00, Sat-Sun 00:00-24:00`; default: always."
+    ),
+]
+Timezone = Annotated[Text, typer.Option(help="The schedule's time zone; default: this machine's.")]
+IdleOnly = Annotated[
+    bool | None,
+    typer.Option("--idle-only/--not-idle-only", help="Stop when you use the GPUs yourself; default: not."),
+]
+Tier = Annotated[Text, typer.Option(help="interruptible, as by default, or committed.")]
+Notice = Annotated[Text, typer.Option(help="What a job gets when you take the machine back; default: 30s.")]
+Yes = Annotated[bool | None, typer.Option("--yes", help="Agree without being asked.")]
+
 
 def _flags(
-    control_plane: Annotated[
-        Text,
-        typer.Option(help="The control plane's HOST:PORT; by variable ORCH_URL; default: 127.0.0.1:7443."),
-    ] = None,
-    token_file: Annotated[Path | None, typer.Option(help="File that holds the join token.")] = None,
-    open_enrolment: Annotated[
-        bool | None, typer.Option("--open-enrolment", help="Join without a token, as a stranger.")
-    ] = None,
-    ca_pin: Annotated[
-        Text, typer.Option(help="The pin of the network's CA, for joining without a token.")
-    ] = None,
-    name: Annotated[Text, typer.Option(help="How to call this machine; default: its host name.")] = None,
-    simulate: Annotated[
-        Texts,
-        typer.Option(metavar="MODELxN", help="Pretend to have N such GPUs, shown as simulated. Repeatable."),
-    ] = None,
-    gpus: Annotated[
-        bool | None, typer.Option("--gpus/--no-gpus", help="Offer the GPUs, as by default, or not")
-    ] = None,
-    slots: Annotated[int | None, typer.Option(help="Members that may run here at once; default: 1.")] = None,
-    head_slots: Annotated[
-        int | None, typer.Option(help="Ray heads to carry for clusters of several machines; default: 0.")
-    ] = None,
-    cpus: Annotated[int | None, typer.Option(help="Processors to offer; default: all.")] = None,
-    zone: Annotated[
-        Text, typer.Option(help="Machines with the same zone share a fate, such as an uplink.")
-    ] = None,
-    data_dir: Annotated[
-        Path | None,
-        typer.Option(help="Where the agent keeps its keys and state; default: ~/.orchestrator/agent."),
-    ] = None,
-    price: Annotated[
-        Texts,
-        typer.Option(
-            metavar="MODEL=CREDITS",
-            help="Ask for a GPU-hour of a model, or `auto`, as by default. Repeatable.",
-        ),
-    ] = None,
-    region: Annotated[Texts, typer.Option(help="A region that this machine counts to. Repeatable.")] = None,
-    max_lease: Annotated[
-        Text, typer.Option(help="The longest lease, such as 12h; default: no limit.")
-    ] = None,
-    schedule: Annotated[
-        Text,
-        typer.Option(
-            help="When to work: `nights` or `Mon-Fri 18:00-08:00, Sat-Sun 00:00-24:00`; default: always."
-        ),
-    ] = None,
-    timezone: Annotated[Text, typer.Option(help="The schedule's time zone; default: this machine's.")] = None,
-    idle_only: Annotated[
-        bool | None,
-        typer.Option(
-            "--idle-only/--not-idle-only", help="Stop when you use the GPUs yourself; default: not."
-        ),
-    ] = None,
-    tier: Annotated[Text, typer.Option(help="interruptible, as by default, or committed.")] = None,
-    notice: Annotated[
-        Text, typer.Option(help="What a job gets when you take the machine back; default: 30s.")
-    ] = None,
-    webhook: Annotated[
-        Text,
-        typer.Option(
-            help="URL that is told of trouble. Other users of this machine see it in the process list;"
-            " ORCH_WORKER_WEBHOOK or --config hides it."
-        ),
-    ] = None,
-    yes: Annotated[bool | None, typer.Option("--yes", help="Agree without being asked.")] = None,
+    control_plane: ControlPlane = None,
+    token_file: TokenFile = None,
+    open_enrolment: OpenEnrolment = None,
+    ca_pin: CaPin = None,
+    name: Name = None,
+    simulate: Simulate = None,
+    gpus: Gpus = None,
+    slots: Slots = None,
+    head_slots: HeadSlots = None,
+    cpus: Cpus = None,
+    zone: Zone = None,
+    isolation: IsolationFlag = None,
+    overlay: OverlayFlag = None,
+    overlay_transport: OverlayTransport = None,
+    egress: EgressFlag = None,
+    runtimes_dir: RuntimesDir = None,
+    data_dir: DataDir = None,
+    price: Price = None,
+    region: Region = None,
+    max_lease: MaxLease = None,
+    schedule: Schedule = None,
+    timezone: Timezone = None,
+    idle_only: IdleOnly = None,
+    tier: Tier = None,
+    notice: Notice = None,
+    webhook: Webhook = None,
+    yes: Yes = None,
 ) -> None:
     """Hold the flags of every setting, by its name, once for all commands that take them."""
 

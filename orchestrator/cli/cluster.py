@@ -7,10 +7,15 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.api.v1 import operator_pb2
+from orchestrator.api.v1 import operator_pb2, overlay_pb2
 from orchestrator.cli.client import connect
 from orchestrator.cli.output import Output, OutputFormat, print_fields, print_json, print_table
 from orchestrator.cli.wording import device_names, hardware_class_name, instant
+
+US_PER_MS = 1000
+BYTES_PER_KIB = 1024
+MEGA = 10**6
+GIGA = 10**9
 
 app = typer.Typer(no_args_is_help=True, help="Ray clusters, each of one tenant.")
 
@@ -70,11 +75,43 @@ def show(
             "ready": instant(cluster.ready_at),
             "idle since": instant(cluster.idle_since),
             "jobs": ", ".join(cluster.job_ids),
+            "all-reduce": bus_words(answer.bus) if answer.HasField("bus") else "",
         }
     )
     names = device_names(workers)
     columns = ("MEMBER", "ROLE", "PHASE", "WORKER", "SLOT", "NODE", "DEVICES", "REASON")
     print_table(columns, [member_row(member, names) for member in cluster.members], "no members")
+    if answer.paths:
+        workers_of = {member.member_id: member.worker_name for member in cluster.members}
+        heads = ("FROM", "TO", "RTT", "P90", "JITTER", "LOSS", "BANDWIDTH")
+        print_table(heads, [path_row(path, workers_of) for path in answer.paths], "")
+
+
+def bus_words(bus: overlay_pb2.BusMeasured) -> str:
+    """An all-reduce in words."""
+    size = f"{bus.size_bytes // BYTES_PER_KIB} KiB"
+    return f"{rate(bus.bus_bits_per_s)} bus bandwidth ({bus.method}, {size} over {bus.ranks} members)"
+
+
+def path_row(path: operator_pb2.ClusterPath, workers_of: Mapping[str, str]) -> tuple[str, ...]:
+    """The line of a way between two members; times only where there was an answer."""
+    measured = path.measured
+    times_us = (measured.rtt_median_us, measured.rtt_p90_us, measured.jitter_us)
+    loss = (measured.sent - measured.received) * 100 / max(1, measured.sent)
+    return (
+        workers_of.get(path.member_id, path.member_id),
+        workers_of.get(measured.peer_id, measured.peer_id),
+        *(f"{time_us / US_PER_MS:.1f} ms" if measured.received else "" for time_us in times_us),
+        f"{loss:.0f} %",
+        rate(measured.bandwidth_bits_per_s) if measured.bandwidth_bits_per_s else "",
+    )
+
+
+def rate(bits_per_s: int) -> str:
+    """Bits per second as people read them."""
+    if bits_per_s >= GIGA:
+        return f"{bits_per_s / GIGA:.2f} Gbit/s"
+    return f"{bits_per_s / MEGA:.1f} Mbit/s"
 
 
 def member_row(member: operator_pb2.ClusterMember, names: Mapping[str, str]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from orchestrator.cli.worker_settings import WorkerSettings
 from orchestrator.core.catalogue import MODELS, Model, find_model, nearest
 from orchestrator.core.decisions.terms import check_terms
 from orchestrator.core.errors import RefusedError
+from orchestrator.core.fleet import Isolation
 from orchestrator.core.terms import WEEK_MINUTES, Ask, Terms, Tier, WeekWindow
 
 JOIN_VARIABLE = "ORCH_JOIN_TOKEN"
@@ -26,7 +27,7 @@ NAME_CHARACTERS_MAX = 63
 """As long as a host's name may be, which is the default."""
 
 CONSENT_FILE = "consent.json"
-CONSENT_VERSION = 1
+CONSENT_VERSION = 2
 """Of the text below: who agreed to an older one is asked again."""
 
 DAY_MINUTES = 24 * 60
@@ -38,6 +39,8 @@ MICROCREDITS = 1_000_000
 """In a credit: prices have as many decimals as this has zeros."""
 AUTO = "auto"
 """The market's price."""
+
+ROOT = "root"
 
 UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -264,17 +267,9 @@ def _offset_minutes(timezone: str, now: datetime) -> int:
     return 0 if offset is None else int(offset.total_seconds()) // 60
 
 
-def consent_lines(user: str, isolation: str, data_dir: Path) -> list[str]:
+def consent_lines(user: str, isolation: str, egress: str, data_dir: Path) -> list[str]:
     """What somebody who offers a machine agrees to. A change of meaning raises CONSENT_VERSION."""
-    reach = (
-        f"nothing stands between them and what {user} may read, change or reach over the network"
-        if isolation == "none"
-        else f"the box of isolation {isolation!r} stands between them and the rest of this machine"
-    )
-    runs = (
-        f"What runs here: jobs of the network's tenants, strangers' code, in Ray nodes under the user {user},"
-        f" with isolation {isolation}: {reach}."
-    )
+    runs = f"What runs here: jobs of the network's tenants, strangers' code, with isolation {isolation}."
     shared = (
         "What is shared with the network: this machine's name and hardware, its load and health, and what jobs"
         " write to their logs; the agent itself sends no other file of yours."
@@ -283,20 +278,58 @@ def consent_lines(user: str, isolation: str, data_dir: Path) -> list[str]:
         "It ends when you say so: Ctrl-C, for a service `orch worker uninstall`, gives everything back."
         f" Keys and state are in {data_dir}."
     )
-    return [runs, shared, ends]
+    return [runs, *_reach_lines(user, isolation, egress), shared, ends]
 
 
-def has_consented(data_dir: Path) -> bool:
-    """Whether this very text was agreed to here before."""
+def _reach_lines(user: str, isolation: str, egress: str) -> list[str]:
+    """What tenants' code can reach, in plain words."""
+    if isolation == Isolation.NONE:
+        everything = (
+            f"What it can reach: everything that {user} can. Nothing stands between it and the files that {user} may"
+            f" read or change, the other programs of {user}, the agent's keys, the internet and your own network."
+        )
+        return [everything]
+    means = {
+        AUTO: "in the strongest isolation this machine can do; where it can do none, no job comes here",
+        Isolation.BOX: "in a box",
+        Isolation.CONTAINER: "in a container",
+    }
+    network = (
+        "It reaches the other machines of its own cluster and the internet, but nothing of your own network."
+        if egress == "internet"
+        else "It reaches the other machines of its own cluster, but neither the internet nor your own network."
+    )
+    reach = (
+        f"What it can reach: it is kept {means[isolation]}. There it sees the GPUs given to it, a folder of its own and"
+        " the programs it runs on; none of your files, of your other programs and of the agent's keys."
+        f" {network}"
+    )
+    limits = (
+        "What isolation cannot promise: it shares this machine's kernel and GPU driver, and a hole in these is a way"
+        " out. The jobs use your electricity, and with the internet your line and its address."
+    )
+    # Root is what somebody stumbles over, so it is not left unsaid.
+    above = (
+        "As whom: the agent runs as root, which boxes and their networks take to be made. No job ever runs as root:"
+        " each box has a user of its own, to whom nothing else on this machine belongs."
+    )
+    return [reach, *([above] if user == ROOT else []), limits]
+
+
+def has_consented(data_dir: Path, isolation: str, egress: str) -> bool:
+    """Whether this very meaning was agreed to here before."""
     try:
         value = json.loads((data_dir / CONSENT_FILE).read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(value, dict) and value.get("version") == CONSENT_VERSION
+    return isinstance(value, dict) and {**value, "given_at_ms": 0} == _agreement(isolation, egress, 0)
 
 
-def record_consent(data_dir: Path, at_ms: int) -> None:
-    """Ask no more on this machine."""
+def _agreement(isolation: str, egress: str, at_ms: int) -> dict[str, object]:
+    return {"version": CONSENT_VERSION, "isolation": isolation, "egress": egress, "given_at_ms": at_ms}
+
+
+def record_consent(data_dir: Path, isolation: str, egress: str, at_ms: int) -> None:
+    """Ask no more on this machine while it runs jobs in this way."""
     make_folder(data_dir)
-    value = {"version": CONSENT_VERSION, "given_at_ms": at_ms}
-    write_whole(data_dir / CONSENT_FILE, json.dumps(value).encode())
+    write_whole(data_dir / CONSENT_FILE, json.dumps(_agreement(isolation, egress, at_ms)).encode())

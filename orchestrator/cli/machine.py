@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 EXIT_CRASHED = 70
 """The agent failed in a way that nobody foresaw; unlike a refusal, its service starts it again."""
 
-ISOLATION = "none"
-"""What stands between a job and this machine, until boxes do."""
-
 MS_PER_S = 1000
 
 Config = Annotated[
@@ -62,17 +59,21 @@ class Wanted:
     host: Host
 
 
-def wanted_from(flags: Mapping[str, Any], config: Path | None, user: str = "") -> Wanted:
-    """Read and check all settings; ``user`` is whose home `~` means, by default that of whoever asks."""
+def wanted_from(settings: WorkerSettings, user: str = "") -> Wanted:
+    """Check all settings; ``user`` is whose home `~` means, by default that of whoever asks."""
     from orchestrator.adapters.clock import SystemClock
     from orchestrator.adapters.host import read_host
     from orchestrator.cli.join import machine_name, simulated_models, terms_of
-    from orchestrator.cli.worker_settings import read_worker_settings
 
-    settings = read_worker_settings(flags, config)
     models = simulated_models(settings.simulate)
     if settings.slots == 0 and settings.head_slots == 0:
         raise usage_error("--slots and --head-slots: both are 0, so this machine would offer nothing")
+    if settings.isolation == "none" and settings.overlay == "nebula":
+        raise usage_error("--isolation none and --overlay nebula: without isolation there is no overlay")
+    if settings.isolation == "none" and settings.egress == "none":
+        raise usage_error(
+            "--isolation none and --egress none: without isolation nothing keeps jobs off the internet"
+        )
     if models and not settings.gpus:
         raise usage_error("--simulate and --no-gpus: simulated GPUs are GPUs; give one of the two")
     host = read_host(os.environ)
@@ -107,22 +108,23 @@ def secret_of(wanted: Wanted, token: str | None, token_file: Path | None) -> str
 def require_consent(wanted: Wanted, user: str, *, remember: bool) -> None:
     """Say what will run and what is shared; at a terminal ask, once. Raises CliError where it is refused."""
     from orchestrator.adapters.clock import SystemClock
-    from orchestrator.cli.join import consent_lines, has_consented, record_consent
+    from orchestrator.cli.join import ROOT, consent_lines, has_consented, record_consent
 
-    for line in consent_lines(user, ISOLATION, wanted.data_dir):
+    isolation, egress = wanted.settings.isolation, wanted.settings.egress
+    for line in consent_lines(user, isolation, egress, wanted.data_dir):
         note(line)
     if wanted.host.wsl is not None:
         note(f"This is a {wanted.host.wsl} guest of Windows: it stops when Windows sleeps or shuts it down.")
-    if user == "root":
+    if user == ROOT and isolation == "none":
         note("warning: as root, jobs may do anything to this machine; better run this as a user of its own")
-    if wanted.settings.yes or has_consented(wanted.data_dir):
+    if wanted.settings.yes or has_consented(wanted.data_dir, isolation, egress):
         return
     # Without a terminal, somebody has put the command into a script: that is the consent.
     if sys.stdin.isatty() and sys.stderr.isatty():
         if not typer.confirm("Offer this machine?", default=False, err=True):
             raise CliError("not agreed: nothing was offered and nothing was changed")
         if remember:
-            record_consent(wanted.data_dir, SystemClock().now().wall_ms)
+            record_consent(wanted.data_dir, isolation, egress, SystemClock().now().wall_ms)
 
 
 @takes_settings
@@ -131,8 +133,10 @@ def join(flags: Mapping[str, Any], token: Token = None, config: Config = None) -
 
     Each option may also come as ORCH_WORKER_<NAME> or, by its name, from --config.
     """
-    wanted = wanted_from(flags, config)
-    settings = wanted.settings
+    from orchestrator.cli.worker_settings import read_worker_settings
+
+    settings = read_worker_settings(flags, config)
+    wanted = wanted_from(settings)
     secret = secret_of(wanted, token, flags["token_file"])
     require_consent(wanted, wanted.host.user, remember=True)
 
@@ -150,6 +154,11 @@ def join(flags: Mapping[str, Any], token: Token = None, config: Config = None) -
         data_dir=wanted.data_dir,
         cpus=settings.cpus,
         zone=settings.zone,
+        isolation=settings.isolation,
+        overlay=settings.overlay,
+        overlay_transport=settings.overlay_transport,
+        egress=settings.egress,
+        runtimes_dir=settings.runtimes_dir,
         terms=wanted.terms,
     )
     try:
@@ -173,7 +182,11 @@ def install(
         typer.Option("--system/--user", help="For the machine, or for you; default: --system as root."),
     ] = None,
     run_as: Annotated[
-        str, typer.Option(help="User of the agent and of the jobs, with --system; default: who called sudo.")
+        str,
+        typer.Option(
+            help="User of the agent, with --system; default: root, which boxes take. With --isolation none the jobs'"
+            " user too; default then: who called sudo."
+        ),
     ] = "",
     show: Annotated[bool, typer.Option("--print", help="Print the unit and change nothing.")] = False,
     output: Output = OutputFormat.TABLE,
@@ -184,12 +197,14 @@ def install(
     """
     from orchestrator.adapters.systemd import Scope
     from orchestrator.cli import service
+    from orchestrator.cli.worker_settings import read_worker_settings
 
+    settings = read_worker_settings(flags, config)
     root = os.geteuid() == 0
     scope = Scope.SYSTEM if system or (system is None and root) else Scope.USER
-    owner = service.owner_of(scope, run_as, os.environ)
-    wanted = wanted_from(flags, config, owner.name if scope is Scope.SYSTEM else "")
-    plan = service.plan_of(scope, owner)
+    owner = service.owner_of(scope, run_as, settings.isolation, os.environ)
+    wanted = wanted_from(settings, owner.name if scope is Scope.SYSTEM else "")
+    plan = service.plan_of(scope, owner, settings.isolation)
     if show:
         sys.stdout.write(plan.unit_text(wanted.terms.notice_ms))
         return
@@ -203,7 +218,7 @@ def install(
         manager.install(plan.unit_text(wanted.terms.notice_ms))
         state = manager.state()
     service.report(manager, state, output, config_file=str(plan.config_file))
-    for hint in service.hints(manager, owner.name):
+    for hint in service.hints(manager, owner, settings.isolation, Path(__file__)):
         note(hint)
 
 

@@ -18,6 +18,7 @@ from orchestrator.cli import (
     machine,
     owner,
     receipt,
+    runtime,
     tenant,
     token,
     worker,
@@ -49,6 +50,7 @@ app.add_typer(tenant.app, name="tenant")
 app.add_typer(token.app, name="token")
 app.add_typer(job.app, name="job")
 app.add_typer(cluster.app, name="cluster")
+app.add_typer(runtime.app, name="runtime")
 app.add_typer(receipt.app, name="receipt")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(authority.app, name="authority")

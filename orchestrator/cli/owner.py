@@ -19,7 +19,7 @@ import grpc
 import typer
 
 from orchestrator.adapters.clock import boottime_ms
-from orchestrator.api.v1 import agent_pb2, operator_pb2, worker_pb2
+from orchestrator.api.v1 import agent_pb2, operator_pb2, standing_pb2, terms_pb2, worker_pb2
 from orchestrator.api.v1.agent_pb2_grpc import AgentServiceStub
 from orchestrator.cli.agent_flags import agent_directory, takes_settings
 from orchestrator.cli.client import Client, connect
@@ -146,7 +146,7 @@ def live_agent(directory: Path) -> agent_pb2.GetAgentResponse | None:
             agent.close()
     try:
         told = json_format.Parse(
-            (directory / STANDING_FILE).read_bytes(), worker_pb2.Standing(), ignore_unknown_fields=True
+            (directory / STANDING_FILE).read_bytes(), standing_pb2.Standing(), ignore_unknown_fields=True
         )
     except (OSError, json_format.ParseError):
         return None
@@ -164,10 +164,18 @@ def agent_fields(agent: agent_pb2.GetAgentResponse) -> dict[str, str]:
         "members": ", ".join(members) or "none",
         "certificate until": instant_ms(agent.certificate_not_after_unix_ms),
         **({"certificate": agent.certificate_notice} if agent.certificate_notice else {}),
+        **({"isolation": agent.isolation, "overlay": agent.overlay} if agent.isolation else {}),
+        **{f"remark {number}": remark for number, remark in enumerate(agent.remarks, 1)},
+        **{f"runtime {one.name}": runtime_text(one) for one in agent.runtimes},
         **({"refused": agent.last_refusal} if agent.last_refusal else {}),
         **(standing_fields(agent.standing) if agent.HasField("standing") else {}),
         **(terms_fields(agent.standing.terms) if agent.HasField("standing") else {}),
     }
+
+
+def runtime_text(runtime: agent_pb2.AgentRuntime) -> str:
+    """Its state, and the step it is at or why it failed."""
+    return f"{runtime.state} ({runtime.digest[:12]})" + (f": {runtime.detail}" if runtime.detail else "")
 
 
 def _refuse_both(worker: str | None, data_dir: Path | None) -> None:
@@ -399,7 +407,7 @@ def terms(flags: Mapping[str, Any], data_dir: DataDir = None, output: Output = O
         _say(agent.ask(worker_pb2.OwnerWish(terms=wanted)), output)
 
 
-def changed_terms(current: worker_pb2.Terms, given: Mapping[str, Any]) -> worker_pb2.Terms:
+def changed_terms(current: terms_pb2.Terms, given: Mapping[str, Any]) -> terms_pb2.Terms:
     """The current terms with what was given put in its place. Raises a usage error that names the flag."""
     from datetime import UTC, datetime
 
@@ -421,11 +429,11 @@ def changed_terms(current: worker_pb2.Terms, given: Mapping[str, Any]) -> worker
     settings = read_worker_settings({**beside, **given}, None)
     now = datetime.fromtimestamp(SystemClock().now().wall_ms / 1000, UTC)
     made = terms_to(terms_of(settings, now, read_host(os.environ).timezone))
-    wanted = worker_pb2.Terms()
+    wanted = terms_pb2.Terms()
     wanted.CopyFrom(current)
     for name in {TERMS_SETTINGS[name] for name in given}:
         wanted.ClearField(name)  # type: ignore[arg-type]  # one of the names above
-        part = worker_pb2.Terms()
+        part = terms_pb2.Terms()
         part.CopyFrom(made)
         for other in {field.name for field in made.DESCRIPTOR.fields} - {name}:
             part.ClearField(other)  # type: ignore[arg-type]  # one of the message's own names

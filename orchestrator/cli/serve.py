@@ -8,43 +8,106 @@ from typing import Annotated
 
 import typer
 
+SessionListen = Annotated[
+    str | None, typer.Option(help="gRPC with mutual TLS, for workers' sessions. [127.0.0.1:7444]")
+]
+SessionAddress = Annotated[
+    str | None, typer.Option(help="HOST:PORT by which workers reach --session-listen. [as bound]")
+]
+OpenEnrolment = Annotated[
+    bool | None,
+    typer.Option("--open-enrolment", help="Let strangers join without a token, on probation."),
+]
+ProbationMs = Annotated[
+    int | None, typer.Option(help="How long a stranger is live before it gets paid work.")
+]
+PrivateWebhooks = Annotated[
+    bool | None,
+    typer.Option("--private-webhooks", help="Let suppliers with a token be alerted at private addresses."),
+]
+ProbationEvidence = Annotated[
+    str | None, typer.Option(help="What a stranger's devices must show as well: T2; T0 in a laboratory.")
+]
+Gateway = Annotated[
+    str | None,
+    typer.Option(help="HTTP or HTTPS, for tenants; HTTPS wherever others reach it. [127.0.0.1:8265]"),
+]
+GatewayName = Annotated[
+    list[str] | None,
+    typer.Option(help="A host name or address by which tenants reach the gateway. Repeatable."),
+]
+GatewayCertificate = Annotated[
+    Path | None,
+    typer.Option(help="PEM file with the gateway's certificate and its issuers; read anew when it changes."),
+]
+GatewayKey = Annotated[Path | None, typer.Option(help="PEM file with the key of --gateway-certificate.")]
+GatewayTls = Annotated[
+    str | None,
+    typer.Option(help="own: a certificate of this network's authority; `ray job … --verify CA.PEM`."),
+]
+GatewayPlain = Annotated[
+    bool | None,
+    typer.Option("--gateway-plain", help="Plain HTTP beyond this machine: your own reverse proxy ends TLS."),
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(help="HTTP, for Prometheus; it tells no secret, so any address will do. [127.0.0.1:9464]"),
+]
+OverlayListen = Annotated[
+    str | None,
+    typer.Option(help="UDP, for the overlay between machines; none for none. [beside --session-listen]"),
+]
+OverlayAddress = Annotated[
+    str | None, typer.Option(help="HOST:PORT by which machines reach --overlay-listen. [as bound]")
+]
+OverlayBeacon = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ADDRESS=HOST:PORT", help="A lighthouse of yours, in place of the own one. Repeatable."
+    ),
+]
+OverlayNetwork = Annotated[
+    str | None, typer.Option(help="The overlay's addresses; they show in boxes only. [198.18.0.0/15]")
+]
+OverlayBridgeListen = Annotated[
+    str | None,
+    typer.Option(help="TLS over TCP, for sites that let no UDP out; 443 passes most firewalls. [none]"),
+]
+OverlayBridgeAddress = Annotated[
+    str | None, typer.Option(help="HOST:PORT by which machines reach --overlay-bridge-listen. [as bound]")
+]
+RuntimesDir = Annotated[
+    Path | None, typer.Option(help="Runtimes of your own, NAME.toml with NAME.lock each.")
+]
+DatabaseUrl = Annotated[
+    str | None, typer.Option(help="SQLAlchemy URL; ORCH_DATABASE_URL hides a password. [SQLite file]")
+]
+
 
 def serve(
     data_dir: Annotated[Path | None, typer.Option(help="Where everything is kept. [~/.orchestrator]")] = None,
     listen: Annotated[str | None, typer.Option(help="gRPC, for agents and `orch`. [127.0.0.1:7443]")] = None,
-    session_listen: Annotated[
-        str | None, typer.Option(help="gRPC with mutual TLS, for workers' sessions. [127.0.0.1:7444]")
-    ] = None,
-    session_address: Annotated[
-        str | None, typer.Option(help="HOST:PORT by which workers reach --session-listen. [as bound]")
-    ] = None,
-    open_enrolment: Annotated[
-        bool | None,
-        typer.Option("--open-enrolment", help="Let strangers join without a token, on probation."),
-    ] = None,
-    probation_ms: Annotated[
-        int | None, typer.Option(help="How long a stranger is live before it gets paid work.")
-    ] = None,
-    private_webhooks: Annotated[
-        bool | None,
-        typer.Option(
-            "--private-webhooks", help="Let suppliers with a token be alerted at private addresses."
-        ),
-    ] = None,
-    probation_evidence: Annotated[
-        str | None, typer.Option(help="What a stranger's devices must show as well: T2; T0 in a laboratory.")
-    ] = None,
-    gateway: Annotated[str | None, typer.Option(help="HTTP, for tenants. [127.0.0.1:8265]")] = None,
-    gateway_name: Annotated[
-        list[str] | None, typer.Option(help="A host name by which tenants reach the gateway. Repeatable.")
-    ] = None,
-    metrics: Annotated[str | None, typer.Option(help="HTTP, for Prometheus. [127.0.0.1:9464]")] = None,
-    database_url: Annotated[
-        str | None, typer.Option(help="SQLAlchemy URL; ORCH_DATABASE_URL hides a password. [SQLite file]")
-    ] = None,
-    insecure_lab: Annotated[
-        bool | None, typer.Option("--insecure-lab", help="Allow addresses that others reach, unencrypted.")
-    ] = None,
+    session_listen: SessionListen = None,
+    session_address: SessionAddress = None,
+    open_enrolment: OpenEnrolment = None,
+    probation_ms: ProbationMs = None,
+    private_webhooks: PrivateWebhooks = None,
+    probation_evidence: ProbationEvidence = None,
+    gateway: Gateway = None,
+    gateway_name: GatewayName = None,
+    gateway_certificate: GatewayCertificate = None,
+    gateway_key: GatewayKey = None,
+    gateway_tls: GatewayTls = None,
+    gateway_plain: GatewayPlain = None,
+    metrics: Metrics = None,
+    overlay_listen: OverlayListen = None,
+    overlay_address: OverlayAddress = None,
+    overlay_beacon: OverlayBeacon = None,
+    overlay_network: OverlayNetwork = None,
+    overlay_bridge_listen: OverlayBridgeListen = None,
+    overlay_bridge_address: OverlayBridgeAddress = None,
+    runtimes_dir: RuntimesDir = None,
+    database_url: DatabaseUrl = None,
     heartbeat_interval_ms: Annotated[int | None, typer.Option(help="How often workers are heard.")] = None,
     suspect_after_ms: Annotated[int | None, typer.Option(help="Silence that makes a worker suspect.")] = None,
     lease_ttl_ms: Annotated[int | None, typer.Option(help="Silence after which its nodes end.")] = None,
@@ -62,6 +125,7 @@ def serve(
     flags = dict(locals())
     del flags["config"]
     flags["gateway_names"] = tuple(flags.pop("gateway_name") or ()) or None
+    flags["overlay_beacons"] = tuple(flags.pop("overlay_beacon") or ()) or None
     from orchestrator.adapters.log_setup import configure_logging
     from orchestrator.cli.serve_settings import read_settings, warn_of_password
 

@@ -8,11 +8,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from orchestrator.cli.errors import usage_error
 from orchestrator.cli.output import note
@@ -28,6 +28,9 @@ PREFIX = "ORCH_"
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 PORT_MAX = 65_535
+
+_HOST_NAME = re.compile(r"(?=.{1,253}$)(?!-)[a-z0-9_-]{1,63}(?<!-)(\.(?!-)[a-z0-9_-]{1,63}(?<!-))*")
+"""DNS's bounds, in small letters."""
 
 DATABASES = ("sqlite", "sqlite+pysqlite", "postgresql", "postgresql+psycopg", "postgresql+psycopg2")
 """Those for which the store has statements, with drivers that block."""
@@ -75,10 +78,25 @@ class ServeSettings(BaseSettings):
     session_listen: str = "127.0.0.1:7444"
     session_address: str = ""
     gateway: str = "127.0.0.1:8265"
-    gateway_names: tuple[str, ...] = ()
+    gateway_names: Annotated[tuple[str, ...], NoDecode] = ()
+    """Names and addresses by which tenants come; from a variable, with commas between."""
+    gateway_certificate: Path | None = None
+    gateway_key: Path | None = None
+    gateway_tls: Literal["own"] | None = None
+    gateway_plain: bool = False
+    """Whether tokens may come in the clear from elsewhere: the operator's proxy ends TLS before."""
     metrics: str = "127.0.0.1:9464"
+    overlay_listen: str = ""
+    """HOST:PORT over UDP of the own beacon, or none; empty: beside the sessions, where others reach those."""
+    overlay_address: str = ""
+    overlay_beacons: tuple[str, ...] = ()
+    overlay_network: str = "198.18.0.0/15"
+    overlay_bridge_listen: str = ""
+    """HOST:PORT over TCP of the bridge to the first beacon; empty for none."""
+    overlay_bridge_address: str = ""
+    runtimes_dir: Path | None = None
+    """An operator's own runtimes, beside those that come with the project."""
     database_url: SecretStr | None = None
-    insecure_lab: bool = False
     private_webhooks: bool = False
     """Whether owners whom an operator vouched for may have alerts sent to private addresses."""
     open_enrolment: bool = False
@@ -104,6 +122,15 @@ class ServeSettings(BaseSettings):
         except ValueError:
             raise ValueError(f"one of {', '.join(EvidenceClass).upper()} is expected") from None
 
+    @field_validator("gateway_names", mode="before")
+    @classmethod
+    def _of_hosts(cls, names: object) -> object:
+        if isinstance(names, str):
+            names = [name.strip() for name in names.split(",") if name.strip()]
+        if not isinstance(names, list | tuple):
+            return names
+        return tuple(_host_name(str(name)) for name in names)
+
     @field_validator("database_url")
     @classmethod
     def _of_a_known_database(cls, url: SecretStr | None) -> SecretStr | None:
@@ -128,6 +155,22 @@ class ServeSettings(BaseSettings):
                 " one lost heartbeat means nothing, and a lost worker's nodes end before it is replaced"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_way_to_tenants(self) -> Self:
+        if (self.gateway_certificate is None) != (self.gateway_key is None):
+            raise ValueError("--gateway-certificate and --gateway-key go together: give both, or neither")
+        ways = (self.gateway_certificate is not None, self.gateway_tls is not None, self.gateway_plain)
+        if sum(ways) > 1:
+            raise ValueError(
+                "give one of --gateway-certificate with --gateway-key, --gateway-tls own and --gateway-plain"
+            )
+        return self
+
+    @property
+    def gateway_https(self) -> bool:
+        """Whether tenants are answered with TLS."""
+        return self.gateway_certificate is not None or self.gateway_tls is not None
 
     @property
     def policies(self) -> Policies:
@@ -194,18 +237,25 @@ def _explained(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = ", ".join(sorted(ServeSettings.model_fields))
         return f"{name}: no such setting; known are {known}"
-    return f"{name}: {message} (--{name.replace('_', '-')} or {PREFIX}{name.upper()})" if name else message
+    # One flag for each of several names.
+    flag = name.replace("_", "-").replace("gateway-names", "gateway-name")
+    return f"{name}: {message} (--{flag} or {PREFIX}{name.upper()})" if name else message
 
 
-def listen_address(name: str, text: str, *, insecure_lab: bool) -> Address:
-    """Where to listen. Raises a usage error for what is no address, or one that others can reach."""
+def _host_name(text: str) -> str:
+    """A DNS name or an IP address as a certificate and a request's Host have it. Raises ValueError."""
+    name = text.strip("[]").lower()
+    try:
+        return str(ipaddress.ip_address("" if "%" in name else name))
+    except ValueError:
+        if _HOST_NAME.fullmatch(name):
+            return name
+    raise ValueError(f"a host name or an address without a port is expected, not {text!r}")
+
+
+def listen_address(name: str, text: str) -> Address:
+    """Where to listen. Raises a usage error for what is no address."""
     match = _ADDRESS.fullmatch(text)
     if match is None or int(match["port"]) > PORT_MAX:
         raise usage_error(f"--{name}: HOST:PORT such as 127.0.0.1:7443 is expected, not {text!r}")
-    address = Address(match["host"].strip("[]"), int(match["port"]))
-    if not address.loopback and not insecure_lab:
-        raise usage_error(
-            f"--{name}: {text} can be reached by other machines, and nothing is encrypted yet:"
-            " bind 127.0.0.1, or say --insecure-lab in a closed laboratory"
-        )
-    return address
+    return Address(match["host"].strip("[]"), int(match["port"]))

@@ -34,8 +34,10 @@ from orchestrator.adapters.systemd import (
 from orchestrator.agent.identity import LOCK_FILE, StartError, take_data_dir
 from orchestrator.agent.joining import parse_join_token
 from orchestrator.cli.errors import EXIT_REFUSED, CliError, usage_error
+from orchestrator.cli.join import ROOT
 from orchestrator.cli.output import OutputFormat, note, print_fields, print_lines
 from orchestrator.cli.settings import AGENT_FILE
+from orchestrator.core.fleet import Isolation
 
 UNIT = "orch-worker.service"
 SYSTEM_CONFIG_DIR = Path("/etc/orch-worker")
@@ -59,7 +61,7 @@ _VERSION = re.compile(r"[0-9]+(\.[0-9]+)*((a|b|rc|\.post|\.dev)[0-9]+)*")
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """The user as whom agent and jobs run."""
+    """The user as whom the agent runs, and with isolation none the jobs too."""
 
     name: str
     uid: int
@@ -68,11 +70,12 @@ class Owner:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The service's files and their owner."""
+    """The service's files, their owner, and whether it is there to make boxes."""
 
     scope: Scope
     owner: Owner
     config_dir: Path
+    makes_boxes: bool = False
 
     @property
     def config_file(self) -> Path:
@@ -96,6 +99,7 @@ class Plan:
                 search_path=f"{Path(sys.executable).parent}:{SYSTEM_PATH}",
                 stop_s=notice_ms // MS_PER_S + STOP_MARGIN_S,
                 run_as=self.owner.name,
+                makes_boxes=self.makes_boxes,
                 gpu_preparation=(tool, "-c", "0", "-u") if tool else (),
             )
         )
@@ -116,17 +120,20 @@ class Plan:
             os.chown(path, self.owner.uid, self.owner.gid)
 
 
-def owner_of(scope: Scope, run_as: str, environ: Mapping[str, str]) -> Owner:
-    """As whom it will run. Raises a usage error: root is never chosen silently."""
+def owner_of(scope: Scope, run_as: str, isolation: str, environ: Mapping[str, str]) -> Owner:
+    """As whom it will run: root where it makes boxes, as only root can. Raises a usage error.
+
+    Where jobs run as the agent's user, with isolation none, root is never chosen for anybody.
+    """
     if scope is Scope.USER:
         if run_as:
             raise usage_error("--run-as: only with --system; a user's own service runs as that user")
         return _owner(pwd.getpwuid(os.getuid()))
-    name = run_as or environ.get("SUDO_USER", "")
+    name = run_as or (environ.get("SUDO_USER", "") if isolation == Isolation.NONE else ROOT)
     if not name:
         raise usage_error(
-            "--run-as: say as which user agent and jobs run, such as one made by `useradd --create-home orch`;"
-            " root would give every job the whole machine"
+            "--run-as: with --isolation none say as which user agent and jobs run, such as one made by"
+            " `useradd --create-home orch`; root would give every job the whole machine"
         )
     try:
         return _owner(pwd.getpwnam(name))
@@ -140,9 +147,10 @@ def _owner(entry: pwd.struct_passwd) -> Owner:
     return Owner(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
 
-def plan_of(scope: Scope, owner: Owner) -> Plan:
-    """Where a scope keeps its settings."""
-    return Plan(scope, owner, _config_dir(scope))
+def plan_of(scope: Scope, owner: Owner, isolation: str) -> Plan:
+    """Where a scope keeps its settings, and what its agent is for."""
+    makes_boxes = scope is Scope.SYSTEM and owner.uid == 0 and isolation != Isolation.NONE
+    return Plan(scope, owner, _config_dir(scope), makes_boxes)
 
 
 def manager_of(scope: Scope) -> Systemd:
@@ -324,11 +332,23 @@ def report(manager: Systemd, state: UnitState, output: OutputFormat, **more: str
     print_fields({**fields, **{name.replace("_", " "): value for name, value in more.items()}})
 
 
-def hints(manager: Systemd, user: str) -> list[str]:
-    """What somebody who has just installed should know."""
+def hints(manager: Systemd, owner: Owner, isolation: str, program: Path) -> list[str]:
+    """What somebody who has just installed should know. ``program`` is a file of what the service runs."""
     known = ["`orch worker logs -f` shows how it joins, `orch worker status` how it is"]
-    if manager.scope is Scope.USER and not lingers(run_command, user):
+    if isolation != Isolation.NONE and owner.uid != 0:
         known.append(
-            f"it ends when {user} logs out, and its nodes with it: `loginctl enable-linger {user}` keeps it running"
+            f"boxes take root, and the agent runs as {owner.name}, so no job comes here: install it with"
+            " `sudo orch worker install --system`, or consent with --isolation none"
+        )
+    changer = program.stat().st_uid
+    if owner.uid == 0 and changer != 0:
+        known.append(
+            f"the service runs {program} as root, and the user with uid {changer} can change that file: install the"
+            " package where only root writes, such as in /opt"
+        )
+    if manager.scope is Scope.USER and not lingers(run_command, owner.name):
+        known.append(
+            f"it ends when {owner.name} logs out, and its nodes with it: `loginctl enable-linger {owner.name}` keeps"
+            " it running"
         )
     return known

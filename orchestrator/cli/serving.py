@@ -9,8 +9,8 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,18 +25,34 @@ from orchestrator.adapters.authority import BUNDLE_FILE, Authority
 from orchestrator.adapters.database import DatabaseError
 from orchestrator.adapters.files import OWNER_ONLY, make_folder, write_whole
 from orchestrator.adapters.garbage import spare_loaded_state
+from orchestrator.adapters.https_identity import HttpsIdentity
 from orchestrator.adapters.keys import ADMIN_FILE, OTHERS, KeyFileError, Keys
 from orchestrator.adapters.log_files import LogFiles
 from orchestrator.adapters.metrics import Metrics, MetricsServer
+from orchestrator.adapters.overlay.bridge import BridgeServer
+from orchestrator.adapters.overlay.process import OverlayError
 from orchestrator.adapters.packages import PackageStore
+from orchestrator.adapters.runtimes import CatalogueError, Runtime, catalogue
 from orchestrator.adapters.store import SqlStore
 from orchestrator.adapters.webhooks import Webhooks
-from orchestrator.api.v1 import ledger_pb2, ledger_pb2_grpc
+from orchestrator.api.v1 import common_pb2, ledger_pb2, ledger_pb2_grpc
 from orchestrator.cli.errors import EXIT_INTERRUPTED, CliError, usage_error
+from orchestrator.cli.gateway_tls import check_gateway, gateway_url, open_identity
+from orchestrator.cli.overlay import (
+    Bridge,
+    OverlayPlan,
+    open_bridge,
+    open_overlay,
+    own_beacon,
+    plan_overlay,
+)
 from orchestrator.cli.serve_settings import Address, ServeSettings, listen_address
 from orchestrator.control.app import ControlPlane, Parts
+from orchestrator.control.beacon import OwnBeacon
+from orchestrator.control.overlay import bridge_owner
 from orchestrator.control.services.enrolment import EnrolLimits
 from orchestrator.control.services.operator import Addresses
+from orchestrator.core.state import Policies
 from orchestrator.gateway.app import Gateway, start_gateway
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.ledger.port import LedgerError, LedgerPort
@@ -57,6 +73,9 @@ GRACE_S = 1.0
 
 STOP_S = 10.0
 """Past it the process goes as it is: what was acknowledged is durable anyway."""
+
+DEFAULT_RUNTIME = "default"
+"""The runtime of a job that names none."""
 
 LEDGER_SERVICE = str(ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"].full_name)
 
@@ -80,10 +99,13 @@ class House:
     doors: Doors
     keys: Keys
     authority: Authority
+    https: HttpsIdentity | None
     webhooks: Webhooks
     metrics: Metrics
     ledger: Ledger
     parts: Parts
+    beacon: OwnBeacon | None
+    bridge: Bridge | None
 
 
 class EmbeddedDesk:
@@ -104,10 +126,11 @@ def run_control_plane(settings: ServeSettings) -> None:
     """Open everything and serve until told to stop. Raises CliError."""
     doors = Doors(
         *(
-            listen_address(name, getattr(settings, name), insecure_lab=settings.insecure_lab)
+            listen_address(name, getattr(settings, name))
             for name in ("listen", "session_listen", "gateway", "metrics")
         )
     )
+    check_gateway(settings, doors.gateway)
     # Databases and logs are made by others' code; whatever is kept here is its owner's only.
     os.umask(OTHERS)
     with opened(settings, doors) as house:
@@ -142,11 +165,15 @@ def _open(settings: ServeSettings, doors: Doors, folder: Path, closing: contextl
     url = settings.database_url
     store = SqlStore(url.get_secret_value() if url is not None else f"sqlite:///{folder / 'control.db'}")
     closing.callback(store.close)
-    state = store.load(settings.policies)
+    runtimes = _runtimes(settings)
+    planned = plan_overlay(settings, doors.session_listen)
+    state = store.load(_policies(settings, runtimes, planned))
     spare_loaded_state()
     keys = Keys(folder, founded=bool(state.control.network_id))
     certified = any(worker.tls_key_sha256 for worker in state.workers.values())
     authority = Authority(folder, now_ms=clock.SystemClock().now().wall_ms, founded=certified)
+    https = open_identity(settings, doors.gateway, authority, folder)
+    overlay = open_overlay(planned, keys) if planned is not None else None
     webhooks = Webhooks(private=settings.private_webhooks)
     books = open_store(f"sqlite:///{folder / 'ledger.db'}")
     closing.callback(books.close)
@@ -172,8 +199,48 @@ def _open(settings: ServeSettings, doors: Doors, folder: Path, closing: contextl
         new_id=clock.new_id,
         new_secret=clock.new_secret,
         random_bytes=clock.random_bytes,
+        runtimes={str(runtime.digest): _runtime_to(runtime) for runtime in runtimes},
+        overlay=overlay,
     )
-    return House(settings, folder, doors, keys, authority, webhooks, metrics, ledger, parts)
+    beacon = None
+    if overlay is not None and planned is not None and planned.at is not None:
+        beacon = own_beacon(folder, planned.at, overlay, keys, parts.clock)
+    bridge = open_bridge(settings, planned, authority, folder)
+    return House(
+        settings, folder, doors, keys, authority, https, webhooks, metrics, ledger, parts, beacon, bridge
+    )
+
+
+def _policies(settings: ServeSettings, runtimes: Sequence[Runtime], planned: OverlayPlan | None) -> Policies:
+    """As core takes them, with what was found out about this network."""
+    policies = settings.policies
+    offered = tuple((runtime.name, str(runtime.digest)) for runtime in runtimes)
+    hosts_max = 0 if planned is None else planned.hosts_max
+    return replace(
+        policies,
+        clusters=replace(policies.clusters, overlay_hosts_max=hosts_max),
+        jobs=replace(policies.jobs, runtimes=offered),
+    )
+
+
+def _runtimes(settings: ServeSettings) -> list[Runtime]:
+    """The default first. Raises a usage error."""
+    try:
+        found = catalogue(settings.runtimes_dir)
+    except CatalogueError as error:
+        raise usage_error(f"--runtimes-dir: {error}") from None
+    return sorted(found, key=lambda runtime: (runtime.name != DEFAULT_RUNTIME, runtime.name))
+
+
+def _runtime_to(runtime: Runtime) -> common_pb2.Runtime:
+    return common_pb2.Runtime(
+        name=runtime.name,
+        digest=runtime.digest,
+        python=runtime.python,
+        ray_version=runtime.ray_version,
+        packages=runtime.packages,
+        lock=runtime.lock,
+    )
 
 
 @contextlib.contextmanager
@@ -244,14 +311,18 @@ async def _open_doors(house: House, plane: ControlPlane, closing: contextlib.Asy
     """Listen at every door and say where they are."""
     gateway = await _taken("gateway", house.doors.gateway, _start_gateway(house, plane))
     closing.push_async_callback(_in_time, gateway.close, "gateway")
-    gateway_url = f"http://{house.doors.gateway.with_port(gateway.port)}"
+    if house.https is not None:
+        fresh = asyncio.create_task(house.https.keep_fresh(lambda: clock.SystemClock().now().wall_ms))
+        closing.callback(fresh.cancel)
+    tenants_url = gateway_url(house.settings, house.doors.gateway, gateway.port)
+    await _open_overlay_doors(house, plane, closing)
     exporter = MetricsServer(house.metrics, plane.measure)
     at = house.doors.metrics
     metrics_port = await _taken("metrics", at, exporter.start(at.host, at.port))
     closing.push_async_callback(_in_time, exporter.close, "metrics")
     metrics_url = f"http://{at.with_port(metrics_port)}/metrics"
     addresses = Addresses(
-        version(DISTRIBUTION), gateway_url, metrics_url, dsse.public_bytes(house.keys.receipt_key)
+        version(DISTRIBUTION), tenants_url, metrics_url, dsse.public_bytes(house.keys.receipt_key)
     )
     sessions = await plane.session_server()
     sessions_at = await _open_grpc(house, "session_listen", sessions, closing)
@@ -263,7 +334,7 @@ async def _open_doors(house: House, plane: ControlPlane, closing: contextlib.Asy
     endpoints = {
         "grpc": listening_at,
         "session": sessions_at,
-        "gateway": gateway_url,
+        "gateway": tenants_url,
         "metrics": metrics_url,
         "admin_token_file": str(house.folder / ADMIN_FILE),
         "ca_file": str(house.folder / BUNDLE_FILE),
@@ -271,22 +342,50 @@ async def _open_doors(house: House, plane: ControlPlane, closing: contextlib.Asy
     }
     write_whole(house.folder / ENDPOINTS_FILE, (json.dumps(endpoints, indent=2) + "\n").encode())
     log.info("serving", data_dir=str(house.folder), **{name: endpoints[name] for name in list(endpoints)[:4]})
+    verify = f" --verify {BUNDLE_FILE}" if house.settings.gateway_tls is not None else ""
     log.info(
         "next",
         operator="`orch status`, `orch tenant create NAME`, `orch token create --role tenant --subject NAME`",
-        tenant=f"RAY_ADDRESS={gateway_url} RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... ray job submit",
+        tenant=f"RAY_ADDRESS={tenants_url} RAY_AUTH_MODE=token RAY_AUTH_TOKEN=... ray job submit{verify}",
         supplier="`orch token create --role supplier --subject NAME`, then `orch worker join` there",
     )
+
+
+async def _open_overlay_doors(house: House, plane: ControlPlane, closing: contextlib.AsyncExitStack) -> None:
+    """The beacon, and the bridge to one."""
+    if house.beacon is not None:
+        _start_beacon(house.beacon, closing)
+    bridge, overlay = house.bridge, house.parts.overlay
+    if bridge is None or overlay is None:
+        return
+    server = BridgeServer(bridge.identity.context, partial(bridge_owner, overlay, plane.loop), bridge.target)
+    port = await _taken("overlay-bridge-listen", bridge.at, server.start(bridge.at.host, bridge.at.port))
+    closing.push_async_callback(_in_time, server.stop, "overlay-bridge")
+    fresh = asyncio.create_task(bridge.identity.keep_fresh(lambda: clock.SystemClock().now().wall_ms))
+    closing.callback(fresh.cancel)
+    log.info("overlay_bridge", listen=bridge.at.with_port(port))
+
+
+def _start_beacon(beacon: OwnBeacon, closing: contextlib.AsyncExitStack) -> None:
+    """Raises a usage error where it does not start."""
+    try:
+        beacon.start()
+    except (OverlayError, OSError) as error:
+        raise usage_error(f"--overlay-listen: {error}") from None
+    closing.callback(beacon.stop)
+    tending = asyncio.create_task(beacon.run())
+    closing.callback(tending.cancel)
 
 
 async def _start_gateway(house: House, plane: ControlPlane) -> Gateway:
     known = GatewayConfig()
     config = GatewayConfig(
-        allowed_hosts=known.allowed_hosts | {name.lower() for name in house.settings.gateway_names},
+        allowed_hosts=known.allowed_hosts | frozenset(house.settings.gateway_names),
         observer=house.metrics.request,
     )
     at = house.doors.gateway
-    return await start_gateway(plane.jobs, config, host=at.host, port=at.port)
+    tls = house.https.context if house.https is not None else None
+    return await start_gateway(plane.jobs, config, host=at.host, port=at.port, tls=tls)
 
 
 async def _open_grpc(

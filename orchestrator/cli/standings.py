@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from orchestrator.api.v1 import telemetry_pb2, worker_pb2
+from orchestrator.api.v1 import standing_pb2, telemetry_pb2, terms_pb2
 from orchestrator.cli.wording import MS_PER_S
 
 MICROCREDITS = 1_000_000
@@ -30,7 +30,7 @@ def span_text(duration_ms: int) -> str:
     return f"{duration_ms}ms"
 
 
-def holds_lines(standing: worker_pb2.Standing) -> list[str]:
+def holds_lines(standing: standing_pb2.Standing) -> list[str]:
     """Why the worker, or a device of it, gets nothing new."""
     lines = []
     for hold in standing.holds:
@@ -43,7 +43,7 @@ def holds_lines(standing: worker_pb2.Standing) -> list[str]:
     return lines
 
 
-def terms_fields(terms: worker_pb2.Terms) -> dict[str, str]:
+def terms_fields(terms: terms_pb2.Terms) -> dict[str, str]:
     """What the owner asks and allows."""
     prices = [f"{ask.model} {_credits(ask.microcredits_per_gpu_hour)}" for ask in terms.asks]
     return {
@@ -58,7 +58,7 @@ def terms_fields(terms: worker_pb2.Terms) -> dict[str, str]:
     }
 
 
-def standing_fields(standing: worker_pb2.Standing) -> dict[str, str]:
+def standing_fields(standing: standing_pb2.Standing) -> dict[str, str]:
     """Everything but the terms, a line each; what repeats is numbered."""
     score = f"{standing.reliability_bp / (BASIS_POINTS / 100):.2f} %"
     return {
@@ -108,7 +108,7 @@ def _credits(microcredits: int) -> str:
     return text.rstrip("0").rstrip(".")
 
 
-def _schedule(windows: Iterable[worker_pb2.WeekWindow]) -> str:
+def _schedule(windows: Iterable[terms_pb2.WeekWindow]) -> str:
     texts = [
         "always"
         if window.start_minute == window.end_minute

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from orchestrator.api.v1 import operator_pb2
 from orchestrator.cli.client import connect
-from orchestrator.cli.output import Output, OutputFormat, print_fields, print_json
+from orchestrator.cli.output import Output, OutputFormat, note, print_fields, print_json
 from orchestrator.cli.wording import counts_text
 
 
@@ -16,6 +16,8 @@ def status(output: Output = OutputFormat.TABLE) -> None:
         print_json(answer)
     else:
         print_fields(status_fields(answer))
+        for remark in answer.remarks:
+            note(remark_text(remark))
 
 
 def status_fields(answer: operator_pb2.GetStatusResponse) -> dict[str, str]:
@@ -36,3 +38,8 @@ def status_fields(answer: operator_pb2.GetStatusResponse) -> dict[str, str]:
         "metrics": answer.metrics_url,
         "receipts' public key": answer.receipt_public_key,
     }
+
+
+def remark_text(remark: operator_pb2.StatusRemark) -> str:
+    """`2 workers: no isolation, so no job comes here: …`."""
+    return f"{remark.workers} {'worker' if remark.workers == 1 else 'workers'}: {remark.text}"

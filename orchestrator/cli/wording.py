@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orchestrator.api.v1 import common_pb2, jobs_pb2, operator_pb2
+from orchestrator.core.fleet import Isolation
 
 MS_PER_S = 1000
 
@@ -51,6 +52,13 @@ def devices_text(devices: Iterable[common_pb2.Device]) -> str:
         name = model_text(device.model, simulated=device.simulated)
         counts[name] = counts.get(name, 0) + 1
     return ", ".join(name if count == 1 else f"{count}× {name}" for name, count in counts.items())
+
+
+def isolation_text(inventory: common_pb2.Inventory) -> str:
+    """The tier; where there is none, whether the owner agreed to that."""
+    if inventory.isolation != Isolation.NONE:
+        return inventory.isolation
+    return f"{inventory.isolation} ({'with' if inventory.unisolated else 'without'} the owner's consent)"
 
 
 def device_names(workers: Iterable[operator_pb2.Worker]) -> dict[str, str]:

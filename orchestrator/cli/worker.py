@@ -21,7 +21,7 @@ from orchestrator.cli.output import (
     print_table,
 )
 from orchestrator.cli.settings import AGENT_FILE, DATA_DIR, token_from
-from orchestrator.cli.wording import devices_text, hardware_class_name, instant, yes_no
+from orchestrator.cli.wording import devices_text, hardware_class_name, instant, isolation_text, yes_no
 
 app = typer.Typer(no_args_is_help=True, help="Workers: machines that suppliers offer.")
 
@@ -45,13 +45,17 @@ def list_(output: Output = OutputFormat.TABLE) -> None:
             devices_text(worker.inventory.devices),
             f"{worker.devices_held} of {len(worker.inventory.devices)}",
             state_text(worker),
-            worker.inventory.isolation,
+            isolation_text(worker.inventory),
+            worker.inventory.overlay,
             worker.worker_id,
         )
         for worker in answer.workers
     ]
-    columns = ("NAME", "SUPPLIER", "CLASS", "DEVICES", "HELD", "STATE", "ISOLATION", "WORKER")
+    columns = ("NAME", "SUPPLIER", "CLASS", "DEVICES", "HELD", "STATE", "ISOLATION", "OVERLAY", "WORKER")
     print_table(columns, rows, "no workers yet: offer a machine with `orch worker join`")
+    for worker in answer.workers:
+        for remark in worker.inventory.remarks:
+            note(f"{worker.name}: {remark}")
 
 
 @app.command()
@@ -91,8 +95,9 @@ def worker_fields(worker: operator_pb2.Worker) -> dict[str, str]:
         "devices": devices_text(inventory.devices),
         "devices held": str(worker.devices_held),
         "slots": f"{inventory.slots}, head slots {inventory.head_slots}",
-        "isolation": inventory.isolation,
+        "isolation": isolation_text(inventory),
         "overlay": inventory.overlay,
+        **({"remarks": "; ".join(inventory.remarks)} if inventory.remarks else {}),
         "zone": inventory.zone,
         "joined": instant(worker.joined_at),
     }

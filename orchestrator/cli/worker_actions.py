@@ -18,11 +18,15 @@ from orchestrator.cli.standings import (
     standing_fields,
     terms_fields,
 )
-from orchestrator.cli.wording import hardware_class_name, model_text
+from orchestrator.cli.wording import hardware_class_name, model_text, seconds_text
 from orchestrator.cli.worker import state_text, worker_fields
 from orchestrator.core.catalogue import nearest
 
 Worker = Annotated[str, typer.Argument(help="The worker's id or name.")]
+
+PATH_COLUMNS = ("WAY TO", "RTT", "LOSS", "MEASURED")
+
+US_PER_MS = 1000
 
 CLASS_PREFIX = "HARDWARE_CLASS_"
 EVIDENCE_PREFIX = "EVIDENCE_CLASS_"
@@ -57,6 +61,20 @@ def show(worker: Worker, output: Output = OutputFormat.TABLE) -> None:
     rows = [device_row(device, held) for device in known.inventory.devices]
     print_table(("DEVICE", "MODEL", "EVIDENCE", "SOURCES", "DRIVER", "BUS", "HELD FOR"), rows, "no devices")
     print_table(SAMPLE_COLUMNS, sample_rows(answer.samples), "no device has been measured")
+    if answer.paths:
+        print_table(PATH_COLUMNS, [path_row(path) for path in answer.paths], "")
+
+
+def path_row(path: operator_pb2.WorkerPath) -> tuple[str, ...]:
+    """The way to another worker; a time only where there was an answer."""
+    measured = path.measured
+    loss = (measured.sent - measured.received) * 100 / max(1, measured.sent)
+    return (
+        path.peer_name or measured.peer_id,
+        f"{measured.rtt_median_us / US_PER_MS:.1f} ms" if measured.received else "",
+        f"{loss:.0f} %",
+        f"{seconds_text(path.age_ms)} ago",
+    )
 
 
 def device_row(device: common_pb2.Device, held: dict[str, str]) -> tuple[str, ...]:

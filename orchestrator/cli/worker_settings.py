@@ -7,7 +7,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
@@ -57,6 +57,11 @@ class WorkerSettings(BaseSettings):
     head_slots: Slots = 0
     cpus: Annotated[int, Field(ge=1, le=CPUS_MAX)] | None = None
     zone: str = ""
+    isolation: Literal["auto", "none", "box", "container"] = "auto"
+    overlay: Literal["auto", "none", "nebula"] = "auto"
+    overlay_transport: Literal["auto", "udp", "tls"] = "auto"
+    egress: Literal["internet", "none"] = "internet"
+    runtimes_dir: Path | None = None
     data_dir: Path = AGENT_DATA_DIR
     price: Words = ()
     region: Words = ()

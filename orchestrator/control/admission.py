@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from orchestrator.adapters.peers import session_claim
 from orchestrator.api.v1 import worker_pb2
+from orchestrator.control.wire import OVERLAY_KEY_BYTES
 from orchestrator.control.words import word
 from orchestrator.core.decisions.fleet import check_admitted
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid
@@ -16,6 +17,9 @@ from orchestrator.core.ids import WorkerId
 from orchestrator.core.versions import check_version
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.api.v1 import common_pb2
     from orchestrator.control.authority import Peer
     from orchestrator.core.state import State
 
@@ -54,18 +58,32 @@ def statement_key(state: State, worker_id: WorkerId) -> str:
     return worker.statement_key
 
 
-def welcome_of(state: State, worker_id: WorkerId, token: str) -> worker_pb2.Welcome:
-    """What a session begins with."""
-    policies = state.policies
-    return worker_pb2.Welcome(
+def overlay_key(raw: bytes) -> bytes:
+    """A worker's own for the overlay; empty where it uses none. Raises RefusedError for what is no key."""
+    if raw and len(raw) != OVERLAY_KEY_BYTES:
+        raise invalid("hello.overlay_public_key", f"{len(raw)} bytes; an X25519 key has {OVERLAY_KEY_BYTES}")
+    return raw
+
+
+def welcome_of(
+    state: State, worker_id: WorkerId, token: str, runtimes: Mapping[str, common_pb2.Runtime]
+) -> worker_pb2.Welcome:
+    """What a session begins with. ``runtimes`` are the network's by digest."""
+    policies, worker = state.policies, state.workers[worker_id]
+    welcome = worker_pb2.Welcome(
         term=state.control.term,
         heartbeat_interval_ms=policies.fleet.heartbeat_interval_ms,
-        lease_ttl_ms=state.workers[worker_id].lease_ttl_ms(policies.fleet),
+        lease_ttl_ms=worker.lease_ttl_ms(policies.fleet),
         statement_interval_ms=policies.metering.statement_interval_ms,
         session_token=token,
-        supplier_id=state.workers[worker_id].supplier_id,
+        supplier_id=worker.supplier_id,
         network_id=state.control.network_id,
     )
+    runtime = runtimes.get(policies.jobs.default_runtime)
+    if runtime is not None and worker.inventory.boxed:
+        welcome.default_runtime.CopyFrom(runtime)
+        welcome.default_runtime.ClearField("lock")
+    return welcome
 
 
 def farewell_of(state: State, worker_id: WorkerId) -> worker_pb2.Farewell | None:

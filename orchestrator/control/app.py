@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import grpc.aio
@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from orchestrator.adapters.packages import PackageStore
 from orchestrator.api.v1 import (
+    common_pb2,
     jobs_pb2,
     jobs_pb2_grpc,
     logs_pb2,
@@ -28,10 +29,13 @@ from orchestrator.api.v1 import (
 from orchestrator.control.alerts import Alerts, WebhookDesk
 from orchestrator.control.authority import Authority
 from orchestrator.control.connected import SessionObserver
+from orchestrator.control.desires import Desires
 from orchestrator.control.effects import Effects, LedgerDesk
 from orchestrator.control.jobs_port import ControlJobs
 from orchestrator.control.logs import LogFiles, Logs
 from orchestrator.control.loop import Clock, Loop, LoopObserver, Store
+from orchestrator.control.overlay import Overlay, retell
+from orchestrator.control.paths import Paths
 from orchestrator.control.planner import Planner, PlanObserver, tick_forever
 from orchestrator.control.secrets import digest_of, pinned
 from orchestrator.control.services.access import Access
@@ -54,7 +58,7 @@ from orchestrator.core.placement import Budget
 from orchestrator.core.state import State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -123,6 +127,9 @@ class Parts:
     new_id: Callable[[str], str]
     new_secret: Callable[[str], str]
     random_bytes: Callable[[int], bytes]
+    runtimes: Mapping[str, common_pb2.Runtime] = field(default_factory=dict)
+    """By digest, with their locks, the default first."""
+    overlay: Overlay | None = None
     checkpoint: Callable[[str], None] | None = None
 
 
@@ -134,14 +141,16 @@ class ControlPlane:
         store = ObservedStore(parts.store, parts.observer)
         self.loop = Loop(parts.state, store, parts.clock, self._perform, parts.observer, parts.checkpoint)
         self.logs = Logs(self.loop, parts.log_files)
+        overlay = parts.overlay
+        self.paths = None if overlay is None else Paths(overlay, self.loop, parts.random_bytes)
         self.sessions = Sessions(
             self.loop,
             parts.random_bytes,
-            parts.secrets.cluster_token,
-            self.logs.sizes,
+            Desires(parts.secrets.cluster_token, self.logs.sizes, parts.runtimes, parts.overlay),
             parts.authority,
             parts.observer,
             lambda worker_id: self.telemetry.forget(worker_id),  # noqa: PLW0108 -- made after the sessions
+            self.paths,
         )
         self.effects = Effects(
             self.sessions,
@@ -177,6 +186,8 @@ class ControlPlane:
         self._run(self.planner.run(), "planner")
         self._run(self.effects.run(), "effects")
         self._run(measure_uptime(self.loop, self._parts.observer), "uptime")
+        if self._parts.overlay is not None:
+            self._run(retell(self._parts.clock, self.sessions.tell_all), "overlay")
         return term
 
     async def failure(self) -> None:
@@ -284,7 +295,7 @@ class ControlPlane:
         server = self._server(dict.fromkeys(guarded, self.access.operator))
         worker_pb2_grpc.add_EnrolServiceServicer_to_server(enrol, server)
         operator_pb2_grpc.add_OperatorServiceServicer_to_server(operator, server)
-        jobs = JobsServicer(self.loop, self.logs, self.access)
+        jobs = JobsServicer(self.loop, self.logs, self.access, parts.runtimes)
         jobs_pb2_grpc.add_JobsServiceServicer_to_server(jobs, server)
         names = [
             _name(worker_pb2, "EnrolService"),
@@ -298,7 +309,9 @@ class ControlPlane:
     async def session_server(self) -> grpc.aio.Server:
         """The server for workers, whose connections show their certificates."""
         server = self._server({})
-        worker = WorkerServicer(self.loop, self.sessions, self.access, self._parts.packages)
+        worker = WorkerServicer(
+            self.loop, self.sessions, self.access, self._parts.packages, self._parts.runtimes
+        )
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(worker, server)
         logs_pb2_grpc.add_LogsServiceServicer_to_server(LogsServicer(self.logs, self.access), server)
         telemetry_pb2_grpc.add_TelemetryServiceServicer_to_server(self.telemetry, server)

@@ -28,6 +28,8 @@ class Session:
     generation: int
     """Of the authority that issued that certificate; 0: not known."""
     clock_notice: str = ""
+    overlay_key: bytes = b""
+    """Public, of its own certificate in the overlay; empty where it uses none."""
     standing: bytes = b""
     """As it was told last."""
     farewell: str = "the network has new rules for this worker"

@@ -17,7 +17,15 @@ from orchestrator.core.evidence import (
     Source,
     check_evidence_text,
 )
-from orchestrator.core.fleet import Device, DeviceKind, HardwareClass, Inventory, Isolation
+from orchestrator.core.fleet import (
+    REMARK_CHARACTERS_MAX,
+    REMARKS_MAX,
+    Device,
+    DeviceKind,
+    HardwareClass,
+    Inventory,
+    Isolation,
+)
 from orchestrator.core.hardware import (
     check_device_count,
     derive_class,
@@ -80,6 +88,7 @@ def inventory_from(wire: common_pb2.Inventory) -> Inventory:
     for name, word in words.items():
         if len(word) > WORD_MAX:
             raise invalid(f"inventory.{name}", f"longer than {WORD_MAX} characters")
+    remarks = _remarks_from(wire)
     devices = tuple(_device_from(device) for device in wire.devices)
     machine = _machine_evidence_from(wire.evidence) if wire.HasField("evidence") else None
     hardware_class, reason = derive_class(devices, machine)
@@ -93,8 +102,22 @@ def inventory_from(wire: common_pb2.Inventory) -> Inventory:
         isolation=isolation,
         evidence=machine,
         class_reason=reason,
+        unisolated=wire.unisolated,
+        remarks=remarks,
         **words,
     )
+
+
+def _remarks_from(wire: common_pb2.Inventory) -> tuple[str, ...]:
+    field = "inventory.remarks"
+    if len(wire.remarks) > REMARKS_MAX:
+        raise invalid(field, f"{len(wire.remarks)} remarks; at most {REMARKS_MAX}")
+    for remark in wire.remarks:
+        if len(remark) > REMARK_CHARACTERS_MAX:
+            raise invalid(field, f"one is longer than {REMARK_CHARACTERS_MAX} characters")
+        if not remark.isprintable():
+            raise invalid(field, "one holds characters that cannot be printed")
+    return tuple(wire.remarks)
 
 
 def _device_from(wire: common_pb2.Device) -> Device:
@@ -199,6 +222,8 @@ def inventory_to(inventory: Inventory) -> common_pb2.Inventory:
         evidence=machine_evidence_to(inventory.evidence) if inventory.evidence is not None else None,
         class_reason=inventory.class_reason,
         evidence_class=EVIDENCE_NUMBERS[worker_evidence_class(inventory.devices)],
+        unisolated=inventory.unisolated,
+        remarks=inventory.remarks,
     )
 
 

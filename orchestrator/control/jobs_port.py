@@ -12,7 +12,7 @@ from orchestrator.control.secrets import digest_of
 from orchestrator.core import messages as m
 from orchestrator.core.decisions.operators import authenticate
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
-from orchestrator.core.fleet import TokenRole
+from orchestrator.core.fleet import Isolation, TokenRole
 from orchestrator.core.ids import JobId, TenantId
 from orchestrator.core.jobs import Job, JobRequest, Package
 from orchestrator.core.requests import for_driver, parse_requirements
@@ -89,6 +89,8 @@ class ControlJobs:
             memory_bytes=submission.entrypoint_memory_bytes,
             resources=submission.entrypoint_resources,
         )
+        if requirements.isolation is Isolation.NONE:
+            _refuse_installs(submission.runtime_env)
         environment = _canonical(submission.runtime_env)
         for field, text in (("runtime_env", environment), ("metadata", _canonical(submission.metadata))):
             if len(text.encode("utf-8", "replace")) > policy.environment_bytes_max:
@@ -174,6 +176,17 @@ class ControlJobs:
             )
             raise invalid(WORKING_DIR, message)
         return (Package(stored.uri, stored.sha256, stored.size_bytes),)
+
+
+def _refuse_installs(runtime_env: Mapping[str, object]) -> None:
+    """Without a box a job's environment would be the machine owner's own, and what it installs would stay there."""
+    for installer in ("pip", "uv"):
+        if installer in runtime_env:
+            field = f"runtime_env['{installer}']"
+            message = (
+                f"{field} needs a box: with orch.isolation=none it would install into the owner's own Python"
+            )
+            raise invalid(field, f"{message}; leave orch.isolation out")
 
 
 def request_sha256(submission: SubmissionLike, packages: tuple[Package, ...]) -> str:

@@ -11,9 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from orchestrator.api.v1 import worker_pb2
+from orchestrator.api.v1 import standing_pb2, worker_pb2
 from orchestrator.control import wire
-from orchestrator.control.admission import farewell_of, identify, statement_key, welcome_of
+from orchestrator.control.admission import (
+    farewell_of,
+    identify,
+    overlay_key,
+    statement_key,
+    welcome_of,
+)
 from orchestrator.control.authority import certify, generation_of
 from orchestrator.control.connected import Session, SessionObserver
 from orchestrator.control.inventory_wire import inventory_from
@@ -23,7 +29,6 @@ from orchestrator.control.statements import accept_statements
 from orchestrator.control.wishes import clock_notice, faults_reported, wished
 from orchestrator.core import messages as m
 from orchestrator.core.decisions.fleet import check_admitted
-from orchestrator.core.desired import desired_members, ended_leases
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid
 from orchestrator.core.ids import WorkerId
 
@@ -31,7 +36,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from orchestrator.control.authority import Authority, Peer
+    from orchestrator.control.desires import Desires
     from orchestrator.control.loop import Committed, Loop
+    from orchestrator.control.paths import Paths
     from orchestrator.core.state import State
 
     Send = Callable[[worker_pb2.SessionResponse], Awaitable[None]]
@@ -69,16 +76,17 @@ class Sessions:
         self,
         loop: Loop,
         random_bytes: Callable[[int], bytes],
-        cluster_token: Callable[[str], str],
-        log_sizes: Callable[[list[str]], dict[str, int]],
+        desires: Desires,
         authority: Authority | None = None,
         observer: SessionObserver | None = None,
         closed: Callable[[WorkerId], None] | None = None,
+        paths: Paths | None = None,
     ) -> None:
         """Without an ``authority`` no certificate is renewed: where the network is simulated.
 
-        ``closed`` is told of each worker that has no session any more.
+        ``closed`` is told of each worker that has no session any more. Without ``paths`` no way is measured.
         """
+        self.paths = paths
         self._loop = loop
         self._authority = authority
         self._observer = observer
@@ -86,8 +94,7 @@ class Sessions:
         self._opens = Buckets(OPENS)
         self._changes = Buckets(CHANGES)
         self._random_bytes = random_bytes
-        self._cluster_token = cluster_token
-        self._log_sizes = log_sizes
+        self._desires = desires
         self._by_worker: dict[WorkerId, Session] = {}
         self._by_token: dict[str, WorkerId] = {}
 
@@ -145,8 +152,8 @@ class Sessions:
             session.farewell = RETIRED
             session.ended.set()
 
-    def renew_all(self) -> None:
-        """Have every connected worker take a certificate of the newest authority."""
+    def tell_all(self) -> None:
+        """Tell every connected worker anew: of the newest authority, or of certificates that time replaced."""
         for session in self._by_worker.values():
             session.dirty.set()
 
@@ -176,6 +183,8 @@ class Sessions:
             hearing = asyncio.create_task(self._hear(session, requests, send))
             ending = asyncio.create_task(session.ended.wait())
             tasks += (telling, hearing, ending)
+            if self.paths is not None and session.overlay_key:
+                tasks.append(asyncio.create_task(self.paths.attend(session, send)))
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -227,7 +236,9 @@ class Sessions:
         if connected.result is False:
             await self._loop.read(lambda state: check_admitted(state.workers[worker_id]))
         token = self._random_bytes(NONCE_BYTES).hex()
-        welcome = await self._loop.read(lambda state: welcome_of(state, worker_id, token))
+        welcome = await self._loop.read(
+            lambda state: welcome_of(state, worker_id, token, self._desires.runtimes)
+        )
         session = Session(
             worker_id,
             hashlib.sha256(token.encode()).hexdigest(),
@@ -235,6 +246,7 @@ class Sessions:
             peer.not_after_ms,
             generation,
             clock_notice(hello.wall_ms, self._loop.now().wall_ms),
+            overlay_key(hello.overlay_public_key),
         )
         old = self._by_worker.get(worker_id)
         if old is not None:
@@ -258,7 +270,9 @@ class Sessions:
         while True:
             await session.dirty.wait()
             session.dirty.clear()
-            desired = await self._loop.read(lambda state: self._desired(state, session.worker_id))
+            desired = await self._loop.read(
+                lambda state: self._desires.of(state, session.worker_id, self._loop.now())
+            )
             await send(worker_pb2.SessionResponse(desired=desired))
             standing = await self._loop.read(lambda state: self._standing(state, session))
             told = standing.SerializeToString(deterministic=True)
@@ -269,19 +283,6 @@ class Sessions:
                 # No chain: the new authorities to trust, and the wish that it ask for a certificate now.
                 bundle = worker_pb2.Certificate(trust_bundle=self._authority.trust_bundle())
                 await send(worker_pb2.SessionResponse(certificate=bundle))
-
-    def _desired(self, state: State, worker_id: WorkerId) -> worker_pb2.Desired:
-        wanted = desired_members(state, worker_id)
-        sizes = self._log_sizes([one.attempt.attempt_id for member in wanted for one in member.attempts])
-        at_ms = state.time_ms(self._loop.now())
-        members = [
-            wire.desired_member_to(member, self._cluster_token(member.member.cluster_id), sizes, at_ms)
-            for member in wanted
-        ]
-        ended = [wire.lease_to(lease) for lease in ended_leases(state, worker_id)]
-        return worker_pb2.Desired(
-            term=state.control.term, version=state.version, members=members, ended_leases=ended
-        )
 
     async def _hear(
         self,
@@ -317,6 +318,9 @@ class Sessions:
                         return
                 case "renew_certificate" | "owner_wish" | "fault_report":
                     await self._change(session, request, send)
+                case "probe_report":
+                    if self.paths is not None:
+                        self.paths.take(session.worker_id, request.probe_report)
                 case "hello":
                     raise invalid("hello", "a session has one hello; open another session for another")
                 case _:
@@ -449,7 +453,7 @@ class Sessions:
             ack = worker_pb2.FaultAck(number=report.number, refusal=said)
             await send(worker_pb2.SessionResponse(fault_ack=ack))
 
-    def _standing(self, state: State, session: Session) -> worker_pb2.Standing:
+    def _standing(self, state: State, session: Session) -> standing_pb2.Standing:
         now = self._loop.now()
         standing = standing_to(state, state.workers[session.worker_id], state.time_ms(now))
         standing.clock_notice = session.clock_notice

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator.adapters.terms_wire import terms_from, terms_to
-from orchestrator.api.v1 import worker_pb2
+from orchestrator.api.v1 import standing_pb2, terms_pb2
 from orchestrator.core.errors import invalid
 from orchestrator.core.reliability import explain, score_bp
 from orchestrator.core.versions import upgrade_notice
@@ -21,7 +21,7 @@ LIST_MAX = 64
 """Longer lists than any owner writes are refused before they are looked at."""
 
 
-def offered_terms(wire: worker_pb2.Terms) -> Terms:
+def offered_terms(wire: terms_pb2.Terms) -> Terms:
     """The owner's terms; core checks what they say. Raises RefusedError for more of them than anybody means."""
     for field in ("asks", "regions", "schedule"):
         if len(getattr(wire, field)) > LIST_MAX:
@@ -29,12 +29,12 @@ def offered_terms(wire: worker_pb2.Terms) -> Terms:
     return terms_from(wire)
 
 
-def standing_to(state: State, worker: Worker, at_ms: int) -> worker_pb2.Standing:
+def standing_to(state: State, worker: Worker, at_ms: int) -> standing_pb2.Standing:
     """How the network sees a worker, for its owner and for operators."""
     half_life_ms = state.policies.fleet.reliability_half_life_ms
-    return worker_pb2.Standing(
+    return standing_pb2.Standing(
         holds=[
-            worker_pb2.WorkerHold(
+            standing_pb2.WorkerHold(
                 kind=hold.kind.value,
                 reason=hold.reason,
                 since_unix_ms=hold.since_ms,
@@ -43,7 +43,7 @@ def standing_to(state: State, worker: Worker, at_ms: int) -> worker_pb2.Standing
             for hold in worker.holds
         ],
         device_holds=[
-            worker_pb2.DeviceHold(device_id=one.device_id, reason=one.reason, since_unix_ms=one.since_ms)
+            standing_pb2.DeviceHold(device_id=one.device_id, reason=one.reason, since_unix_ms=one.since_ms)
             for one in worker.device_holds
         ],
         terms=terms_to(worker.terms),
@@ -54,7 +54,7 @@ def standing_to(state: State, worker: Worker, at_ms: int) -> worker_pb2.Standing
         reliability_bp=score_bp(worker.reliability, at_ms, half_life_ms),
         reliability_reasons=explain(worker.reliability, at_ms, half_life_ms),
         alerts=[
-            worker_pb2.OwnerAlert(
+            standing_pb2.OwnerAlert(
                 number=alert.number, kind=alert.kind.value, text=alert.text, at_unix_ms=alert.at_ms
             )
             for alert in worker.alerts

@@ -7,7 +7,7 @@ from typing import assert_never
 
 from orchestrator.core import messages as m
 from orchestrator.core.claims import claiming
-from orchestrator.core.clusters import ClusterPhase, MemberPhase
+from orchestrator.core.clusters import ClusterPhase, Member, MemberPhase, OverlayIdentity
 from orchestrator.core.entities import Control, RequestRecord
 from orchestrator.core.fleet import Liveness
 from orchestrator.core.holds import HoldKind
@@ -31,34 +31,32 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
         return
     match event:
         case m.ControlStarted():
-            state.put(Control(event.network_id, event.term, at_ms, event.monotonic_ms, event.boot_id))
+            overlay_host = state.control.overlay_host
+            state.put(
+                Control(event.network_id, event.term, at_ms, event.monotonic_ms, event.boot_id, overlay_host)
+            )
         case m.TermPassed():
             state.put(replace(state.control, term=event.term))
         case m.RequestRecorded():
             state.put(RequestRecord(event.key, event.request_sha256, event.result_id, at_ms))
         case m.RequestForgotten():
             state.remove_request(event.key)
-        case m.TenantCreated():
-            state.put(event.tenant)
-        case m.SupplierCreated():
-            state.put(event.supplier)
-        case m.TokenCreated():
-            state.put(event.token)
-        case m.TokenRevoked():
-            state.put(replace(state.tokens[event.token_id], revoked=True))
-        case m.SpareReleased():
-            state.put(replace(state.clusters[event.cluster_id], spare_for=None))
+        case m.TenantCreated() | m.SupplierCreated() | m.TokenCreated() | m.TokenRevoked():
+            _apply_registry(state, event)
         case (
             m.ClusterPlanned()
             | m.ClusterAdvanced()
             | m.ClusterReady()
+            | m.ClusterBusMeasured()
+            | m.SpareReleased()
             | m.ClusterIdled()
             | m.ClusterClosing()
             | m.ClusterClosed()
         ):
             _apply_cluster(state, event, at_ms)
         case (
-            m.MemberPrepared()
+            m.MemberProvisioning()
+            | m.MemberPrepared()
             | m.MemberUp()
             | m.MemberFailed()
             | m.MemberReplaced()
@@ -83,6 +81,20 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
             _apply_receipt(state, event)
         case _:
             assert_never(event)
+
+
+def _apply_registry(
+    state: State, event: m.TenantCreated | m.SupplierCreated | m.TokenCreated | m.TokenRevoked
+) -> None:
+    match event:
+        case m.TenantCreated():
+            state.put(event.tenant)
+        case m.SupplierCreated():
+            state.put(event.supplier)
+        case m.TokenCreated():
+            state.put(event.token)
+        case m.TokenRevoked():
+            state.put(replace(state.tokens[event.token_id], revoked=True))
 
 
 def _apply_worker(state: State, event: m.WorkerEvent, at_ms: int) -> None:
@@ -128,8 +140,11 @@ def _apply_worker(state: State, event: m.WorkerEvent, at_ms: int) -> None:
                     enrolled=True,
                     agent_version=event.agent_version,
                     outdated_since_ms=since_ms if event.outdated else None,
+                    overlay_host=event.overlay_host or worker.overlay_host,
                 )
             )
+            if event.overlay_host:
+                state.put(replace(state.control, overlay_host=event.overlay_host))
 
 
 def _apply_cluster(
@@ -137,6 +152,8 @@ def _apply_cluster(
     event: m.ClusterPlanned
     | m.ClusterAdvanced
     | m.ClusterReady
+    | m.ClusterBusMeasured
+    | m.SpareReleased
     | m.ClusterIdled
     | m.ClusterClosing
     | m.ClusterClosed,
@@ -144,7 +161,7 @@ def _apply_cluster(
 ) -> None:
     if isinstance(event, m.ClusterPlanned):
         for member in event.members:
-            state.put(member)
+            _put_new(state, member)
         state.put(event.cluster)
         return
     cluster = state.clusters[event.cluster_id]
@@ -159,8 +176,14 @@ def _apply_cluster(
                     phase_since_ms=at_ms,
                     ready_at_ms=at_ms,
                     certificate=event.certificate,
+                    paths=event.paths,
+                    bus=event.bus,
                 )
             )
+        case m.ClusterBusMeasured():
+            state.put(replace(cluster, bus=event.bus))
+        case m.SpareReleased():
+            state.put(replace(cluster, spare_for=None))
         case m.ClusterIdled():
             state.put(replace(cluster, idle_since_ms=at_ms))
         case m.ClusterClosing():
@@ -178,9 +201,23 @@ def _apply_cluster(
             state.put(replace(cluster, phase=ClusterPhase.CLOSED, phase_since_ms=at_ms))
 
 
+def _put_new(state: State, member: Member) -> None:
+    """A member that was not there before; its number in the address plan is given out."""
+    state.put(member)
+    if member.overlay_host:
+        state.put(replace(state.control, overlay_host=member.overlay_host))
+
+
+def _overlay_identity(member: Member) -> tuple[OverlayIdentity, ...]:
+    """What a member may have had a certificate for; nothing where it never showed a key."""
+    identity = member.overlay_identity
+    return () if identity is None else (identity,)
+
+
 def _apply_member(
     state: State,
-    event: m.MemberPrepared
+    event: m.MemberProvisioning
+    | m.MemberPrepared
     | m.MemberUp
     | m.MemberFailed
     | m.MemberReplaced
@@ -190,7 +227,7 @@ def _apply_member(
 ) -> None:
     if isinstance(event, m.MemberReplaced):
         cluster = state.clusters[event.cluster_id]
-        state.put(event.member)
+        _put_new(state, event.member)
         state.put(
             replace(
                 cluster,
@@ -203,8 +240,10 @@ def _apply_member(
         return
     member = state.members[event.member_id]
     match event:
+        case m.MemberProvisioning():
+            state.put(replace(member, provisioning=True))
         case m.MemberPrepared():
-            state.put(replace(member, phase=MemberPhase.PREPARED, address=event.address))
+            state.put(replace(member, phase=MemberPhase.PREPARED, address=event.address, provisioning=False))
         case m.MemberUp():
             state.put(replace(member, phase=MemberPhase.UP, address=event.address))
         case m.MemberFailed():
@@ -219,7 +258,12 @@ def _apply_member(
                     member_id for member_id in cluster.member_ids if member_id != member.member_id
                 )
                 state.put(
-                    replace(cluster, member_ids=remaining, vacancies=(*cluster.vacancies, event.vacancy))
+                    replace(
+                        cluster,
+                        member_ids=remaining,
+                        vacancies=(*cluster.vacancies, event.vacancy),
+                        expelled=cluster.expelled + _overlay_identity(member),
+                    )
                 )
         case m.MemberStopping():
             state.put(replace(member, phase=MemberPhase.STOPPING, stopping_version=state.version))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from orchestrator.core.fleet import HardwareClass
+from orchestrator.core.fleet import HardwareClass, Isolation
 from orchestrator.core.ids import ClusterId, DeviceId, JobId, MemberId, SupplierId, TenantId, WorkerId
 from orchestrator.core.terms import Terms
 
@@ -62,6 +62,17 @@ class NodeAddress:
     gcs_address: str
     host_id: str
     temp_dir: str
+    overlay_key: str = ""
+    """Public key of its overlay certificate, in hex; empty without an overlay."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayIdentity:
+    """A member in the overlay: its number in the address plan, and the public key it made, in hex."""
+
+    name: MemberId
+    host: int
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +82,37 @@ class NodeSeen:
     member_id: MemberId
     gpus: float
     cpus: float
+
+
+@dataclass(frozen=True, slots=True)
+class PathSeen:
+    """The overlay from one member to another as the first measured it. Without an answer all times are 0."""
+
+    from_id: MemberId
+    to_id: MemberId
+    sent: int
+    received: int
+    rtt_min_us: int
+    rtt_median_us: int
+    rtt_p90_us: int
+    jitter_us: int
+    bandwidth_bits_per_s: int = 0
+    """0 where it was not measured."""
+
+    @property
+    def answered(self) -> bool:
+        """Whether the way exists at all."""
+        return self.received > 0
+
+
+@dataclass(frozen=True, slots=True)
+class BusSeen:
+    """An all-reduce of ``size_bytes`` over all members that bring devices."""
+
+    method: str
+    ranks: int
+    size_bytes: int
+    bus_bits_per_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +145,19 @@ class Member:
     terms: Terms = Terms()
     """Its worker's when it was placed: a change since then moves nobody."""
     notice: MemberNotice | None = None
+    isolation: Isolation = Isolation.NONE
+    """How it is kept apart."""
+    overlay_host: int = 0
+    """Its number in the overlay's address plan; 0: it has no overlay."""
+    provisioning: bool = False
+    """PLANNED, and its worker builds the runtime."""
+
+    @property
+    def overlay_identity(self) -> OverlayIdentity | None:
+        """Who it is in the overlay; None where it is not in it, or has not shown its key yet."""
+        if not self.overlay_host or self.address is None or not self.address.overlay_key:
+            return None
+        return OverlayIdentity(self.member_id, self.overlay_host, self.address.overlay_key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +179,19 @@ class Cluster:
     """Set while READY, clean and without an attempt: the cluster may be reused by its tenant."""
     reason: str
     certificate: tuple[NodeSeen, ...]
-    """What the head listed at READY."""
+    """What the head listed at READY: the delivery certificate, with ``paths`` and ``bus``."""
     spare_for: JobId | None = None
     """Formed ahead for a job whose present machines are about to go."""
+    runtime: str = ""
+    """Digest of what its boxes provide; empty: its members run what their agents run, or an image."""
+    image: str = ""
+    """NAME@sha256:… of what its members run in, in place of a runtime."""
+    expelled: tuple[OverlayIdentity, ...] = ()
+    """Former members that had an overlay certificate: the others shut them out."""
+    paths: tuple[PathSeen, ...] = ()
+    """How its members reached each other at READY; empty without an overlay."""
+    bus: BusSeen | None = None
+    """What all of them together moved; it may come after READY."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +218,10 @@ class ClusterPolicy:
     """A cluster whose last job left actors behind this long is not reused but closed."""
     log_deadline_ms: int = 60_000
     """A closing head waits this long for the last log byte, then goes: a log must not hold a machine."""
+    provision_deadline_ms: int = 20 * 60_000
+    """In place of ``prepare_deadline_ms`` while a member builds the runtime: some 100 MB over a home line."""
+    overlay_hosts_max: int = 65_000
+    """Numbers in the address plan: members that may have an overlay address at once. 0: the network has no overlay."""
     replacements_max: int = 8
     """A cluster that lost this many members before READY is given up: the request goes back to the queue."""
 

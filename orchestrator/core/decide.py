@@ -142,7 +142,7 @@ def _observe(state: State, command: m.ObserveWorker, at_ms: int, applied: list[m
         # Only the agent beside the head speaks for attempts; another supplier's member has no say in them.
         for attempt in report.attempts if head_of([member]) is not None else ():
             _settle(state, list(jobs.observe_attempt(state, attempt, member.cluster_id)), at_ms, applied)
-        _settle(state, list(clusters.observe_head(state, report)), at_ms, applied)
+        _settle(state, list(clusters.observe_cluster(state, report)), at_ms, applied)
 
 
 def _decide(state: State, command: m.Command, now: Now, at_ms: int) -> m.Decision:

@@ -19,6 +19,8 @@ class Control:
     at_ms: int
     monotonic_ms: int
     boot_id: str
+    overlay_host: int = 0
+    """The newest number given out in the overlay's address plan."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from orchestrator.core.catalogue import GIB
-from orchestrator.core.fleet import Device, DeviceKind, HardwareClass, Liveness, Worker
+from orchestrator.core.fleet import OVERLAY, Device, DeviceKind, HardwareClass, Inventory, Liveness, Worker
 from orchestrator.core.holds import HoldKind
 from orchestrator.core.jobs import Requirements
 
@@ -43,8 +43,11 @@ def worker_rejection(worker: Worker, wanted: Requirements) -> str | None:
     wanted_class = HardwareClass.CPU if wanted.gpus == 0 else wanted.hardware_class
     if wanted_class is not None and inventory.hardware_class is not wanted_class:
         return f"not of hardware class {wanted_class}"
-    if not inventory.isolation.at_least(wanted.isolation):
-        return f"isolation weaker than {wanted.isolation}"
+    isolation_reason = isolation_rejection(inventory, wanted)
+    if isolation_reason is not None:
+        return isolation_reason
+    if not inventory.boxed and wanted.runtime:
+        return "without provisioned runtimes"
     if not inventory.devices:
         return "offers no device"
     places = max(1, inventory.slots + inventory.head_slots)
@@ -53,6 +56,20 @@ def worker_rejection(worker: Worker, wanted: Requirements) -> str | None:
     if inventory.memory_bytes < wanted.driver_memory_bytes:
         return f"less than {wanted.driver_memory_bytes} bytes of memory for the driver"
     return None
+
+
+def isolation_rejection(inventory: Inventory, wanted: Requirements) -> str | None:
+    """Why nothing of this request may be on such a machine, a head neither; None where it may."""
+    if not inventory.isolation.at_least(wanted.isolation):
+        return f"isolation weaker than {wanted.isolation}"
+    if not inventory.boxed and not inventory.unisolated:
+        return "without isolation, to which the owner did not consent"
+    return None
+
+
+def can_join(inventory: Inventory, *, overlay_offered: bool) -> bool:
+    """Whether a worker can be a member of a cluster of several machines in this network."""
+    return overlay_offered if inventory.reach == OVERLAY else bool(inventory.reach)
 
 
 def device_rejection(device: Device, wanted: Requirements) -> str | None:
@@ -96,6 +113,8 @@ def describe(wanted: Requirements) -> str:
         parts.append(f"with at least {wanted.min_gpu_memory_gb} GB")
     if wanted.isolation != "none":
         parts.append(f"with isolation {wanted.isolation}")
+    if wanted.image:
+        parts.append(f"in image {wanted.image}")
     if wanted.gpus > 1:
         parts.append("on one machine" if wanted.one_machine else "together")
     return " ".join(parts)
@@ -110,7 +129,7 @@ def explain(
     """
     wanted = need.requirements
     removed: Counter[str] = Counter()
-    fitting = free = 0
+    fitting = free = alone = 0
     grounds: Counter[tuple[str, str, str]] = Counter()
     for worker in view.workers.values():
         reason = _rejection(worker, need, now_ms)
@@ -129,14 +148,18 @@ def explain(
         models = Counter(device.model for device in serving if device.device_id in left)
         free += models.total()
         # A share is of one model: of a machine with two, the larger part can be used together with others.
-        ground = (inventory.hardware_class.value, inventory.runtime, inventory.zone)
-        grounds[ground] += max(models.values(), default=0)
+        ground = (inventory.hardware_class.value, inventory.runtime, inventory.reach)
+        of_one_model = max(models.values(), default=0)
+        if can_join(inventory, overlay_offered=view.overlay_offered):
+            grounds[ground] += of_one_model
+        else:
+            alone = max(alone, of_one_model)
     parts = [
         f"waiting for {describe(wanted)}: {free} of {fitting} fitting devices free, {wanted.device_count} needed"
     ]
-    largest = max(grounds.values(), default=0)
+    largest = max([alone, *grounds.values()])
     if free >= wanted.device_count > largest:
-        parts.append(f"at most {largest} of them in one class, runtime and zone, of one model a machine")
+        parts.append(f"at most {largest} of them in one class, runtime and network, of one model a machine")
     elif largest >= wanted.device_count:
         parts.append("no head slot or member slot is free for them")
     if removed:

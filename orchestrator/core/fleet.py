@@ -45,6 +45,19 @@ class Isolation(StrEnum):
 ISOLATION_RANK = {tier: rank for rank, tier in enumerate(Isolation)}
 
 
+NEBULA = "nebula"
+"""The overlay that carries clusters of several machines."""
+
+OVERLAY = "overlay"
+"""The reach of whoever can be a member of it."""
+
+REMARKS_MAX = 4
+"""Of a worker's inventory: one on its isolation, one on its overlay, and as many again."""
+
+REMARK_CHARACTERS_MAX = 500
+"""A reason and the command that helps against it, in a few lines of a terminal."""
+
+
 class Liveness(StrEnum):
     """Whether a worker keeps its leases: a suspect one keeps them and gets nothing new."""
 
@@ -96,12 +109,33 @@ class Inventory:
     evidence: MachineEvidence | None = None
     class_reason: str = ""
     """Why the class is what it is, naming the evidence."""
+    unisolated: bool = False
+    """Whether its owner consents to tenants' code without any isolation; a job has to consent too."""
+    remarks: tuple[str, ...] = ()
+    """Why it offers no isolation or no overlay, each with what its owner can do about it."""
+
+    @property
+    def boxed(self) -> bool:
+        """Whether every member here is kept apart, with a runtime that the agent provisions."""
+        return self.isolation is not Isolation.NONE
 
     @property
     def runtime(self) -> str:
-        """Ray nodes of one cluster must agree on this: Ray's version and Python's minor."""
+        """Ray nodes of one cluster must agree on this: boxes bring their own Python and Ray, bare members the agent's."""
+        if self.boxed:
+            return f"provisioned, {self.operating_system} {self.architecture}"
         minor = ".".join(self.python_version.split(".")[:2])
         return f"ray {self.ray_version}, python {minor}, {self.operating_system}"
+
+    @property
+    def reach(self) -> str:
+        """Workers with the same reach can be members of one cluster; empty: it serves one-machine clusters only.
+
+        A box has a network of its own, so only an overlay leads from one to another.
+        """
+        if self.boxed:
+            return OVERLAY if self.overlay == NEBULA else ""
+        return f"zone {self.zone}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +256,8 @@ class Worker:
     alerts: tuple[Alert, ...] = ()
     """The newest last."""
     alert_count: int = 0
+    overlay_host: int = 0
+    """Its own number in the overlay's address plan, for as long as it is known; 0: it was never able to be in one."""
 
     @property
     def placeable(self) -> bool:

@@ -51,6 +51,11 @@ class Requirements:
     hardware_class: HardwareClass | None = None
     min_gpu_memory_gb: int = 0
     isolation: Isolation = Isolation.NONE
+    """The weakest that serves: NONE is the job's consent to have none."""
+    runtime: str = ""
+    """Digest of the runtime asked for; empty: the network's default."""
+    image: str = ""
+    """NAME@sha256:… of the image asked for in place of a runtime; its isolation is a container then."""
     driver_cpus: int = 0
     """What the driver itself wants of one member; Ray would wait for ever where no node has it."""
     driver_memory_bytes: int = 0
@@ -74,7 +79,7 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """A submission, validated. ``runtime_env_json`` holds Ray's ``working_dir`` and ``env_vars`` only."""
+    """A submission, validated. Of Ray's runtime_env it holds ``working_dir``, ``env_vars``, ``pip`` and ``uv`` only."""
 
     entrypoint: str
     runtime_env_json: str
@@ -161,8 +166,15 @@ class JobPolicy:
     """After this a worker that failed a job before its start may be asked again: it may be the only one."""
     preemptions_max: int = 50
     """A job whose ground was taken back this often writes no checkpoint: from then on its tries count."""
+    runtimes: tuple[tuple[str, str], ...] = ()
+    """(name, digest) of each runtime that the network offers, the default first."""
     formation_failures_max: int = 20
     """A job whose clusters never form is failed with the last reason instead of trying for ever."""
+
+    @property
+    def default_runtime(self) -> str:
+        """Digest of the runtime of a job that names none; empty where none is offered."""
+        return self.runtimes[0][1] if self.runtimes else ""
 
     def backoff_ms(self, failures: int) -> int:
         """Pause before the next try after ``failures`` in a row."""

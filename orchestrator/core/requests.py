@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, TypeVar
 from orchestrator.core.catalogue import CPU_MODEL, MODELS, find_model, nearest
 from orchestrator.core.errors import invalid
 from orchestrator.core.fleet import HardwareClass, Isolation
+from orchestrator.core.images import reference_fault
 from orchestrator.core.jobs import Requirements
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from orchestrator.core.jobs import JobPolicy
 
@@ -25,17 +26,22 @@ KEYS = (
     "orch.hardware_class",
     "orch.min_gpu_memory_gb",
     "orch.isolation",
+    "orch.runtime",
+    "orch.image",
     "orch.priority",
     "orch.max_attempts",
 )
 
-NOT_OFFERED = ("orch.max_rtt_ms", "orch.region", "orch.max_price", "orch.image")
+NOT_OFFERED = ("orch.max_rtt_ms", "orch.region", "orch.max_price")
 """Known words that this version cannot honour: accepting one would promise what is not kept."""
 
 DIGITS_MAX = 9
 """No count in a request needs more digits, and Python's integers would take millions."""
 
 PRIORITY_MAX = 100
+
+DIGEST_PREFIX_MIN = 12
+"""Of a runtime's digest in hex: as many as are shown, and no name is that by chance."""
 
 
 def parse_requirements(
@@ -63,7 +69,9 @@ def parse_requirements(
         gpu_model=_model(metadata),
         hardware_class=_choice(metadata, "orch.hardware_class", HardwareClass),
         min_gpu_memory_gb=_whole_number(metadata, "orch.min_gpu_memory_gb", 0) or 0,
-        isolation=_choice(metadata, "orch.isolation", Isolation) or Isolation.NONE,
+        isolation=_isolation(metadata),
+        runtime=_runtime(metadata, policy),
+        image=_image(metadata),
     )
     _refuse_contradictions(requirements)
     priority = _whole_number(metadata, "orch.priority", 0) or 0
@@ -124,6 +132,51 @@ def _model(metadata: Mapping[str, str]) -> str | None:
         hint = nearest(text[:80], [name for name in MODELS if name != CPU_MODEL])
         raise invalid("orch.gpu_model", f"unknown GPU model {text[:80]!r}: did you mean {hint!r}?")
     return model.name
+
+
+def _runtime(metadata: Mapping[str, str], policy: JobPolicy) -> str:
+    """The digest behind a runtime's name; a digest, or enough of its beginning, names it too."""
+    text = metadata.get("orch.runtime")
+    if text is None:
+        return ""
+    named = text.strip()[:80]
+    digest = find_runtime(policy.runtimes, named)
+    if digest is not None:
+        return digest
+    if not policy.runtimes:
+        raise invalid("orch.runtime", "this network offers no runtimes; leave orch.runtime out")
+    hint = nearest(named, [name for name, _ in policy.runtimes])
+    raise invalid("orch.runtime", f"unknown runtime {named!r}: did you mean {hint!r}?")
+
+
+def _image(metadata: Mapping[str, str]) -> str:
+    """The image to run in, in place of a runtime."""
+    text = metadata.get("orch.image")
+    if text is None:
+        return ""
+    image = text.strip()
+    fault = reference_fault(image)
+    if fault:
+        raise invalid("orch.image", fault)
+    if "orch.runtime" in metadata:
+        raise invalid(
+            "orch.image", "an image brings its own Python and Ray: leave orch.image or orch.runtime out"
+        )
+    return image
+
+
+def _isolation(metadata: Mapping[str, str]) -> Isolation:
+    """The weakest that serves; only containers have images."""
+    wanted = _choice(metadata, "orch.isolation", Isolation) or Isolation.BOX
+    return Isolation.CONTAINER if "orch.image" in metadata else wanted
+
+
+def find_runtime(offered: Iterable[tuple[str, str]], named: str) -> str | None:
+    """The digest of the (name, digest) that is meant: by its name, its digest, or enough of that."""
+    for name, digest in offered:
+        if named == name or (len(named) >= DIGEST_PREFIX_MIN and digest.startswith(named)):
+            return digest
+    return None
 
 
 def _choice(metadata: Mapping[str, str], key: str, kind: type[Choice]) -> Choice | None:

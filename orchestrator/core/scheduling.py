@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from orchestrator.core.catalogue import MODELS
 from orchestrator.core.clusters import ClusterPhase
 from orchestrator.core.filters import (
+    can_join,
     describe,
     device_rejection,
     explain,
     hours_rejection,
+    isolation_rejection,
     worker_rejection,
 )
 from orchestrator.core.fleet import HardwareClass
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
 
 _Ground = tuple[str, str, str]
-"""(hardware class, runtime, zone): machines of one ground may form one cluster."""
+"""(hardware class, runtime, reach): machines of one ground may form one cluster."""
 
 
 @dataclass(slots=True)
@@ -209,6 +211,13 @@ def _warm(draft: _Draft, need: JobNeed | SpareNeed, given: set[ClusterId]) -> tu
         workers = [draft.view.workers[member.worker_id] for member in bearing]
         if sum(len(member.device_ids) for member in bearing) != wanted.device_count:
             continue
+        if cluster.runtime != (wanted.runtime or (draft.view.default_runtime if cluster.runtime else "")):
+            continue
+        if cluster.image != wanted.image:
+            continue
+        # The members' own: a worker that is boxed now may have been bare when they were placed.
+        if not all(member.isolation.at_least(wanted.isolation) for member in members):
+            continue
         if not all(draft.open(draft.view.workers[member.worker_id]) for member in members):
             continue
         if any(worker.worker_id in need.avoid for worker in workers):
@@ -332,6 +341,8 @@ def _together(draft: _Draft, need: JobNeed | SpareNeed) -> Placement | None:
             continue
         for candidate in _candidates(draft, need, bucket):
             ground = _ground_of(candidate.worker)
+            if not can_join(candidate.worker.inventory, overlay_offered=draft.view.overlay_offered):
+                continue
             group = single.setdefault((ground, bucket[1]), [])
             group.append(candidate)
             if _devices(group) >= count:
@@ -357,7 +368,7 @@ def _devices(candidates: list[_Candidate]) -> int:
 
 def _gang(draft: _Draft, need: JobNeed | SpareNeed, candidates: list[_Candidate]) -> Placement | None:
     """All or nothing of the candidates in order, with a head host of the same ground."""
-    head_host = _head_host(draft, candidates[0].worker, need.avoid)
+    head_host = _head_host(draft, candidates[0].worker, need)
     if head_host is None:
         return None
     shares: list[Share] = []
@@ -375,15 +386,16 @@ def _gang(draft: _Draft, need: JobNeed | SpareNeed, candidates: list[_Candidate]
 
 def _ground_of(worker: Worker) -> _Ground:
     inventory = worker.inventory
-    return (inventory.hardware_class.value, inventory.runtime, inventory.zone)
+    return (inventory.hardware_class.value, inventory.runtime, inventory.reach)
 
 
-def _head_host(draft: _Draft, beside: Worker, avoid: tuple[WorkerId, ...]) -> Worker | None:
-    """The head host with most free head slots among those that run the same Ray in the same zone."""
+def _head_host(draft: _Draft, beside: Worker, need: JobNeed | SpareNeed) -> Worker | None:
+    """The head host with most free head slots among those that run the same Ray and can be reached."""
     fitting = [
         (draft.view.head_hosts[worker_id] - draft.heads[worker_id], worker_id)
         for worker_id in draft.view.head_hosts
-        if worker_id not in avoid
+        if worker_id not in need.avoid
+        and isolation_rejection(draft.view.workers[worker_id].inventory, need.requirements) is None
         and _same_ground(draft.view.workers[worker_id], beside)
         and hours_rejection(draft.view.workers[worker_id], draft.now_ms) is None
     ]
@@ -392,7 +404,7 @@ def _head_host(draft: _Draft, beside: Worker, avoid: tuple[WorkerId, ...]) -> Wo
 
 
 def _same_ground(one: Worker, other: Worker) -> bool:
-    return one.inventory.runtime == other.inventory.runtime and one.inventory.zone == other.inventory.zone
+    return one.inventory.runtime == other.inventory.runtime and one.inventory.reach == other.inventory.reach
 
 
 def _why(

@@ -29,6 +29,7 @@ from orchestrator.core.entities import (
     key_of,
 )
 from orchestrator.core.fleet import FleetPolicy, Supplier, Tenant, Token, Worker
+from orchestrator.core.formation import Formation
 from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import (
     AttemptId,
@@ -78,6 +79,8 @@ class State:
         """Zones of which so much is silent that nobody is evicted: a measurement, never stored."""
         self.waiting: dict[JobId, str] = {}
         """Why each queued job waits, as the last plan saw it: a measurement, never stored."""
+        self.formations: dict[ClusterId, Formation] = {}
+        """What is said of each JOINING cluster: measurements, never stored."""
         self.control = Control("", 0, 0, 0, "")
         self.requests: dict[str, RequestRecord] = {}
         self.suppliers: dict[str, Supplier] = {}
@@ -113,6 +116,8 @@ class State:
         """Clusters that stand ready for the next attempt of a running job."""
         self.noticed: dict[MemberId, None] = {}
         """Members that run and are about to go."""
+        self.overlay_hosts: dict[int, MemberId | WorkerId] = {}
+        """Numbers of the overlay's address plan that workers and members not RELEASED have."""
         self.members_on: dict[WorkerId, dict[MemberId, None]] = {}
         """Members not RELEASED, by worker."""
         self.free_devices: dict[WorkerId, dict[DeviceId, None]] = {}
@@ -149,6 +154,16 @@ class State:
         if now.boot_id == self.control.boot_id:
             return self.control.at_ms + max(0, now.monotonic_ms - self.control.monotonic_ms)
         return max(self.latest_ms, now.wall_ms)
+
+    @property
+    def overlay_offered(self) -> bool:
+        """Whether this network has an overlay at all."""
+        return self.policies.clusters.overlay_hosts_max > 0
+
+    @property
+    def default_runtime(self) -> str:
+        """Digest of the runtime of a job that names none."""
+        return self.policies.jobs.default_runtime
 
     # ------------------------------------------------------------ writing
 
@@ -201,6 +216,7 @@ class State:
         """Forget a worker that never held anything."""
         worker = self.workers.pop(worker_id)
         del self.worker_by_key[worker.statement_key]
+        self.overlay_hosts.pop(worker.overlay_host, None)
         del self.workers_of[worker.supplier_id][worker_id]
         self.claims.remove(worker, self)
         self.newcomers.remove(worker_id)
@@ -253,6 +269,8 @@ class State:
         self.workers[worker.worker_id] = worker
         self.worker_by_key[worker.statement_key] = worker.worker_id
         self.workers_of.setdefault(worker.supplier_id, {})[worker.worker_id] = None
+        if worker.overlay_host:
+            self.overlay_hosts[worker.overlay_host] = worker.worker_id
         self.claims.put(old, worker, self)
         stranger = worker.supplier_id in self.suppliers_unvouched
         self.newcomers.put(worker, self.policies.fleet, stranger=stranger)
@@ -271,7 +289,11 @@ class State:
         if member.phase is MemberPhase.RELEASED:
             on_worker.pop(member.member_id, None)
             of_cluster.pop(member.member_id, None)
+            if self.overlay_hosts.get(member.overlay_host) == member.member_id:
+                del self.overlay_hosts[member.overlay_host]
         else:
+            if member.overlay_host:
+                self.overlay_hosts[member.overlay_host] = member.member_id
             on_worker[member.member_id] = None
             of_cluster[member.member_id] = None
         noticed = member.notice is not None and member.phase in WANTED
@@ -324,6 +346,8 @@ class State:
         self.clusters[cluster.cluster_id] = cluster
         self.watched.put_cluster(cluster, self.jobs.get(cluster.spare_for) if cluster.spare_for else None)
         self.capacity_version += 1
+        if cluster.phase is not ClusterPhase.JOINING:
+            self.formations.pop(cluster.cluster_id, None)
         if cluster.phase is ClusterPhase.CLOSED:
             self.open_clusters.pop(cluster.cluster_id, None)
         else:

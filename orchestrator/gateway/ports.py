@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Submission:
     """The body of a submission with every type checked, before any meaning is read into it.
 
-    ``runtime_env`` holds at most ``working_dir`` (a ``gcs://`` package URI) and ``env_vars``.
+    ``runtime_env`` holds at most ``working_dir`` (a ``gcs://`` package URI), ``env_vars``, and ``pip`` or ``uv``.
     """
 
     entrypoint: str

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.core.catalogue import nearest
 from orchestrator.core.errors import RefusedError, invalid
 from orchestrator.gateway.body import quoted
+from orchestrator.gateway.installs import parse_install
 from orchestrator.gateway.packages import PROTOCOL, package_uri
 from orchestrator.gateway.ports import Submission
 
@@ -38,16 +39,16 @@ COUNT_MAX = 10**9
 MEMORY_BYTES_MAX = 2**53
 """The largest whole number that every JSON reader keeps exact."""
 
-OFFERED = "only working_dir and env_vars are offered"
+OFFERED = "only working_dir, env_vars, pip and uv are offered"
 
-IN_WORKING_DIR = "put what the job imports into working_dir, or install it in the entrypoint"
+IN_WORKING_DIR = "put what the job imports into working_dir"
+
+IN_PIP = "name its packages in pip or uv"
 
 NETWORK_CHOOSES = "the network chooses the runtime of its machines; leave it out"
 
 ADVICE: Mapping[str, str] = {
-    "pip": IN_WORKING_DIR,
-    "uv": IN_WORKING_DIR,
-    "conda": IN_WORKING_DIR,
+    "conda": IN_PIP,
     "py_modules": IN_WORKING_DIR,
     "py_executable": NETWORK_CHOOSES,
     "container": NETWORK_CHOOSES,
@@ -175,7 +176,9 @@ def _resources(value: object) -> dict[str, float]:
 
 
 def _runtime_env(value: object) -> dict[str, object]:
-    """``excludes`` is passed over: Ray's client leaves it in after packing by it, so it is already done."""
+    """Two keys are the work of Ray's client and passed over: ``excludes`` has been obeyed when it packed the files, and
+    ``_ray_commit`` names the Ray of the tenant's machine, where that of the runtime counts.
+    """
     found: dict[str, object] = {}
     for key, item in _object("runtime_env", value).items():
         match key:
@@ -183,11 +186,17 @@ def _runtime_env(value: object) -> dict[str, object]:
                 found[key] = _working_dir(item)
             case "env_vars":
                 found[key] = _env_vars(item)
-            case "excludes":
+            case "pip" | "uv":
+                install = parse_install(key, item)
+                found.update({key: install} if install else {})
+            case "excludes" | "_ray_commit":
                 continue
             case _:
                 field = f"runtime_env[{quoted(key)}]"
                 raise invalid(field, f"{field} is not offered: {OFFERED}; {ADVICE.get(key, 'leave it out')}")
+    if "pip" in found and "uv" in found:
+        field = "runtime_env['uv']"
+        raise invalid(field, f"{field} and runtime_env['pip'] exclude each other in Ray; give one of them")
     return found
 
 

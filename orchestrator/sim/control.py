@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.control.alerts import Alerts
+from orchestrator.control.desires import Desires
 from orchestrator.control.effects import Effects
 from orchestrator.control.logs import Logs
 from orchestrator.control.loop import Loop
@@ -85,8 +86,7 @@ class ControlProcess:
         sessions = Sessions(
             self.loop,
             random.randbytes,
-            lambda cluster: hashlib.sha256(cluster.encode()).hexdigest(),
-            logs.sizes,
+            Desires(lambda cluster: hashlib.sha256(cluster.encode()).hexdigest(), logs.sizes),
         )
         self.parts = Parts(sessions, logs, lambda task: outside.processes.spawn(self.name, task))
         alerts = Alerts(self.loop, MemoryWebhooks())

@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from orchestrator.adapters.node_records import HeadAddress, NodeStatus, Prepared
+from orchestrator.adapters.node_records import HeadAddress, NodeOrder, NodeStatus, OverlayEntry, Prepared
 from orchestrator.agent.ports import DriverStatus, HeadUnreachableError, NodeListed
 from orchestrator.sim.virtual import SimClock, virtual_ms
 
@@ -191,20 +191,24 @@ class SimNodes:
         self._machine = machine
         self._random = random
 
-    async def prepare(
-        self, member_id: str, cluster_id: str, role: Role, gpus: int, cpus: int, labels: Mapping[str, str]
-    ) -> Prepared:
-        """Reserve; ports are not simulated."""
-        del cpus, labels
+    async def prepare(self, order: NodeOrder) -> Prepared:
+        """Reserve; ports are not simulated, and neither are boxes."""
         await asyncio.sleep(PREPARE_S)
-        self._machine.nodes.setdefault(member_id, Node(member_id, cluster_id, role, gpus))
+        node = Node(order.member_id, order.cluster_id, order.role, order.gpus)
+        self._machine.nodes.setdefault(order.member_id, node)
         return Prepared({}, f"10.0.0.{len(self._machine.name)}", self._machine.name)
 
     async def start(
-        self, member_id: str, *, head: HeadAddress | None, cluster_token: str, deadline_boottime_ms: int
+        self,
+        member_id: str,
+        *,
+        head: HeadAddress | None,
+        cluster_token: str,
+        deadline_boottime_ms: int,
+        overlay: OverlayEntry | None = None,
     ) -> None:
         """Begin to come up, or to fail."""
-        del cluster_token
+        del cluster_token, overlay
         await asyncio.sleep(PREPARE_S)
         node = self._machine.nodes[member_id]
         if node.phase != "prepared":
@@ -216,6 +220,9 @@ class SimNodes:
         node.head_member = head.gcs_address if head is not None else member_id
         if self._random.random() < START_FAILURE_RATIO:
             node.reason = "ray did not start"
+
+    def enter_overlay(self, member_id: str, overlay: OverlayEntry) -> None:
+        """Nothing: no overlay is simulated."""
 
     def observe(self, member_id: str) -> NodeStatus:
         """As RayNodes.observe."""

@@ -215,6 +215,7 @@ class World:
             isolation="none",
             overlay="none",
             zone="lab",
+            unisolated=True,
         )
         key = self._key()
         worker_id = WorkerId(f"wk_{number}")

@@ -18,13 +18,13 @@ from orchestrator.adapters.clock import boottime_ms
 from orchestrator.adapters.node_records import NodeSpec, NodeStatus, read_record, write_record
 from orchestrator.adapters.port_blocks import ports_of_block
 from orchestrator.adapters.process_tree import marked_processes, sweep
+from orchestrator.agent.grounds import ChildState
 from orchestrator.agent.keeper import (
     DEADLINE_FILE,
     SPEC_FILE,
     START_TIMEOUT_MS,
     STATUS_FILE,
     STOP_FILE,
-    ChildState,
     End,
     KeepOn,
     Situation,

@@ -6,12 +6,15 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from orchestrator.adapters.container.tiers import detect
 from orchestrator.adapters.systemd import (
+    BOX_CAPABILITIES,
     NOT_FOUND,
     Done,
     Scope,
@@ -23,6 +26,7 @@ from orchestrator.adapters.systemd import (
     unit_dir,
     unit_text,
 )
+from orchestrator.core.fleet import Isolation
 
 SHOWN = "LoadState=loaded\nActiveState=active\nSubState=running\nMainPID=4711\nUnitFileState=enabled\nResult=success\n"
 
@@ -40,15 +44,58 @@ class Manager:
         return self.answers.get(verb, Done(0, "", ""))
 
 
-def unit(scope: Scope, *command: str) -> WorkerUnit:
+NOT_FOR_BOXES = (
+    *(
+        "BindPaths=",
+        "BindReadOnlyPaths=",
+        "Delegate=",
+        "Device",
+        "InaccessiblePaths=",
+        "MountFlags=",
+        "NoExecPaths=",
+    ),
+    *(
+        "Private",
+        "Protect",
+        "ReadOnlyPaths=",
+        "ReadWritePaths=",
+        "RestrictNamespaces=",
+        "Root",
+        "TemporaryFileSystem=",
+    ),
+)
+"""Settings that give a unit mounts, devices or control groups of its own."""
+
+
+def unit(scope: Scope, *command: str, makes_boxes: bool = False) -> WorkerUnit:
     return WorkerUnit(
         scope=scope,
         command=command or ("/bin/true",),
         search_path="/opt/some where/bin:/usr/bin",
         stop_s=150,
-        run_as="daemon",
+        run_as="root" if makes_boxes else "daemon",
+        makes_boxes=makes_boxes,
         gpu_preparation=("/bin/true", "-u"),
     )
+
+
+def settings_of(wanted: WorkerUnit) -> list[str]:
+    return [line for line in unit_text(wanted).splitlines() if line and not line.startswith("#")]
+
+
+def judged(text: str, scope: Scope, folder: Path) -> tuple[int, str]:
+    """What systemd itself has to say of a unit."""
+    path = folder / "orch-worker.service"
+    path.write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", f"--{scope}", str(path)],
+        env={**os.environ, "XDG_RUNTIME_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize("scope", list(Scope))
@@ -57,38 +104,52 @@ def unit(scope: Scope, *command: str) -> WorkerUnit:
 )
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed here")
 def test_unit_text_systemd_itself_finds_nothing_to_say(tmp_path: Path, scope: Scope, argument: str) -> None:
-    path = tmp_path / "orch-worker.service"
-    path.write_text(unit_text(unit(scope, "/bin/true", "--config", argument)))
+    assert judged(unit_text(unit(scope, "/bin/true", "--config", argument)), scope, tmp_path) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed here")
+def test_unit_text_for_boxes_systemd_itself_finds_nothing_to_say(tmp_path: Path) -> None:
+    assert judged(unit_text(unit(Scope.SYSTEM, makes_boxes=True)), Scope.SYSTEM, tmp_path) == (0, "")
+
+
+def test_unit_text_for_boxes_is_root_with_the_rights_of_boxes_and_no_other() -> None:
+    lines = settings_of(unit(Scope.SYSTEM, makes_boxes=True))
+    assert {"User=root", "KillMode=process", "NoNewPrivileges=yes", "RestrictSUIDSGID=yes"} <= set(lines)
+    (rights,) = (line for line in lines if line.startswith("CapabilityBoundingSet="))
+    assert rights == f"CapabilityBoundingSet={' '.join(BOX_CAPABILITIES)}"
+    assert not {"CAP_SYS_MODULE", "CAP_SYS_BOOT", "CAP_SYS_RAWIO", "CAP_MKNOD", "CAP_BPF"} & set(
+        BOX_CAPABILITIES
+    )
+
+
+def test_unit_text_for_boxes_has_the_machines_own_mounts_devices_and_control_groups() -> None:
+    lines = settings_of(unit(Scope.SYSTEM, makes_boxes=True))
+    assert [line for line in lines if line.startswith(NOT_FOR_BOXES)] == []
+
+
+def test_unit_text_only_an_agent_without_boxes_has_read_only_programs_and_all_rights_of_its_user() -> None:
+    lines = settings_of(unit(Scope.SYSTEM))
+    assert {"User=daemon", "ProtectSystem=full", "NoNewPrivileges=yes"} <= set(lines)
+    assert not [line for line in lines if line.startswith("CapabilityBoundingSet=")]
+
+
+def test_unit_text_rights_for_boxes_are_enough_for_the_strongest_tier_here() -> None:
+    found = detect()
+    if found.tier == Isolation.NONE:
+        pytest.skip(found.reason)
+    kept = ",".join(("-all", *(f"+{name.removeprefix('CAP_').lower()}" for name in BOX_CAPABILITIES)))
+    program = "from orchestrator.adapters.container.tiers import detect; print(detect())"
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", f"--{scope}", str(path)],
-        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+        [
+            *("setpriv", "--no-new-privs", f"--inh-caps={kept}", f"--bounding-set={kept}", "--"),
+            *(sys.executable, "-c", program),
+        ],
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_unit_text_agent_alone_is_signalled_and_steps_aside_at_a_restart() -> None:
-    lines = unit_text(unit(Scope.USER)).splitlines()
-    assert {"KillMode=process", "RestartKillSignal=SIGHUP", "KillSignal=SIGTERM"} <= set(lines)
-    assert {"OOMPolicy=continue", "RestartPreventExitStatus=0 1 2 130", "Restart=always"} <= set(lines)
-
-
-def test_unit_text_what_belongs_to_the_machine_is_in_its_unit_only() -> None:
-    system, user = (unit_text(unit(scope)).splitlines() for scope in (Scope.SYSTEM, Scope.USER))
-    assert {"User=daemon", "WantedBy=multi-user.target", "ExecStartPre=+-/bin/true -u"} <= set(system)
-    assert "WantedBy=default.target" in user
-    assert not [line for line in user if line.startswith(("User=", "ExecStartPre=", "Protect"))]
-
-
-def test_unit_text_view_of_devices_and_scratch_is_that_of_the_machine() -> None:
-    for scope in Scope:
-        settings = [line for line in unit_text(unit(scope)).splitlines() if not line.startswith("#")]
-        assert not [
-            line for line in settings if line.startswith(("Private", "ProtectHome", "RestrictNamespaces"))
-        ]
+    assert f"tier={found.tier!r}" in done.stdout, done.stdout + done.stderr
 
 
 def test_systemd_install_writes_reloads_enables_and_starts(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from orchestrator.adapters.node_records import HeadAddress, NodeStatus, Prepared, Role
+from orchestrator.adapters.node_records import HeadAddress, NodeOrder, NodeStatus, OverlayEntry, Prepared
 from orchestrator.agent.journal import Record
 from orchestrator.agent.ports import (
     ControlChannel,
@@ -68,9 +68,13 @@ class FakeNodes:
         self.calls: list[tuple[str, str]] = []
         self.deadlines_ms: dict[str, int] = {}
         self.heads: dict[str, HeadAddress | None] = {}
+        self.orders: dict[str, NodeOrder] = {}
+        self.entries: dict[str, list[OverlayEntry | None]] = {}
+        """What each member was told of the overlay, at its start and since."""
         self.may_stop = asyncio.Event()
         self.may_stop.set()
         self.prepare_error: Exception | None = None
+        self.enter_error: Exception | None = None
         self.notices: dict[str, bytes] = {}
         self.notify_error: Exception | None = None
 
@@ -83,10 +87,10 @@ class FakeNodes:
     def come_up(self, member_id: str) -> None:
         self.become(member_id, "up", gcs_address="10.0.0.1:1", node_ip="10.0.0.1", temp_dir="/t")
 
-    async def prepare(
-        self, member_id: str, cluster_id: str, role: Role, gpus: int, cpus: int, labels: Mapping[str, str]
-    ) -> Prepared:
+    async def prepare(self, order: NodeOrder) -> Prepared:
+        member_id = order.member_id
         self.calls.append(("prepare", member_id))
+        self.orders[member_id] = order
         await asyncio.sleep(0)
         if self.prepare_error is not None:
             raise self.prepare_error
@@ -95,12 +99,25 @@ class FakeNodes:
         return Prepared({"gcs": 7}, "10.0.0.1", HOST)
 
     async def start(
-        self, member_id: str, *, head: HeadAddress | None, cluster_token: str, deadline_boottime_ms: int
+        self,
+        member_id: str,
+        *,
+        head: HeadAddress | None,
+        cluster_token: str,
+        deadline_boottime_ms: int,
+        overlay: OverlayEntry | None = None,
     ) -> None:
         self.calls.append(("start", member_id))
         self.heads[member_id] = head
+        self.entries[member_id] = [overlay]
         self.deadlines_ms[member_id] = deadline_boottime_ms
         self.become(member_id, "starting")
+
+    def enter_overlay(self, member_id: str, overlay: OverlayEntry) -> None:
+        self.calls.append(("enter_overlay", member_id))
+        if self.enter_error is not None:
+            raise self.enter_error
+        self.entries.setdefault(member_id, []).append(overlay)
 
     def observe(self, member_id: str) -> NodeStatus:
         return self.nodes.get(member_id, NodeStatus("none"))

@@ -187,6 +187,12 @@ class ScriptedServer(
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "it broke off")
             yield worker_pb2.FetchPackageResponse(data=self.package[start : start + PART_BYTES])
 
+    async def FetchRuntime(  # noqa: N802 - the proto names it
+        self, request: worker_pb2.FetchRuntimeRequest, context: Context
+    ) -> worker_pb2.FetchRuntimeResponse:
+        await self._enter("FetchRuntime", context)
+        await context.abort(grpc.StatusCode.NOT_FOUND, "no runtimes here")
+
     async def ShipLogs(  # noqa: N802 - the proto names it
         self, request_iterator: AsyncIterator[logs_pb2.ShipLogsRequest], context: Context
     ) -> AsyncIterator[logs_pb2.ShipLogsResponse]:

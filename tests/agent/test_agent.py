@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from orchestrator.adapters.node_records import NodeStatus
 from orchestrator.adapters.peers import SESSION_CONTEXT
 from orchestrator.agent.agent import DRAIN_PATIENCE_MS, Agent, AgentSettings
 from orchestrator.agent.journal import Record
 from orchestrator.agent.ports import RefusedForeverError
-from orchestrator.api.v1 import common_pb2, worker_pb2
+from orchestrator.api.v1 import common_pb2, standing_pb2, worker_pb2
 from tests.agent.fakes import (
     DEADLINE_S,
     TTL_MS,
@@ -30,6 +31,27 @@ from tests.agent.fakes import (
     lease,
 )
 from tests.polling import wait_until_async
+
+
+class FakeProber:
+    """Has measured one way for each member that it is told to follow."""
+
+    def __init__(self) -> None:
+        self.followed: dict[str, str] = {}
+        self.closed = False
+
+    def follow(
+        self, desired: Mapping[str, worker_pb2.DesiredMember], statuses: Mapping[str, NodeStatus]
+    ) -> None:
+        self.followed = {one: statuses[one].phase if one in statuses else "" for one in desired}
+
+    def complete(self, report: worker_pb2.MemberObserved) -> None:
+        if report.member_id in self.followed:
+            report.paths.add(peer_id="m-9", sent=20, received=20)
+
+    async def close(self) -> None:
+        self.closed = True
+
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 INVENTORY = common_pb2.Inventory(devices=[gpu("d0")], cpus=4, slots=1)
@@ -163,11 +185,28 @@ async def test_agent_attendant_sends_in_each_session_and_its_end_leaves_the_sess
     number = len(lab.control.channels) + 1
     channel = await lab.admitted(number)
     await channel.await_kind("owner_wish")
-    channel.answer(standing=worker_pb2.Standing(reliability_bp=9_000))
+    channel.answer(standing=standing_pb2.Standing(reliability_bp=9_000))
     seen = lab.attendants[1].seen
-    await lab.until(lambda: [one.standing.reliability_bp for one in seen] == [9_000], "the standing")
+    await lab.until(lambda: len(seen) == 2, "the standing")
+    assert [one.WhichOneof("message") for one in seen] == ["welcome", "standing"]
+    assert (seen[0].welcome.network_id, seen[1].standing.reliability_bp) == ("net_1", 9_000)
     await channel.await_kind("heartbeat", 3)
     assert not channel.closed
+
+
+async def test_agent_reports_what_its_prober_has_measured_and_ends_it(lab: Lab) -> None:
+    prober = FakeProber()
+    lab.agent.measure_with(prober)
+    channel = await lab.admitted()
+    desire(channel, 1, desired_member("m-0", "d0"))
+    await lab.until(lambda: prober.followed == {"m-0": "starting"}, "the prober to be told")
+    await lab.until(lambda: any(one.paths for report in reports(channel) for one in report.members), "a way")
+    (member,) = reports(channel)[-1].members
+    assert [path.peer_id for path in member.paths] == ["m-9"]
+    desire(channel, 2)
+    await lab.until(lambda: prober.followed == {}, "the prober to let go")
+    await lab.kill()
+    assert prober.closed
 
 
 async def test_agent_acknowledged_heartbeat_renews_from_its_sending(lab: Lab) -> None:

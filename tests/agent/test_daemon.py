@@ -29,14 +29,16 @@ from orchestrator.adapters.peers import (
     make_csr,
     split_chain,
 )
+from orchestrator.agent.capabilities import found_capabilities
 from orchestrator.agent.credentials import CERTIFICATE_FILE, TRUST_FILE
 from orchestrator.agent.daemon import EXIT_INTERRUPTED, EXIT_LEFT, EXIT_REFUSED, EXIT_USAGE
 from orchestrator.agent.identity import AGENT_FILE, KEY_FILE, LOCK_FILE, TLS_KEY_FILE
+from orchestrator.agent.inventory import Offer
 from orchestrator.agent.journal import RECORD_FILE
 from orchestrator.agent.keeper import SPEC_FILE, STOP_FILE
 from orchestrator.agent.owner import SOCKET_FILE
 from orchestrator.agent.standing import STANDING_FILE
-from orchestrator.api.v1 import agent_pb2, worker_pb2
+from orchestrator.api.v1 import agent_pb2, standing_pb2, worker_pb2
 from orchestrator.api.v1.agent_pb2_grpc import AgentServiceStub
 from tests.agent.scripted_server import ScriptedServer
 from tests.polling import wait_until_async
@@ -52,12 +54,16 @@ DAY_MS = 24 * 3_600_000
 RUN = """
 import os, sys
 from pathlib import Path
+from orchestrator.adapters.box import tiers
 from orchestrator.agent.daemon import AgentConfig, run_agent
 from orchestrator.core.terms import Ask, Terms
 address, data_dir, simulate = sys.argv[1:]
+if os.environ["ISOLATION"] == "box":
+    tiers.TOOL_PACKAGES["no-such-program"] = "no-such-package"
 sys.exit(run_agent(AgentConfig(
     control_plane=address, data_dir=Path(data_dir), name="rig",
     join_token=os.environ.get("TOKEN"), simulate=(simulate,), ca_pin=os.environ.get("PIN", ""),
+    isolation=os.environ["ISOLATION"],
     terms=Terms(asks=(Ask("RTX4090", 350_000),), regions=("eu",)),
 )))
 """
@@ -66,13 +72,17 @@ sys.exit(run_agent(AgentConfig(
 class Daemon:
     """One run of the agent as a process of its own."""
 
-    def __init__(self, address: str, data_dir: Path, token: str | None, simulate: str, pin: str) -> None:
+    def __init__(
+        self, address: str, data_dir: Path, token: str | None, simulate: str, pin: str, isolation: str
+    ) -> None:
         self.output = data_dir.parent / "output"
         environment = {name: value for name, value in os.environ.items() if name not in ("TOKEN", "PIN")}
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", RUN, address, str(data_dir), simulate],
-                env=environment | {"PIN": pin} | ({"TOKEN": token} if token is not None else {}),
+                env=environment
+                | {"PIN": pin, "ISOLATION": isolation}
+                | ({"TOKEN": token} if token is not None else {}),
                 stderr=output,
                 stdout=output,
             )
@@ -108,9 +118,16 @@ class Lab:
         return self.server.network.token(SECRET)
 
     def start(
-        self, *, token: str | None = None, address: str = "", simulate: str = "RTX4090x1", pin: str = ""
+        self,
+        *,
+        token: str | None = None,
+        address: str = "",
+        simulate: str = "RTX4090x1",
+        pin: str = "",
+        isolation: str = "none",
     ) -> Daemon:
-        self.daemons.append(Daemon(address or self.server.address, self.data_dir, token, simulate, pin))
+        to = address or self.server.address
+        self.daemons.append(Daemon(to, self.data_dir, token, simulate, pin, isolation))
         return self.daemons[-1]
 
     async def refused(self, **options: str) -> str:
@@ -163,6 +180,23 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
 
 def permissions(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
+
+
+async def test_daemon_offers_the_isolation_that_this_machine_can_do_and_says_what_it_lacks(lab: Lab) -> None:
+    here = found_capabilities(Offer())
+    daemon = lab.start(token=lab.token, isolation="auto")
+    await lab.connected(daemon)
+    (joined,) = lab.server.joins
+    offered = joined.inventory
+    assert (offered.isolation, offered.overlay, offered.unisolated) == (here.isolation, here.overlay, False)
+    assert tuple(offered.remarks) == here.remarks
+    assert all(remark in daemon.said() for remark in here.remarks)
+
+
+async def test_daemon_asked_for_isolation_that_is_not_possible_does_not_start(lab: Lab) -> None:
+    said = await lab.refused(token=lab.token, isolation="box")
+    assert "--isolation box: this machine can do none at most: " in said
+    assert lab.server.joins == []
 
 
 async def test_daemon_first_run_joins_and_a_second_is_the_same_worker_without_a_token(lab: Lab) -> None:
@@ -389,9 +423,9 @@ async def test_daemon_rotated_ca_is_trusted_at_once_and_a_certificate_of_it_aske
 
 
 async def test_daemon_standing_is_kept_and_told_once(lab: Lab) -> None:
-    standing = worker_pb2.Standing(
-        holds=[worker_pb2.WorkerHold(kind="probation", reason="new here")],
-        alerts=[worker_pb2.OwnerAlert(number=3, kind="offline", text="away for an hour")],
+    standing = standing_pb2.Standing(
+        holds=[standing_pb2.WorkerHold(kind="probation", reason="new here")],
+        alerts=[standing_pb2.OwnerAlert(number=3, kind="offline", text="away for an hour")],
         upgrade_notice="upgrade within 30 days",
         reliability_bp=9_000,
     )

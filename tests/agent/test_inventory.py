@@ -12,6 +12,7 @@ import pytest
 from orchestrator.adapters.devices import Reading
 from orchestrator.agent.inventory import (
     DEVICES_FILE,
+    Capabilities,
     DeviceIds,
     InventoryError,
     Machine,
@@ -26,6 +27,7 @@ from orchestrator.core.evidence import DeviceEvidence, DeviceVendor, MachineEvid
 from orchestrator.core.health import lost_fault
 
 MACHINE = Machine(8, 32 * GIB, "linux", "x86_64", "3.11.9", "2.60.0")
+BARE = Capabilities("none", "none")
 PROCESSOR = DeviceEvidence(vendor=DeviceVendor.CPU, model="AMD EPYC", memory_bytes=32 * GIB)
 
 
@@ -69,13 +71,27 @@ def device_ids(inventory: common_pb2.Inventory) -> list[str]:
 
 def test_inventory_simulated_devices_are_marked_with_the_catalogues_memory(ids: DeviceIds) -> None:
     offer = Offer(simulate=("RTX4090x2",), slots=2, zone="lab")
-    inventory = build_inventory(offer, MACHINE, None, ids)
+    inventory = build_inventory(offer, MACHINE, None, ids, BARE)
     assert [(one.model, one.simulated, one.memory_bytes) for one in inventory.devices] == [
         ("RTX4090", True, 24 * GIB)
     ] * 2
     assert not any(one.HasField("evidence") for one in inventory.devices)
     assert (inventory.slots, inventory.cpus, inventory.zone) == (2, 8, "lab")
-    assert (inventory.isolation, inventory.overlay) == ("none", "none")
+
+
+def test_inventory_tells_how_tenants_code_is_kept_apart(ids: DeviceIds) -> None:
+    able = Capabilities("box", "none", ("serves one-machine clusters only: no tun",))
+    inventory = build_inventory(Offer(head_slots=1), MACHINE, seen(), ids, able)
+    assert (inventory.isolation, inventory.overlay, inventory.unisolated) == ("box", "none", False)
+    assert list(inventory.remarks) == ["serves one-machine clusters only: no tun"]
+
+
+@pytest.mark.parametrize(("asked", "consents"), [("auto", False), ("none", True)])
+def test_inventory_owner_consents_by_asking_for_no_isolation_only(
+    ids: DeviceIds, asked: str, consents: bool
+) -> None:
+    inventory = build_inventory(Offer(isolation=asked), MACHINE, seen(), ids, BARE)
+    assert (inventory.isolation, inventory.unisolated) == ("none", consents)
 
 
 def test_inventory_simulated_devices_keep_their_ids_over_restarts(tmp_path: Path) -> None:
@@ -83,7 +99,7 @@ def test_inventory_simulated_devices_keep_their_ids_over_restarts(tmp_path: Path
 
     def of(*simulate: str) -> list[str]:
         ids = DeviceIds(tmp_path, maker)
-        return device_ids(build_inventory(Offer(simulate=simulate), MACHINE, None, ids))
+        return device_ids(build_inventory(Offer(simulate=simulate), MACHINE, None, ids, BARE))
 
     first = of("RTX4090x2", "RTX3090x1")
     assert len(set(first)) == 3
@@ -96,7 +112,7 @@ def test_inventory_simulated_devices_keep_their_ids_over_restarts(tmp_path: Path
 def test_inventory_damaged_device_file_is_named(tmp_path: Path, ids: DeviceIds) -> None:
     (tmp_path / DEVICES_FILE).write_text("{")
     with pytest.raises(InventoryError, match=DEVICES_FILE):
-        build_inventory(Offer(simulate=("L4x1",)), MACHINE, None, ids)
+        build_inventory(Offer(simulate=("L4x1",)), MACHINE, None, ids, BARE)
 
 
 @pytest.mark.parametrize(
@@ -112,18 +128,18 @@ def test_inventory_damaged_device_file_is_named(tmp_path: Path, ids: DeviceIds) 
 )
 def test_inventory_simulated_text_that_means_nothing_is_refused(ids: DeviceIds, text: str, said: str) -> None:
     with pytest.raises(InventoryError, match=said):
-        build_inventory(Offer(simulate=(text,)), MACHINE, None, ids)
+        build_inventory(Offer(simulate=(text,)), MACHINE, None, ids, BARE)
 
 
 def test_inventory_says_no_class_for_that_is_derived_elsewhere(ids: DeviceIds) -> None:
     for reading in (seen(H100), seen(RTX4090), seen()):
-        inventory = build_inventory(Offer(), MACHINE, reading, ids)
+        inventory = build_inventory(Offer(), MACHINE, reading, ids, BARE)
         assert inventory.hardware_class == common_pb2.HARDWARE_CLASS_UNSPECIFIED
 
 
 @pytest.mark.parametrize("offer", [Offer(gpus=False, cpus=3), Offer(cpus=3)])
 def test_inventory_machine_without_gpus_offers_its_processor(ids: DeviceIds, offer: Offer) -> None:
-    inventory = build_inventory(offer, MACHINE, seen(ODD), ids)
+    inventory = build_inventory(offer, MACHINE, seen(ODD), ids, BARE)
     (device,) = inventory.devices
     assert (device.kind, device.model, device.simulated) == (common_pb2.DEVICE_KIND_CPU, "CPU", False)
     assert (device.evidence.model, inventory.evidence.processor) == ("AMD EPYC", "AMD EPYC")
@@ -131,19 +147,19 @@ def test_inventory_machine_without_gpus_offers_its_processor(ids: DeviceIds, off
 
 
 def test_inventory_without_gpus_leaves_those_that_are_there(ids: DeviceIds) -> None:
-    inventory = build_inventory(Offer(gpus=False), MACHINE, seen(RTX4090), ids)
+    inventory = build_inventory(Offer(gpus=False), MACHINE, seen(RTX4090), ids, BARE)
     assert [device.model for device in inventory.devices] == ["CPU"]
 
 
 def test_inventory_head_host_has_no_devices(ids: DeviceIds) -> None:
-    inventory = build_inventory(Offer(slots=0, head_slots=4), MACHINE, seen(RTX4090), ids)
+    inventory = build_inventory(Offer(slots=0, head_slots=4), MACHINE, seen(RTX4090), ids, BARE)
     assert (list(inventory.devices), inventory.slots, inventory.head_slots) == ([], 0, 4)
 
 
 def test_inventory_real_gpus_are_listed_by_their_own_ids_with_evidence(
     ids: DeviceIds, tmp_path: Path
 ) -> None:
-    inventory = build_inventory(Offer(), MACHINE, seen(H100, ODD), ids)
+    inventory = build_inventory(Offer(), MACHINE, seen(H100, ODD), ids, BARE)
     (device,) = inventory.devices
     assert (device.device_id, device.model, device.simulated) == ("GPU-1", "H100", False)
     assert device.memory_bytes == H100.memory_bytes
@@ -155,14 +171,14 @@ def test_inventory_real_gpus_are_listed_by_their_own_ids_with_evidence(
 
 def test_inventory_variant_with_more_memory_is_offered_as_its_model(ids: DeviceIds) -> None:
     large = gpu("GPU-1", "NVIDIA GeForce RTX 3080", 12 * GIB)
-    (device,) = build_inventory(Offer(), MACHINE, seen(large), ids).devices
+    (device,) = build_inventory(Offer(), MACHINE, seen(large), ids, BARE).devices
     assert (device.memory_bytes, device.evidence.memory_bytes) == (10 * GIB, 12 * GIB)
 
 
 def test_inventory_more_gpus_than_any_machine_holds_is_refused(ids: DeviceIds) -> None:
     many = [replace(RTX4090, uuid=f"GPU-{number}") for number in range(65)]
     with pytest.raises(InventoryError, match="65 GPUs on one machine; at most 64"):
-        build_inventory(Offer(), MACHINE, seen(*many), ids)
+        build_inventory(Offer(), MACHINE, seen(*many), ids, BARE)
 
 
 def test_unlisted_gpus_are_named_with_the_reason() -> None:

@@ -33,7 +33,7 @@ from orchestrator.agent.joining import (
     parse_join_token,
     recover,
 )
-from orchestrator.api.v1 import common_pb2, worker_pb2
+from orchestrator.api.v1 import common_pb2, terms_pb2, worker_pb2
 from orchestrator.core.terms import Terms, Tier, WeekWindow
 from tests.agent.scripted_server import ScriptedServer
 from tests.tls import TestNetwork, wall_ms
@@ -52,7 +52,7 @@ async def server(tmp_path: Path) -> AsyncIterator[ScriptedServer]:
 
 
 def applicant(address: str) -> Applicant:
-    return Applicant(address, "rig", common_pb2.Inventory(cpus=4), "1", worker_pb2.Terms(regions=["eu"]))
+    return Applicant(address, "rig", common_pb2.Inventory(cpus=4), "1", terms_pb2.Terms(regions=["eu"]))
 
 
 def methods(server: ScriptedServer) -> list[str]:
@@ -256,4 +256,4 @@ def test_terms_to_says_zero_for_no_limit_and_names_the_tier() -> None:
         Terms(lease_max_ms=5, tier=Tier.COMMITTED, idle_only=True, schedule=(WeekWindow(1, 2),), notice_ms=7)
     )
     assert (strict.lease_max_ms, strict.committed, strict.idle_only, strict.notice_ms) == (5, True, True, 7)
-    assert strict.schedule == [worker_pb2.WeekWindow(start_minute=1, end_minute=2)]
+    assert strict.schedule == [terms_pb2.WeekWindow(start_minute=1, end_minute=2)]

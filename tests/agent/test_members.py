@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.adapters.node_records import OverlayBeacon, OverlayEntry, RuntimeName
+from orchestrator.adapters.runtimes import RuntimeUnavailableError
 from orchestrator.agent.members import Members
-from orchestrator.api.v1 import worker_pb2
+from orchestrator.api.v1 import common_pb2, overlay_pb2, worker_pb2
 from tests.agent.fakes import HOST, FakeNodes, desired_member, settled
 
 SOON_MS = 2_000_000
@@ -195,3 +197,150 @@ async def test_members_nothing_wanted_ends_everything_and_is_empty(
     await converge(members)
     assert (before, members.empty) == (False, True)
     assert members.report() == []
+
+
+# ------------------------------------------------------------ boxes and the overlay
+
+RUNTIME = common_pb2.Runtime(name="default", digest="aa" * 32)
+
+
+def membership(
+    certificate: bytes = b"certificate", blocked: tuple[str, ...] = ()
+) -> overlay_pb2.OverlayMembership:
+    """What a boxed member of several machines is told; without a certificate until its key is known."""
+    return overlay_pb2.OverlayMembership(
+        address="198.18.1.7/15",
+        certificate=certificate,
+        authorities=b"authorities",
+        group="cluster-c-1",
+        beacons=[overlay_pb2.OverlayBeacon(address="198.18.0.1", endpoint="192.0.2.1:4242", bridge="")],
+        blocked=blocked,
+    )
+
+
+def entry(certificate: str = "certificate", blocked: tuple[str, ...] = ()) -> OverlayEntry:
+    """The same as the driver is told it."""
+    return OverlayEntry(
+        address="198.18.1.7/15",
+        certificate=certificate,
+        authorities="authorities",
+        group="cluster-c-1",
+        beacons=(OverlayBeacon("198.18.0.1", "192.0.2.1:4242", ""),),
+        blocked=blocked,
+    )
+
+
+def boxed(**fields: object) -> worker_pb2.DesiredMember:
+    return desired_member("m-0", "d0", isolation="box", runtime=RUNTIME, **fields)
+
+
+async def test_members_boxed_order_names_isolation_runtime_address_and_devices(
+    members: Members, nodes: FakeNodes
+) -> None:
+    members.want([boxed(overlay=membership())])
+    await converge(members)
+    order = nodes.orders["m-0"]
+    assert (order.isolation, order.runtime) == ("box", RuntimeName("default", "aa" * 32))
+    assert (order.overlay_address, order.device_ids, order.gpus) == ("198.18.1.7/15", ("d0",), 1)
+
+
+async def test_members_container_order_names_its_image(members: Members, nodes: FakeNodes) -> None:
+    image = f"docker.io/team/image@sha256:{'ab' * 32}"
+    members.want([desired_member("m-0", "d0", isolation="container", image=image)])
+    await converge(members)
+    order = nodes.orders["m-0"]
+    assert (order.isolation, order.image, order.runtime) == ("container", image, None)
+
+
+@pytest.mark.parametrize("told", ["", "none", "vault"])
+async def test_members_order_of_an_unknown_or_no_isolation_is_bare(
+    members: Members, nodes: FakeNodes, told: str
+) -> None:
+    members.want([desired_member("m-0", "d0", isolation=told)])
+    await converge(members)
+    order = nodes.orders["m-0"]
+    assert (order.isolation, order.runtime, order.overlay_address) == ("none", None, "")
+    assert nodes.entries["m-0"] == [None]
+
+
+async def test_members_runtime_that_cannot_be_had_fails_the_member_with_the_reason(
+    members: Members, nodes: FakeNodes
+) -> None:
+    nodes.prepare_error = RuntimeUnavailableError("no package index can be reached")
+    members.want([boxed()])
+    await converge(members)
+    (report,) = members.report()
+    assert (report.phase, report.reason) == (
+        worker_pb2.MEMBER_PHASE_FAILED,
+        "no package index can be reached",
+    )
+    assert nodes.calls == [("prepare", "m-0")]
+
+
+async def test_members_that_build_their_runtime_are_reported_as_provisioning(
+    members: Members, nodes: FakeNodes
+) -> None:
+    members.want([boxed(stage=worker_pb2.MEMBER_STAGE_PREPARE)])
+    members.observe()
+    members.converge()
+    nodes.become("m-0", "provisioning")
+    members.observe()
+    assert phase_of(members, "m-0") == worker_pb2.MEMBER_PHASE_PROVISIONING
+
+
+async def test_members_in_an_overlay_start_only_with_their_certificate(
+    members: Members, nodes: FakeNodes
+) -> None:
+    members.want([boxed(overlay=membership(b""))])
+    await converge(members)
+    assert nodes.calls == [("prepare", "m-0")]
+    members.want([boxed(overlay=membership())])
+    await converge(members)
+    assert nodes.calls == [("prepare", "m-0"), ("start", "m-0")]
+    assert nodes.entries["m-0"] == [entry()]
+
+
+async def test_members_boxed_without_an_overlay_wait_for_no_certificate(
+    members: Members, nodes: FakeNodes
+) -> None:
+    members.want([boxed()])
+    await converge(members)
+    assert nodes.calls == [("prepare", "m-0"), ("start", "m-0")]
+
+
+async def test_members_renewed_certificate_and_who_is_shut_out_reach_a_running_node(
+    members: Members, nodes: FakeNodes
+) -> None:
+    members.want([boxed(overlay=membership())])
+    await converge(members)
+    nodes.come_up("m-0")
+    await converge(members)
+    members.want([boxed(overlay=membership(b"renewed"))])
+    members.want([boxed(overlay=membership(b"renewed", ("ab",)))])
+    assert nodes.entries["m-0"] == [entry(), entry("renewed"), entry("renewed", ("ab",))]
+
+
+async def test_members_certificate_before_the_start_goes_with_the_start_alone(
+    members: Members, nodes: FakeNodes
+) -> None:
+    members.want([boxed(overlay=membership(), stage=worker_pb2.MEMBER_STAGE_PREPARE)])
+    await converge(members)
+    members.want([boxed(overlay=membership(b"renewed"))])
+    assert ("enter_overlay", "m-0") not in nodes.calls
+    await converge(members)
+    assert nodes.entries["m-0"] == [entry("renewed")]
+
+
+@pytest.mark.parametrize("error", [KeyError("m-0"), OSError("disk full"), ValueError("no bridge")])
+async def test_members_renewal_that_fails_leaves_the_node_running(
+    members: Members, nodes: FakeNodes, error: Exception
+) -> None:
+    members.want([boxed(overlay=membership())])
+    await converge(members)
+    nodes.come_up("m-0")
+    await converge(members)
+    nodes.enter_error = error
+    members.want([boxed(overlay=membership(b"renewed"))])
+    await converge(members)
+    assert members.running() == ["m-0"]
+    assert phase_of(members, "m-0") == worker_pb2.MEMBER_PHASE_UP

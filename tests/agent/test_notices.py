@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.adapters.clock import boottime_ms
+from orchestrator.adapters.node_records import NodeOrder
 from orchestrator.agent.heads import HeadDuty
 from orchestrator.agent.nodes import RayNodes
 from orchestrator.agent.notices import Notices, Warned
@@ -111,10 +112,10 @@ def test_owners_reclaim_covers_every_local_member_and_can_be_taken_back() -> Non
 
 async def test_real_node_has_the_file_beside_its_token_and_takes_it_away(tmp_path: Path) -> None:
     nodes = RayNodes(tmp_path, lock_dir=tmp_path)
-    await nodes.prepare("m1", "c-1", "solo", 0, 1, {})
+    await nodes.prepare(NodeOrder("m1", "c-1", "solo", 0, 1))
     nodes.notify("m1", b"{}")
-    path = tmp_path / "members" / "m1" / "notice.json"
-    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"{}", 0o600)
+    path = tmp_path / "members" / "m1" / "shared" / "notice.json"
+    assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"{}", 0o644)
     nodes.notify("m1", b"")
     nodes.notify("m1", b"")
     assert not path.exists()

@@ -23,7 +23,7 @@ from orchestrator.agent.owner import (
     socket_path,
 )
 from orchestrator.agent.wishes import Wishes
-from orchestrator.api.v1 import agent_pb2, common_pb2, worker_pb2
+from orchestrator.api.v1 import agent_pb2, common_pb2, standing_pb2, terms_pb2, worker_pb2
 from orchestrator.api.v1.agent_pb2_grpc import AgentServiceStub
 from tests.agent.fakes import (
     FakeChannel,
@@ -75,9 +75,13 @@ class Machine:
             worker_id="wrk_1",
             name="attic",
             agent_version="1.2.3",
-            standing=lambda: worker_pb2.Standing(reliability_bp=9_000),
+            standing=lambda: standing_pb2.Standing(reliability_bp=9_000),
             notice_ms=lambda: TERMS_NOTICE_MS,
             not_after_ms=lambda: 5,
+            isolation="box",
+            overlay="none",
+            remarks=("serves one-machine clusters only",),
+            runtimes=lambda: [agent_pb2.AgentRuntime(name="default", state="building")],
         )
         self.service = OwnerService(about, self.agent, self.wishes, self.clock, ack_s=0.05)
 
@@ -137,6 +141,9 @@ async def test_get_agent_shows_who_it_is_and_why_it_is_not_connected(machine: Ma
     assert (shown.worker_id, shown.name, shown.agent_version) == ("wrk_1", "attic", "1.2.3")
     assert (shown.connected, shown.last_error) == (False, "connection refused")
     assert (shown.standing.reliability_bp, shown.certificate_not_after_unix_ms) == (9_000, 5)
+    assert (shown.isolation, shown.overlay) == ("box", "none")
+    assert list(shown.remarks) == ["serves one-machine clusters only"]
+    assert [(one.name, one.state) for one in shown.runtimes] == [("default", "building")]
 
 
 async def test_reclaim_reaches_the_network_and_the_jobs_at_once(machine: Machine) -> None:
@@ -261,7 +268,7 @@ async def test_uncordon_before_the_end_leaves_what_runs_alone(machine: Machine) 
         (reclaim(notice_ms=86_400_000).wish, "notice_ms: at most 3600000 ms"),
         (worker_pb2.OwnerWish(cordon=worker_pb2.Cordon(reason="a\nb")), "reason: one line"),
         (worker_pb2.OwnerWish(cordon=worker_pb2.Cordon(reason="a" * 201)), "reason: one line"),
-        (worker_pb2.OwnerWish(terms=worker_pb2.Terms(committed=True, notice_ms=5)), "a committed worker"),
+        (worker_pb2.OwnerWish(terms=terms_pb2.Terms(committed=True, notice_ms=5)), "a committed worker"),
     ],
 )
 async def test_wish_that_nobody_can_mean_is_refused_with_its_field(

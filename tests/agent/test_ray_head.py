@@ -76,7 +76,10 @@ async def server() -> AsyncIterator[RayServer]:
 
 @pytest.fixture
 async def head(server: RayServer, tmp_path: Path) -> AsyncIterator[RayHead]:
-    made = RayHead(NodeStatus("up", dashboard_url=server.url, session_dir=str(tmp_path)), "secret")
+    made = RayHead(
+        NodeStatus("up", dashboard_url=server.url, session_dir=str(tmp_path), temp_dir=str(tmp_path.parent)),
+        "secret",
+    )
     yield made
     await made.close()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.agent.wishes import WISHES_FILE, Reclaim, Wishes
-from orchestrator.api.v1 import worker_pb2
+from orchestrator.api.v1 import terms_pb2, worker_pb2
 from tests.agent.fakes import FakeChannel, FakeClock, settled
 
 CORDON = worker_pb2.OwnerWish(cordon=worker_pb2.Cordon(reason="cleaning"))
@@ -18,7 +18,7 @@ UNCORDON = worker_pb2.OwnerWish(uncordon=worker_pb2.Uncordon())
 RECLAIM = worker_pb2.OwnerWish(reclaim=worker_pb2.Reclaim(reason="mine", notice_ms=30_000))
 BUSY = worker_pb2.OwnerWish(reclaim=worker_pb2.Reclaim(reason="playing", busy=True))
 IDLE = worker_pb2.OwnerWish(uncordon=worker_pb2.Uncordon(busy_only=True))
-TERMS = worker_pb2.OwnerWish(terms=worker_pb2.Terms(idle_only=True))
+TERMS = worker_pb2.OwnerWish(terms=terms_pb2.Terms(idle_only=True))
 
 
 @asynccontextmanager

@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from orchestrator.api.v1 import common_pb2, jobs_pb2, ledger_pb2, operator_pb2, telemetry_pb2
+from orchestrator.adapters.runtimes import Runtime
+from orchestrator.api.v1 import common_pb2, jobs_pb2, ledger_pb2, operator_pb2, overlay_pb2, telemetry_pb2
 from orchestrator.api.v1.jobs_pb2_grpc import JobsServiceServicer
 from orchestrator.api.v1.ledger_pb2_grpc import LedgerServiceServicer
 from orchestrator.api.v1.operator_pb2_grpc import OperatorServiceServicer
@@ -20,6 +21,7 @@ ADMIN = "adm_secret-of-the-operator"
 TENANT = "tnt_secret-of-a-tenant"
 HOSTILE_NAME = "lab\x1b[31m[bold]\nsecond"
 SECRET = "sup_fresh-secret"
+REMARK = "serves one-machine clusters only: no /dev/net/tun"
 LOG = b"epoch 1\n\x00\xff binary\nepoch 2\n"
 
 
@@ -32,8 +34,10 @@ def worker() -> operator_pb2.Worker:
         simulated=True,
     )
     inventory = common_pb2.Inventory(
-        hardware_class=common_pb2.HARDWARE_CLASS_CONSUMER, devices=[device], slots=1, isolation="none"
+        hardware_class=common_pb2.HARDWARE_CLASS_CONSUMER, devices=[device], slots=1, isolation="box"
     )
+    inventory.overlay = "none"
+    inventory.remarks.append(REMARK)
     return operator_pb2.Worker(
         worker_id="wrk_1",
         name="attic",
@@ -96,6 +100,10 @@ class FakeOperator(OperatorServiceServicer):
             receipts=7,
             isolation="none",
             receipt_public_key=CONTROL_PUBLIC.hex(),
+            remarks=[
+                operator_pb2.StatusRemark(text="no isolation, so no job comes here", workers=2),
+                operator_pb2.StatusRemark(text="serves one-machine clusters only", workers=1),
+            ],
         )
 
     def CreateTenant(
@@ -153,7 +161,9 @@ class FakeOperator(OperatorServiceServicer):
         )
         known = self.known(request)
         known.devices_held = self.held.pop(0) if self.held else known.devices_held
-        return operator_pb2.GetWorkerResponse(worker=known, samples=[sample])
+        measured = overlay_pb2.PathMeasured(peer_id="wrk_2", sent=20, received=19, rtt_median_us=42_500)
+        path = operator_pb2.WorkerPath(measured=measured, peer_name="cellar", age_ms=61_000)
+        return operator_pb2.GetWorkerResponse(worker=known, samples=[sample], paths=[path])
 
     def CordonWorker(
         self, request: operator_pb2.CordonWorkerRequest, context: Any
@@ -211,7 +221,22 @@ class FakeOperator(OperatorServiceServicer):
         return operator_pb2.ListClustersResponse(clusters=[self.cluster()])
 
     def GetCluster(self, request: Any, context: Any) -> operator_pb2.GetClusterResponse:
-        return operator_pb2.GetClusterResponse(cluster=self.cluster())
+        measured = overlay_pb2.PathMeasured(
+            peer_id="clu_1-0",
+            sent=20,
+            received=19,
+            rtt_min_us=20_000,
+            rtt_median_us=21_400,
+            rtt_p90_us=25_000,
+            jitter_us=950,
+            bandwidth_bits_per_s=34_800_000,
+        )
+        silent = overlay_pb2.PathMeasured(peer_id="clu_1-9", sent=2)
+        bus = overlay_pb2.BusMeasured(
+            method="ring", ranks=3, size_bytes=4 << 20, bus_bits_per_s=2_500_000_000
+        )
+        paths = [operator_pb2.ClusterPath(member_id="clu_1-1", measured=one) for one in (measured, silent)]
+        return operator_pb2.GetClusterResponse(cluster=self.cluster(), paths=paths, bus=bus)
 
     def ListReceipts(self, request: Any, context: Any) -> operator_pb2.ListReceiptsResponse:
         receipt = operator_pb2.Receipt(receipt_id="rct_1", job_id="job_1", billed_ms=61_005, state="posted")
@@ -226,16 +251,47 @@ class FakeOperator(OperatorServiceServicer):
         return operator_pb2.Cluster(cluster_id="clu_1", phase="ready", members=[member])
 
 
+def small_runtime(name: str, extra: str = "") -> common_pb2.Runtime:
+    """A runtime of two or three packages."""
+    hashed = f"--hash=sha256:{'ab' * 32}"
+    lock = "".join(f"{one} {hashed}\n" for one in ("ray==2.60.0", "numpy==2.4.1", extra) if one).encode()
+    runtime = Runtime(name, "3.11", "2.60.0", lock, ("ray[default]==2.60.0", "numpy"))
+    return common_pb2.Runtime(
+        name=name,
+        digest=runtime.digest,
+        python=runtime.python,
+        ray_version=runtime.ray_version,
+        packages=runtime.packages,
+        lock=lock,
+    )
+
+
 class FakeJobs(JobsServiceServicer):
     """One job, whose log may break off in the middle."""
 
     def __init__(self) -> None:
+        self.runtimes = [small_runtime("default"), small_runtime("torch", "torch==2.12.0")]
         self.break_after: int | None = None
         self.hold: Callable[[], None] | None = None
         self.offsets: list[int] = []
 
     def ListJobs(self, request: Any, context: Any) -> jobs_pb2.ListJobsResponse:
         return jobs_pb2.ListJobsResponse(jobs=[job()])
+
+    def ListRuntimes(self, request: Any, context: Any) -> jobs_pb2.ListRuntimesResponse:
+        response = jobs_pb2.ListRuntimesResponse(runtimes=self.runtimes)
+        for runtime in response.runtimes:
+            runtime.ClearField("lock")
+        return response
+
+    def GetRuntime(self, request: jobs_pb2.GetRuntimeRequest, context: Any) -> jobs_pb2.GetRuntimeResponse:
+        for runtime in self.runtimes:
+            if request.name in (runtime.name, runtime.digest[:12]):
+                return jobs_pb2.GetRuntimeResponse(runtime=runtime)
+        context.abort(
+            grpc.StatusCode.NOT_FOUND, f"no runtime named {request.name!r}: did you mean 'default'?"
+        )
+        return jobs_pb2.GetRuntimeResponse()
 
     def GetJob(self, request: jobs_pb2.GetJobRequest, context: Any) -> jobs_pb2.GetJobResponse:
         if request.job not in ("job_1", "raysubmit_1"):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.api.v1 import operator_pb2
+from orchestrator.api.v1 import common_pb2, operator_pb2
+from orchestrator.cli.wording import isolation_text
 from tests.cli.conftest import Control, Orch
-from tests.cli.control import SECRET, lines_with
+from tests.cli.control import REMARK, SECRET, lines_with
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,8 @@ from tests.cli.control import SECRET, lines_with
         ("job stop job_1", "stopped"),
         ("cluster list", "clusters"),
         ("cluster show clu_1", "cluster"),
+        ("runtime list", "runtimes"),
+        ("runtime show default", "runtime"),
         ("receipt list", "receipts"),
         ("receipt show rct_1", "schema"),
         ("ledger balance", "balances"),
@@ -45,6 +48,13 @@ def test_output_json_empty_list_and_zero_are_present(admin: Orch) -> None:
     assert json.loads(admin("status", "-o", "json").out)["devices"] == 0
 
 
+def test_status_remarks_of_workers_are_counted_and_beside_the_result(admin: Orch) -> None:
+    answer = admin("status")
+    assert "2 workers: no isolation, so no job comes here" in answer.err
+    assert "1 worker: serves one-machine" in answer.err
+    assert "no job comes here" not in answer.out
+
+
 def test_ledger_balance_beyond_doubles_is_exact(admin: Orch) -> None:
     balances = json.loads(admin("ledger", "balance", "-o", "json").out)["balances"]
     assert [entry["credits"] for entry in balances] == [str(2**53 + 1), "0"]
@@ -53,12 +63,44 @@ def test_ledger_balance_beyond_doubles_is_exact(admin: Orch) -> None:
 
 def test_worker_list_simulated_device_is_shown_as_such(admin: Orch) -> None:
     assert lines_with(
-        admin("worker", "list").out, "attic", "north", "consumer", "RTX4090 (simulated)", "live"
+        admin("worker", "list").out,
+        "attic",
+        "north",
+        "consumer",
+        "RTX4090 (simulated)",
+        "live",
+        "box",
+        "none",
     )
+
+
+def test_worker_list_says_what_keeps_a_machine_from_more(admin: Orch) -> None:
+    assert f"attic: {REMARK}" in admin("worker", "list").err
+
+
+@pytest.mark.parametrize(
+    ("inventory", "text"),
+    [
+        (common_pb2.Inventory(isolation="container"), "container"),
+        (common_pb2.Inventory(isolation="none", unisolated=True), "none (with the owner's consent)"),
+        (common_pb2.Inventory(isolation="none"), "none (without the owner's consent)"),
+    ],
+)
+def test_isolation_text_tells_consent_where_there_is_none(inventory: common_pb2.Inventory, text: str) -> None:
+    assert isolation_text(inventory) == text
 
 
 def test_cluster_show_simulated_device_is_shown_as_such(admin: Orch) -> None:
     assert lines_with(admin("cluster", "show", "clu_1").out, "clu_1-1", "RTX4090 (simulated)")
+
+
+def test_cluster_show_tells_how_its_members_reach_each_other(admin: Orch) -> None:
+    out = admin("cluster", "show", "clu_1").out
+    assert lines_with(out, "all-reduce", "2.50 Gbit/s bus bandwidth (ring, 4096 KiB over 3 members)")
+    assert lines_with(out, "attic", "clu_1-0", "21.4 ms", "25.0 ms", "0.9 ms", "5 %", "34.8 Mbit/s")
+    (silent,) = lines_with(out, "attic", "clu_1-9", "100 %")
+    assert "ms" not in silent
+    assert json.loads(admin("cluster", "show", "clu_1", "-o", "json").out)["bus"]["method"] == "ring"
 
 
 def test_job_show_prints_attempts_members_and_why(admin: Orch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import shutil
 import stat
 import subprocess
@@ -19,11 +18,8 @@ from orchestrator.adapters.host import Host, Wsl
 from orchestrator.adapters.systemd import Done, Scope, Systemd
 from orchestrator.cli.errors import CliError
 from orchestrator.cli.service import (
-    Owner,
-    Plan,
     check_purge,
     install_version,
-    owner_of,
     require_manager,
 )
 from tests.cli.conftest import Control, Orch
@@ -273,42 +269,6 @@ def test_require_manager_wsl2_without_systemd_names_its_switch(tmp_path: Path) -
     host = Host(wsl=Wsl.WSL2, kernel="", user="ada", uid=1000, timezone="UTC")
     with pytest.raises(CliError, match=r"/etc/wsl\.conf.*wsl --shutdown"):
         require_manager(nowhere, host)
-
-
-# ------------------------------------------------------------ for the machine
-
-
-def test_owner_of_system_service_is_never_root_by_itself() -> None:
-    with pytest.raises(CliError, match=r"--run-as: .*root would give every job the whole machine"):
-        owner_of(Scope.SYSTEM, "", {})
-
-
-def test_owner_of_system_service_is_named_or_who_called_sudo() -> None:
-    daemon = pwd.getpwnam("daemon")
-    assert owner_of(Scope.SYSTEM, "", {"SUDO_USER": "daemon"}) == Owner(
-        "daemon", daemon.pw_uid, daemon.pw_gid
-    )
-    assert owner_of(Scope.SYSTEM, "root", {"SUDO_USER": "daemon"}).uid == 0
-    with pytest.raises(CliError, match="no user 'nobody-at-all'"):
-        owner_of(Scope.SYSTEM, "nobody-at-all", {})
-
-
-def test_owner_of_user_service_is_the_user() -> None:
-    assert owner_of(Scope.USER, "", {"SUDO_USER": "daemon"}).uid == os.getuid()
-    with pytest.raises(CliError, match="only with --system"):
-        owner_of(Scope.USER, "daemon", {})
-
-
-def test_plan_of_the_machine_keeps_files_of_the_agents_user_in_a_folder_of_another(tmp_path: Path) -> None:
-    me = pwd.getpwuid(os.getuid())
-    plan = Plan(Scope.SYSTEM, Owner(me.pw_name, me.pw_uid, me.pw_gid), tmp_path / "orch-worker")
-    plan.write("slots = 1\n", SECRET)
-    assert stat.S_IMODE(plan.config_dir.stat().st_mode) == 0o755
-    for path in (plan.config_file, plan.token_file):
-        assert (path.stat().st_uid, stat.S_IMODE(path.stat().st_mode)) == (me.pw_uid, 0o600)
-    assert f"User={me.pw_name}" in plan.unit_text(30_000)
-    plan.write("slots = 1\n", None)
-    assert not plan.token_file.exists()
 
 
 # ------------------------------------------------------------ status and logs

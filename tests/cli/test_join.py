@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -120,42 +121,72 @@ def test_machine_name_bad_one_is_refused(name: str) -> None:
 # ------------------------------------------------------------ consent
 
 
+def consent(isolation: str, egress: str = "internet") -> str:
+    return " ".join(consent_lines("ada", isolation, egress, Path("/keys")))
+
+
 def test_consent_lines_without_a_box_hide_nothing() -> None:
-    text = " ".join(consent_lines("ada", "none", Path("/keys")))
-    assert "strangers' code" in text
-    assert "isolation none" in text
-    assert "ada may read" in text
+    text = consent("none")
+    assert "strangers' code, with isolation none" in text
+    assert "everything that ada can" in text
+    assert "the agent's keys, the internet and your own network" in text
     assert "/keys" in text
-    assert "stands between them and the rest" in consent_lines("ada", "box", Path("/keys"))[0]
 
 
-def test_consent_is_remembered_for_its_own_text_only(tmp_path: Path) -> None:
-    assert not has_consented(tmp_path / "new")
-    record_consent(tmp_path / "new", 1_000)
-    assert has_consented(tmp_path / "new")
-    (tmp_path / "new/consent.json").write_text('{"version": 0}')
-    assert not has_consented(tmp_path / "new")
-    (tmp_path / "new/consent.json").write_text("no JSON")
-    assert not has_consented(tmp_path / "new")
+@pytest.mark.parametrize("isolation", ["auto", "box", "container"])
+def test_consent_lines_with_isolation_say_what_it_keeps_and_what_it_cannot(isolation: str) -> None:
+    text = consent(isolation)
+    assert "none of your files, of your other programs and of the agent's keys" in text
+    assert "its own cluster and the internet, but nothing of your own network" in text
+    assert "shares this machine's kernel and GPU driver" in text
+    assert ("where it can do none, no job comes here" in text) is (isolation == "auto")
 
 
+@pytest.mark.parametrize("isolation", ["auto", "box", "container", "none"])
+@pytest.mark.parametrize("user", ["root", "ada"])
+def test_consent_lines_agent_that_is_root_says_why_and_that_no_job_is(user: str, isolation: str) -> None:
+    text = " ".join(consent_lines(user, isolation, "internet", Path("/keys")))
+    isolated = user == "root" and isolation != "none"
+    assert ("the agent runs as root, which boxes" in text) is isolated
+    assert ("No job ever runs as root" in text) is isolated
+
+
+def test_consent_lines_without_egress_say_so() -> None:
+    assert "neither the internet nor your own network" in consent("auto", "none")
+
+
+def test_consent_is_remembered_for_its_own_meaning_only(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    assert not has_consented(folder, "auto", "internet")
+    record_consent(folder, "auto", "internet", 1_000)
+    assert has_consented(folder, "auto", "internet")
+    assert not has_consented(folder, "none", "internet")
+    record_consent(folder, "auto", "none", 1_000)
+    assert not has_consented(folder, "auto", "internet")
+    for damaged in ('{"version": 1, "given_at_ms": 1000}', "no JSON", "[]"):
+        (folder / "consent.json").write_text(damaged)
+        assert not has_consented(folder, "auto", "none")
+
+
+@pytest.mark.parametrize("isolation", ["auto", "none"])
 @pytest.mark.parametrize(("wsl", "named"), [(Wsl.WSL2, True), (None, False)])
-def test_require_consent_windows_guest_is_named(
+def test_require_consent_windows_guest_and_root_are_named(
     environment: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     wsl: Wsl | None,
     named: bool,
+    isolation: Literal["auto", "none"],
 ) -> None:
     host = Host(wsl=wsl, kernel="", user="ada", uid=1000, timezone="UTC")
-    settings = WorkerSettings(yes=True)
+    settings = WorkerSettings(yes=True, isolation=isolation)
     wanted = Wanted(settings, "127.0.0.1:1", "attic", (), tmp_path, Terms(), host)
     require_consent(wanted, "ada", remember=True)
     said = capsys.readouterr().err
     assert ("WSL2 guest of Windows" in said) is named
     assert "as root" not in said
     require_consent(wanted, "root", remember=True)
-    assert "warning: as root, jobs may do anything" in capsys.readouterr().err
+    assert ("warning: as root, jobs may do anything" in capsys.readouterr().err) is (isolation == "none")
 
 
 def own_environment(home: Path) -> dict[str, str]:
@@ -203,11 +234,15 @@ def test_join_at_a_terminal_asks_once_and_no_means_nothing_happens(tmp_path: Pat
     assert not (tmp_path / ".orchestrator").exists()
     agreed = at_a_terminal(tmp_path, b"y\n", "--no-gpus")
     assert f"cannot reach the control plane at {NOBODY_LISTENS}" in agreed.err
-    assert json.loads((tmp_path / ".orchestrator/agent/consent.json").read_text())["version"] == 1
+    assert json.loads((tmp_path / ".orchestrator/agent/consent.json").read_text())["isolation"] == "auto"
     again = at_a_terminal(tmp_path, b"", "--no-gpus")
     assert "What runs here" in again.err
     assert "[y/N]" not in again.err
     assert again.code == 2
+    # Whoever agreed to boxes has not agreed to go without.
+    other = at_a_terminal(tmp_path, b"\n", "--no-gpus", "--isolation", "none")
+    assert "Offer this machine? [y/N]" in other.err
+    assert other.code == 1
 
 
 def test_join_at_a_terminal_yes_needs_no_answer(tmp_path: Path) -> None:
@@ -242,6 +277,11 @@ def test_join_in_a_script_says_what_will_run_and_goes_on(tmp_path: Path) -> None
         (("--simulate", "RTX4090x1", "--no-gpus"), "--simulate and --no-gpus"),
         (("--control-plane", "https://x"), "--control-plane: HOST:PORT"),
         (("--slots", "65"), "ORCH_WORKER_SLOTS"),
+        (("--isolation", "boxes"), "'none', 'box' or 'container' (--isolation or ORCH_WORKER_ISOLATION)"),
+        (("--overlay", "wireguard"), "'none' or 'nebula' (--overlay or ORCH_WORKER_OVERLAY)"),
+        (("--egress", "lan"), "'internet' or 'none' (--egress or ORCH_WORKER_EGRESS)"),
+        (("--isolation", "none", "--overlay", "nebula"), "--isolation none and --overlay nebula"),
+        (("--isolation", "none", "--egress", "none"), "--isolation none and --egress none"),
         (("--price", "H100=cheap"), "--price"),
         (("--tier", "committed"), "--notice: a committed worker"),
         (("--schedule", "sometimes"), "--schedule"),
@@ -280,15 +320,18 @@ def test_worker_join_everything_asked_for_reaches_the_agent(
     environment.setenv("ORCH_JOIN_TOKEN", "made-up")
     environment.setenv("ORCH_WORKER_PRICE", "RTX4090=0.35")
     config = tmp_path / "worker.toml"
-    config.write_text(f'zone = "home"\nca_pin = "{PIN}"\nidle_only = true\nslots = 3\n')
+    config.write_text(f'zone = "home"\nca_pin = "{PIN}"\nidle_only = true\nslots = 3\nisolation = "box"\n')
+    environment.setenv("ORCH_WORKER_EGRESS", "none")
     offer = ("--simulate", "RTX4090x2", "--slots", "2", "--head-slots", "1", "--cpus", "4", "--name", "attic")
-    answer = orch("worker", "join", "--config", str(config), *offer, "--data-dir", str(tmp_path / "agent"))
+    more = ("--overlay", "none", "--data-dir", str(tmp_path / "agent"))
+    answer = orch("worker", "join", "--config", str(config), *offer, *more)
     assert answer.code == 0
     (asked,) = agent.asked
     assert (asked.control_plane, asked.join_token, asked.name) == ("127.0.0.1:7443", "made-up", "attic")
     assert (asked.simulate, asked.gpus, asked.cpus) == (("RTX4090x2",), True, 4)
     assert asked.ca_pin == PIN
     assert (asked.slots, asked.head_slots, asked.zone) == (2, 1, "home")
+    assert (asked.isolation, asked.overlay, asked.egress) == ("box", "none", "none")
     assert asked.data_dir == tmp_path / "agent"
     assert asked.terms == Terms(asks=(Ask("RTX4090", 350_000),), idle_only=True)
     assert "made-up" not in repr(asked)

@@ -14,15 +14,15 @@ import grpc
 import pytest
 
 from orchestrator.agent.owner import socket_path
-from orchestrator.api.v1 import agent_pb2, worker_pb2
+from orchestrator.api.v1 import agent_pb2, standing_pb2, terms_pb2, worker_pb2
 from orchestrator.api.v1.agent_pb2_grpc import AgentServiceServicer, add_AgentServiceServicer_to_server
 from orchestrator.cli import owner
 from tests.cli.conftest import Control, Orch
-from tests.cli.control import lines_with
+from tests.cli.control import REMARK, lines_with
 
-TERMS = worker_pb2.Terms(
-    asks=[worker_pb2.Ask(model="RTX4090", microcredits_per_gpu_hour=350_000)],
-    schedule=[worker_pb2.WeekWindow(start_minute=22 * 60, end_minute=31 * 60)],
+TERMS = terms_pb2.Terms(
+    asks=[terms_pb2.Ask(model="RTX4090", microcredits_per_gpu_hour=350_000)],
+    schedule=[terms_pb2.WeekWindow(start_minute=22 * 60, end_minute=31 * 60)],
     notice_ms=30_000,
     webhook_url="https://example.org/secret-path",
 )
@@ -36,8 +36,8 @@ class FakeAgent(AgentServiceServicer):
         self.members = 1
         self.end_on = "reclaim"
         self.refusal = ""
-        self.standing: worker_pb2.Standing | None = worker_pb2.Standing(
-            terms=TERMS, holds=[worker_pb2.WorkerHold(kind="owner", reason="dust", since_unix_ms=1_000)]
+        self.standing: standing_pb2.Standing | None = standing_pb2.Standing(
+            terms=TERMS, holds=[standing_pb2.WorkerHold(kind="owner", reason="dust", since_unix_ms=1_000)]
         )
 
     def GetAgent(self, request: Any, context: Any) -> agent_pb2.GetAgentResponse:
@@ -48,7 +48,20 @@ class FakeAgent(AgentServiceServicer):
         if any(wish.WhichOneof("wish") == self.end_on for wish in self.wishes) and self.members:
             self.members -= 1
         return agent_pb2.GetAgentResponse(
-            worker_id="wrk_1", name="attic", connected=True, standing=self.standing, members=members
+            worker_id="wrk_1",
+            name="attic",
+            connected=True,
+            standing=self.standing,
+            members=members,
+            isolation="box",
+            overlay="none",
+            remarks=[REMARK],
+            runtimes=[
+                agent_pb2.AgentRuntime(name="default", digest="ab" * 32, state="ready"),
+                agent_pb2.AgentRuntime(
+                    name="torch", digest="cd" * 32, state="failed", detail="the disk is full"
+                ),
+            ],
         )
 
     def Ask(self, request: agent_pb2.AskRequest, context: Any) -> agent_pb2.AskResponse:
@@ -161,7 +174,7 @@ def test_terms_are_shown_without_the_secret_of_the_webhook(orch: Orch, agent: Fa
 
 def test_terms_change_only_what_is_given(orch: Orch, agent: FakeAgent) -> None:
     assert orch("worker", "terms", "--max-lease", "12h", "--idle-only").code == 0
-    wanted = worker_pb2.Terms()
+    wanted = terms_pb2.Terms()
     wanted.CopyFrom(TERMS)
     wanted.lease_max_ms, wanted.idle_only = 12 * 3_600_000, True
     assert agent.wishes[0].terms == wanted
@@ -244,6 +257,11 @@ def test_status_prefers_the_running_agent(orch: Orch, agent: FakeAgent, tmp_path
     assert answer.code == 0
     assert lines_with(answer.out, "connected", "yes")
     assert lines_with(answer.out, "members", "m0 (up)")
+    assert lines_with(answer.out, "isolation", "box")
+    assert lines_with(answer.out, "overlay", "none")
+    assert lines_with(answer.out, "remark 1", REMARK)
+    assert lines_with(answer.out, "runtime default", "ready (abababababab)")
+    assert lines_with(answer.out, "runtime torch", "failed (cdcdcdcdcdcd): the disk is full")
     assert lines_with(answer.out, "hold 1", "owner: dust (since 1970-01-01 00:00:01Z)")
     assert "ORCH_TOKEN" not in answer.err
     shown = json.loads(orch("worker", "status", "-o", "json").out)

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from orchestrator.api.v1 import common_pb2, operator_pb2, telemetry_pb2, worker_pb2
+from orchestrator.api.v1 import common_pb2, operator_pb2, standing_pb2, telemetry_pb2, terms_pb2
 from orchestrator.cli.standings import sample_rows, span_text, standing_fields, terms_fields
 from tests.cli.conftest import Control, Orch
-from tests.cli.control import lines_with
+from tests.cli.control import REMARK, lines_with
 
 
 def test_show_has_the_worker_its_devices_and_their_measurements(admin: Orch, control: Control) -> None:
@@ -19,8 +19,11 @@ def test_show_has_the_worker_its_devices_and_their_measurements(admin: Orch, con
     assert lines_with(answer.out, "worker", "wrk_1")
     assert lines_with(answer.out, "reliability", "%")
     assert lines_with(answer.out, "patience", "the network's")
+    assert lines_with(answer.out, "isolation", "box")
+    assert lines_with(answer.out, "remarks", REMARK)
     assert lines_with(answer.out, "dev_1", "RTX4090 (simulated)")
     assert lines_with(answer.out, "dev_1", "50%", "61 °C", "220 of 0 W")
+    assert lines_with(answer.out, "cellar", "42.5 ms", "5 %", "ago")
 
 
 @pytest.mark.parametrize(
@@ -102,12 +105,12 @@ def test_authority_retire_passes_force_on(admin: Orch, control: Control) -> None
 
 
 def test_standing_reads_as_sentences() -> None:
-    standing = worker_pb2.Standing(
-        holds=[worker_pb2.WorkerHold(kind="flapping", reason="came and went", until_unix_ms=60_000)],
-        device_holds=[worker_pb2.DeviceHold(device_id="gpu-1", reason="xid: XID 79")],
+    standing = standing_pb2.Standing(
+        holds=[standing_pb2.WorkerHold(kind="flapping", reason="came and went", until_unix_ms=60_000)],
+        device_holds=[standing_pb2.DeviceHold(device_id="gpu-1", reason="xid: XID 79")],
         reliability_bp=8_765,
         reliability_reasons=["3 leases kept", "1 lost"],
-        alerts=[worker_pb2.OwnerAlert(kind="offline", text="silent for 5 minutes", at_unix_ms=1_000)],
+        alerts=[standing_pb2.OwnerAlert(kind="offline", text="silent for 5 minutes", at_unix_ms=1_000)],
         clock_notice="the clock is off",
     )
     fields = standing_fields(standing)
@@ -119,7 +122,7 @@ def test_standing_reads_as_sentences() -> None:
 
 
 def test_terms_that_say_nothing_read_as_the_defaults() -> None:
-    fields = terms_fields(worker_pb2.Terms())
+    fields = terms_fields(terms_pb2.Terms())
     assert (fields["price"], fields["schedule"], fields["longest lease"]) == ("auto", "always", "no limit")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,10 +69,13 @@ def bearer(secret: str) -> Metadata:
 
 @asynccontextmanager
 async def serving(
-    folder: Path, policies: Policies | None = None, limits: EnrolLimits | None = None
+    folder: Path,
+    policies: Policies | None = None,
+    limits: EnrolLimits | None = None,
+    runtimes: Sequence[common_pb2.Runtime] = (),
 ) -> AsyncIterator[Served]:
     """Both listeners on loopback."""
-    async with house(folder, policies or Policies()) as built:
+    async with house(folder, policies, runtimes) as built:
         authority = built.authority
         sessions = await built.plane.session_server()
         mutual = ServerIdentity(authority, mutual=True).credentials()

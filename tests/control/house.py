@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.adapters import clock
@@ -16,6 +16,7 @@ from orchestrator.adapters.log_files import LogFiles
 from orchestrator.adapters.metrics import Metrics
 from orchestrator.adapters.packages import PackageStore
 from orchestrator.adapters.store import SqlStore
+from orchestrator.api.v1 import common_pb2
 from orchestrator.control.app import ControlPlane, Parts
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import NodeAddress, NodeSeen
@@ -85,11 +86,15 @@ class House:
 
 
 @asynccontextmanager
-async def house(folder: Path, policies: Policies | None = None) -> AsyncIterator[House]:
-    """Start on what the folder holds; stop in the end."""
+async def house(
+    folder: Path, policies: Policies | None = None, runtimes: Sequence[common_pb2.Runtime] = ()
+) -> AsyncIterator[House]:
+    """Start on what the folder holds; stop in the end. The first of the runtimes is the default."""
     metrics, desk, owners = Metrics(), Desk(), Owners()
     store = SqlStore(f"sqlite:///{folder / 'control.db'}")
-    state = store.load(policies or Policies())
+    offered = tuple((runtime.name, runtime.digest) for runtime in runtimes)
+    policies = policies or Policies()
+    state = store.load(replace(policies, jobs=replace(policies.jobs, runtimes=offered)))
     keys = Keys(folder, founded=bool(state.control.network_id))
     authority = Authority(folder, now_ms=clock.SystemClock().now().wall_ms, founded=False)
     logs, packages = LogFiles(folder / "logs"), PackageStore(folder / "packages")
@@ -107,6 +112,7 @@ async def house(folder: Path, policies: Policies | None = None) -> AsyncIterator
         new_id=clock.new_id,
         new_secret=clock.new_secret,
         random_bytes=clock.random_bytes,
+        runtimes={runtime.digest: runtime for runtime in runtimes},
     )
     plane = ControlPlane(parts)
     try:
@@ -120,6 +126,7 @@ async def house(folder: Path, policies: Policies | None = None) -> AsyncIterator
 
 
 def inventory(devices: int = 1, of: str = "rig") -> Inventory:
+    """Of a machine that makes boxes, which is what a job without any key asks for."""
     return Inventory(
         hardware_class=HardwareClass.CONSUMER,
         devices=tuple(
@@ -134,7 +141,7 @@ def inventory(devices: int = 1, of: str = "rig") -> Inventory:
         architecture="x86_64",
         python_version="3.11.9",
         ray_version="2.60.0",
-        isolation=Isolation.NONE,
+        isolation=Isolation.BOX,
         overlay="none",
         zone="",
     )

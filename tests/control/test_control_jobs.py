@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -92,6 +93,23 @@ async def test_submit_entrypoint_too_long_is_invalid_by_name(real: ControlWorld)
     with refused(RefusalCode.INVALID) as caught:
         await real.jobs.submit(tenant, Submission("x" * 70_000))
     assert caught.value.field == "entrypoint"
+
+
+@pytest.mark.parametrize("installer", ["pip", "uv"])
+async def test_submit_install_without_a_box_is_refused(real: ControlWorld, installer: str) -> None:
+    """It would go into the Python of the machine's owner, and stay there."""
+    tenant = await real.jobs.authenticate(real.secret)
+    runtime_env = {installer: {"packages": ["tiny"]}}
+    for isolation in ("none", "NONE "):
+        with refused(RefusalCode.INVALID) as caught:
+            await real.jobs.submit(
+                tenant,
+                Submission("true", runtime_env=runtime_env, metadata={"orch.isolation": isolation}),
+            )
+        assert caught.value.field == f"runtime_env['{installer}']"
+        assert "needs a box" in caught.value.message
+    boxed = await real.jobs.submit(tenant, Submission("true", runtime_env=runtime_env))
+    assert json.loads(boxed.request.runtime_env_json) == runtime_env
 
 
 async def test_follow_log_tried_again_goes_on_with_the_new_attempt(real: ControlWorld) -> None:

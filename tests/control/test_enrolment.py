@@ -17,7 +17,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 
 from orchestrator.adapters import peers
-from orchestrator.api.v1 import common_pb2, operator_pb2, telemetry_pb2, telemetry_pb2_grpc, worker_pb2
+from orchestrator.api.v1 import (
+    common_pb2,
+    operator_pb2,
+    telemetry_pb2,
+    telemetry_pb2_grpc,
+    terms_pb2,
+    worker_pb2,
+)
 from orchestrator.control.inventory_wire import inventory_to
 from orchestrator.control.limits import Limit
 from orchestrator.control.loop import Committed
@@ -401,8 +408,8 @@ async def test_owner_wishes_change_his_own_worker(agent: Agent) -> None:
     await until({"owner"})
     await ask(uncordon=worker_pb2.Uncordon())
     await until(set())
-    terms = worker_pb2.Terms(
-        asks=[worker_pb2.Ask(model="RTX4090", microcredits_per_gpu_hour=350_000)], notice_ms=60_000
+    terms = terms_pb2.Terms(
+        asks=[terms_pb2.Ask(model="RTX4090", microcredits_per_gpu_hour=350_000)], notice_ms=60_000
     )
     await ask(terms=terms)
     async with asyncio.timeout(DEADLINE_S):
@@ -417,7 +424,7 @@ async def test_owner_wish_is_acknowledged_once_it_is_durable_or_refused_with_its
     await agent.stream.write(worker_pb2.SessionRequest(owner_wish=wish))
     assert (await agent.expect("wish_ack")).wish_ack == worker_pb2.WishAck(number=4)
     assert await held(agent) == {"owner": "tea"}
-    wish = worker_pb2.OwnerWish(terms=worker_pb2.Terms(committed=True, notice_ms=5), number=5)
+    wish = worker_pb2.OwnerWish(terms=terms_pb2.Terms(committed=True, notice_ms=5), number=5)
     await agent.stream.write(worker_pb2.SessionRequest(owner_wish=wish))
     ack = (await agent.expect("wish_ack")).wish_ack
     assert (ack.number, "committed" in ack.refusal) == (5, True)
@@ -470,7 +477,7 @@ async def test_fault_report_cordons_the_device(agent: Agent) -> None:
 async def test_alert_reaches_the_owners_webhook_once(agent: Agent) -> None:
     await agent.join()
     await agent.hello()
-    terms = worker_pb2.Terms(webhook_url="https://owner.example/hook")
+    terms = terms_pb2.Terms(webhook_url="https://owner.example/hook")
     await agent.stream.write(worker_pb2.SessionRequest(owner_wish=worker_pb2.OwnerWish(terms=terms)))
     async with asyncio.timeout(DEADLINE_S):
         while (await agent.expect("standing")).standing.terms.webhook_url != terms.webhook_url:

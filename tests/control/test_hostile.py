@@ -17,7 +17,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from orchestrator.adapters import clock, peers
 from orchestrator.adapters.authority import Authority
 from orchestrator.adapters.peers import JOIN_CONTEXT
-from orchestrator.api.v1 import common_pb2, operator_pb2, telemetry_pb2, telemetry_pb2_grpc, worker_pb2
+from orchestrator.api.v1 import (
+    common_pb2,
+    operator_pb2,
+    overlay_pb2,
+    telemetry_pb2,
+    telemetry_pb2_grpc,
+    terms_pb2,
+    worker_pb2,
+)
 from orchestrator.control.services import workers
 from orchestrator.core.fleet import TokenRole
 from tests.control.agents import OPTIONS, Agent, Served, agent_of, bearer, refused, serving
@@ -95,7 +103,7 @@ BAD_JOINS: dict[str, tuple[Callable[[worker_pb2.JoinRequest], Any], str]] = {
         "terms.webhook_url",
     ),
     "100,000 prices": (
-        lambda r: r.terms.asks.extend([worker_pb2.Ask(model="RTX4090")] * 100_000),
+        lambda r: r.terms.asks.extend([terms_pb2.Ask(model="RTX4090")] * 100_000),
         "terms.asks",
     ),
 }
@@ -364,6 +372,18 @@ BAD_REPORTS = {
         ),
         "cannot be",
     ),
+    "paths": (
+        worker_pb2.Observed(members=[worker_pb2.MemberObserved(paths=[overlay_pb2.PathMeasured()] * 65)]),
+        "65 paths",
+    ),
+    "no time at all": (
+        worker_pb2.Observed(
+            members=[
+                worker_pb2.MemberObserved(paths=[overlay_pb2.PathMeasured(peer_id="p", sent=1, received=1)])
+            ]
+        ),
+        "no answer comes in no time",
+    ),
 }
 
 
@@ -420,7 +440,7 @@ async def test_thousands_of_forged_statements_keep_nobody_waiting(
 async def test_wishes_faults_and_renewals_that_cannot_be_are_counted(served: Served, hostile: Agent) -> None:
     await begin(hostile)
     fault = worker_pb2.DeviceFault(device_id="x" * MEGABYTE, kind="xid", text="y" * MEGABYTE)
-    terms = worker_pb2.Terms(regions=["x" * MEGABYTE])
+    terms = terms_pb2.Terms(regions=["x" * MEGABYTE])
     for request in (
         worker_pb2.SessionRequest(fault_report=worker_pb2.FaultReport(faults=[fault])),
         worker_pb2.SessionRequest(owner_wish=worker_pb2.OwnerWish(terms=terms)),

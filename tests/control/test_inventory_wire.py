@@ -76,6 +76,7 @@ RIG = Inventory(
         wsl=True,
         virtualisation="hyper-v",
     ),
+    unisolated=True,
     class_reason="6 × RTX3070: 6 of 6 hang on PCIe x1, as on a mining rig's risers",
 )
 
@@ -92,6 +93,17 @@ def test_inventory_goes_over_the_wire_and_into_the_store_whole() -> None:
     # The link's generation of the moment is not compared, and kept all the same.
     assert [one.evidence.pcie_generation for one in again.devices if one.evidence is not None] == [1] * 6
     assert decode_as(encode(RIG), Inventory) == RIG
+
+
+def test_inventory_of_boxes_goes_over_the_wire_with_its_remarks() -> None:
+    remarks = ("serves one-machine clusters only: no /dev/net/tun", "x" * 500)
+    boxed = replace(RIG, isolation=Isolation.BOX, overlay="nebula", unisolated=False, remarks=remarks)
+    assert inventory_from(inventory_to(boxed)) == boxed
+    assert decode_as(encode(boxed), Inventory) == boxed
+
+
+def test_inventory_consent_is_the_owners_to_give() -> None:
+    assert not inventory_from(common_pb2.Inventory(isolation="none")).unisolated
 
 
 def test_inventory_nothing_said_stays_unsaid() -> None:
@@ -159,6 +171,12 @@ def _sighting(count: int = 1, **fields: str) -> common_pb2.Inventory:
     return wire
 
 
+def _remarks(*remarks: str) -> common_pb2.Inventory:
+    wire = inventory_to(RIG)
+    wire.remarks.extend(remarks)
+    return wire
+
+
 def _profiles(*profiles: str) -> common_pb2.Inventory:
     wire = inventory_to(RIG)
     wire.devices[0].evidence.mig_profiles.extend(profiles)
@@ -178,6 +196,9 @@ BAD = {
     "unknown source": (_sighting(source="rumour"), f"{DEVICE}.sightings.source", "nvml, procfs"),
     "long sighting": (_sighting(source="nvml", model=LONG), f"{DEVICE}.sightings.model", "200 characters"),
     "long board": (_machine(board_product=LONG), "inventory.evidence.board_product", "200 characters"),
+    "long remark": (_remarks("x" * 501), "inventory.remarks", "500 characters"),
+    "many remarks": (_remarks(*["no box"] * 5), "inventory.remarks", "at most 4"),
+    "remark that steers a terminal": (_remarks("\x1b[2J"), "inventory.remarks", "printed"),
     "two lines": (_machine(processor="a\nb"), "inventory.evidence.processor", "printed"),
 }
 

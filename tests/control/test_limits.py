@@ -12,7 +12,13 @@ import grpc
 import pytest
 
 from orchestrator.adapters import clock
-from orchestrator.api.v1 import operator_pb2, telemetry_pb2, telemetry_pb2_grpc, worker_pb2
+from orchestrator.api.v1 import (
+    operator_pb2,
+    telemetry_pb2,
+    telemetry_pb2_grpc,
+    terms_pb2,
+    worker_pb2,
+)
 from orchestrator.control.limits import Limit, neighbourhood_of, region_of, site_of
 from orchestrator.control.services.enrolment import EnrolLimits, EnrolServicer
 from orchestrator.control.sessions import CHANGES, OPENS
@@ -179,7 +185,7 @@ async def test_changes_of_one_worker_are_limited_and_its_session_goes_on(
     """Each would be an event; heartbeats are answered whatever else is said."""
     before = written(served)
     for number in range(CHANGES.burst * 4):
-        terms = worker_pb2.Terms(regions=[f"r{number}"])
+        terms = terms_pb2.Terms(regions=[f"r{number}"])
         wish = worker_pb2.OwnerWish(terms=terms)
         await agent.stream.write(worker_pb2.SessionRequest(owner_wish=wish))
     await answered(agent)
@@ -214,7 +220,7 @@ def alerted(served: Served, count: int) -> bool:
 async def test_alert_says_whether_an_operator_vouched_for_its_owner(served: Served, agent: Agent) -> None:
     async with agent_of(served, offer=offered("stranger")) as unknown:
         for one, token in ((agent, None), (unknown, "")):
-            terms = worker_pb2.Terms(webhook_url="https://owner.example/hook")
+            terms = terms_pb2.Terms(webhook_url="https://owner.example/hook")
             if token is not None:
                 await one.join(token)
                 await one.hello()

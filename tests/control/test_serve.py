@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import socket
 import sqlite3
+import ssl
 import stat
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.api.v1 import operator_pb2
 from orchestrator.cli.errors import CliError
+from orchestrator.cli.gateway_tls import check_gateway
 from orchestrator.cli.serve_settings import listen_address, read_settings, warn_of_password
 from orchestrator.core.fleet import FleetPolicy
 from tests.control.serving import START_S, command, environment, serving
 
 JOBS = 20
+EVERYWHERE = "0.0.0.0:0"
 
 
 def test_serve_killed_after_acknowledged_submits_has_them_all_again(tmp_path: Path) -> None:
@@ -167,11 +171,55 @@ def test_serve_database_driver_missing_is_one_line_and_exit_2(tmp_path: Path) ->
     assert "psycopg2 is not installed" in said
 
 
-def test_serve_address_that_others_reach_is_one_line_and_exit_2_before_anything_is_made(
+def test_serve_gateway_that_others_reach_in_the_clear_is_refused_before_anything_is_made(
     tmp_path: Path,
 ) -> None:
-    assert "--insecure-lab" in refusal(tmp_path / "data", "--listen", "0.0.0.0:0")
+    said = refusal(tmp_path / "data", "--gateway", "0.0.0.0:0")
+    assert all(way in said for way in ("--gateway-certificate", "--gateway-tls own", "--gateway-plain"))
     assert not (tmp_path / "data").exists()
+
+
+def test_serve_own_certificate_for_every_address_without_a_name_is_refused(tmp_path: Path) -> None:
+    said = refusal(tmp_path / "data", "--gateway", "[::]:0", "--gateway-tls", "own")
+    assert "add --gateway-name" in said
+    assert not (tmp_path / "data").exists()
+
+
+def test_serve_certificate_that_is_missing_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.pem")
+    said = refusal(tmp_path / "data", "--gateway-certificate", missing, "--gateway-key", missing)
+    assert "--gateway-certificate" in said
+    assert f"cannot read {missing}: no such file" in said
+
+
+def test_serve_every_door_open_to_others_needs_no_flag_but_the_gateways(tmp_path: Path) -> None:
+    doors = [
+        word
+        for name in ("listen", "session-listen", "gateway", "metrics")
+        for word in (f"--{name}", EVERYWHERE)
+    ]
+    with serving(tmp_path / "data", *doors, "--gateway-plain", "--gateway-name", "127.0.0.1") as serve:
+        assert serve.endpoints["gateway"].startswith("http://127.0.0.1:")
+        assert serve.http("/api/version", serve.tenant_secret())[0] == 200
+
+
+def test_serve_own_certificate_is_trusted_by_the_authoritys_file_under_each_name(tmp_path: Path) -> None:
+    own = ("--gateway", EVERYWHERE, "--gateway-tls", "own", "--gateway-name", "tenants.example")
+    with serving(tmp_path / "data", *own) as serve:
+        url = urlsplit(serve.endpoints["gateway"])
+        assert (url.scheme, url.hostname) == ("https", "tenants.example")
+        trusting = ssl.create_default_context(cafile=serve.endpoints["ca_file"])
+        # What newer versions of Python ask of every certificate.
+        trusting.verify_flags |= ssl.VERIFY_X509_STRICT
+        for name in ("tenants.example", "127.0.0.1", "localhost"):
+            with (
+                socket.create_connection(("127.0.0.1", url.port or 0), START_S) as plain,
+                trusting.wrap_socket(plain, server_hostname=name) as shown,
+            ):
+                shown.sendall(f"GET /api/version HTTP/1.0\r\nHost: {name}\r\n\r\n".encode())
+                assert b" 401 " in shown.recv(1024)
+        assert stat.S_IMODE((serve.folder / "gateway.pem").stat().st_mode) == 0o600
+        assert serve.interrupt() == 0
 
 
 def test_settings_flag_over_variable_over_file_over_default(
@@ -195,6 +243,13 @@ def test_settings_flag_over_variable_over_file_over_default(
         ({"heartbeat_interval_ms": "soon"}, "", "--heartbeat-interval-ms or ORCH_HEARTBEAT_INTERVAL_MS"),
         ({}, "heartbeat_intervall_ms = 5", "no such setting"),
         ({}, "no toml", "is no TOML"),
+        ({"gateway_key": "a"}, "", "go together"),
+        ({"gateway_tls": "own", "gateway_plain": True}, "", "give one of"),
+        ({"gateway_tls": "others"}, "", "--gateway-tls or ORCH_GATEWAY_TLS"),
+        ({"gateway_names": ("a:1",)}, "", "--gateway-name or ORCH_GATEWAY_NAMES"),
+        ({"gateway_names": ("fe80::1%eth0",)}, "", "without a port"),
+        ({}, "gateway_names = 1", "gateway_names"),
+        ({}, "insecure_lab = true", "no such setting"),
     ],
 )
 def test_settings_wrong_value_is_named(
@@ -207,8 +262,13 @@ def test_settings_wrong_value_is_named(
     assert caught.value.exit_code == 2
 
 
-def test_settings_private_webhooks_are_off_also_in_a_laboratory() -> None:
-    assert not read_settings({"insecure_lab": True}, None).private_webhooks
+def test_settings_gateway_names_come_from_a_variable_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCH_GATEWAY_NAMES", "Tenants.example, [2001:DB8::1],10.0.0.1")
+    assert read_settings({}, None).gateway_names == ("tenants.example", "2001:db8::1", "10.0.0.1")
+
+
+def test_settings_private_webhooks_are_off_unless_said() -> None:
+    assert not read_settings({}, None).private_webhooks
     assert read_settings({"private_webhooks": True}, None).private_webhooks
 
 
@@ -236,9 +296,21 @@ def test_warn_of_password_none_is_silent(capsys: pytest.CaptureFixture[str], url
 @pytest.mark.parametrize("text", ["7443", "host", "127.0.0.1:70000", "http://127.0.0.1:1"])
 def test_listen_address_no_address_is_named(text: str) -> None:
     with pytest.raises(CliError, match="--gateway"):
-        listen_address("gateway", text, insecure_lab=True)
+        listen_address("gateway", text)
 
 
-def test_listen_address_loopback_in_each_form_is_taken() -> None:
-    for text in ("127.0.0.1:0", "127.0.0.2:1", "[::1]:2", "localhost:3"):
-        assert listen_address("listen", text, insecure_lab=False).with_port(9) == f"{text[:-2]}:9"
+@pytest.mark.parametrize("text", ["127.0.0.1:0", "127.0.0.2:1", "[::1]:2", "localhost:3"])
+def test_listen_address_loopback_in_each_form_is_known_as_such(text: str) -> None:
+    address = listen_address("listen", text)
+    assert address.loopback
+    assert address.with_port(9) == f"{text[:-2]}:9"
+
+
+@pytest.mark.parametrize("text", ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "0:1", "gateway.example:1"])
+def test_check_gateway_address_of_others_needs_a_way(text: str) -> None:
+    at = listen_address("gateway", text)
+    with pytest.raises(CliError, match="--gateway-plain"):
+        check_gateway(read_settings({"gateway": text}, None), at)
+    check_gateway(read_settings({"gateway": text, "gateway_plain": True}, None), at)
+    pair = {"gateway_certificate": "a.pem", "gateway_key": "b.pem"}
+    check_gateway(read_settings({"gateway": text, **pair}, None), at)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.core import messages as m
-from orchestrator.core.clusters import ClusterPhase, ClusterPolicy, MemberPhase, MemberRole
+from orchestrator.core.clusters import ClusterPhase, ClusterPolicy, MemberPhase, MemberRole, NodeSeen
 from orchestrator.core.decide import effects_of, needs, pending_effects
 from orchestrator.core.desired import desired_members
 from orchestrator.core.fleet import HardwareClass
@@ -68,6 +68,18 @@ def test_formation_several_machines_goes_prepare_head_join_ready() -> None:
     cluster = world.cluster(job_id)
     assert cluster.phase is ClusterPhase.READY
     assert [node.member_id for node in cluster.certificate] == list(cluster.member_ids)
+
+
+def test_formation_head_that_lists_all_before_the_last_one_says_so_is_ready_by_the_last_word() -> None:
+    world, job_id, (one, two), head = pair()
+    for worker_id in (head, one, two, head, one):
+        world.report(worker_id)
+    (report,) = world.honest(head)
+    everybody = tuple(NodeSeen(one.member_id, float(one.gpus), 8.0) for one in world.members(job_id))
+    world.report(head, (replace(report, nodes=everybody),))
+    assert world.cluster(job_id).phase is ClusterPhase.JOINING
+    world.report(two)
+    assert world.cluster(job_id).phase is ClusterPhase.READY, "the head has nothing new to say"
 
 
 @pytest.mark.parametrize("gpus", [[], [0.0, 0.5], [0.0, 1.0]])

@@ -278,7 +278,7 @@ def test_reason_gang_scattered_over_zones() -> None:
     world.worker(zone="attic")
     said = waits(world, Requirements(gpus=2))
     assert "2 of 2 fitting devices free, 2 needed" in said
-    assert "at most 1 of them in one class, runtime and zone" in said
+    assert "at most 1 of them in one class, runtime and network" in said
 
 
 @pytest.mark.parametrize(

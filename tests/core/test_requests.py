@@ -16,8 +16,59 @@ from orchestrator.core.requests import KEYS, NOT_OFFERED, parse_requirements
 POLICY = JobPolicy()
 
 
-def test_request_without_orch_keys_asks_for_one_gpu_of_any_class() -> None:
-    assert parse_requirements({"note": "mine", "orchid": "x"}, 0.0, POLICY) == (Requirements(), 0, 3)
+PLAIN, TORCH = "aa" * 32, "bb" * 32
+OFFERING = JobPolicy(runtimes=(("plain-3.11", PLAIN), ("torch-3.11", TORCH)))
+
+
+def test_request_without_orch_keys_asks_for_one_gpu_of_any_class_in_a_box() -> None:
+    wanted = Requirements(isolation=Isolation.BOX)
+    assert parse_requirements({"note": "mine", "orchid": "x"}, 0.0, POLICY) == (wanted, 0, 3)
+
+
+@pytest.mark.parametrize("tier", Isolation)
+def test_request_isolation_is_the_weakest_that_serves_and_none_is_consent(tier: Isolation) -> None:
+    assert parse_requirements({"orch.isolation": tier.value}, 0.0, POLICY)[0].isolation is tier
+
+
+@pytest.mark.parametrize("named", ["torch-3.11", " torch-3.11 ", TORCH, TORCH[:12]])
+def test_request_runtime_is_named_by_name_digest_or_its_beginning(named: str) -> None:
+    assert parse_requirements({"orch.runtime": named}, 0.0, OFFERING)[0].runtime == TORCH
+
+
+@pytest.mark.parametrize("tier", [{}, {"orch.isolation": "none"}, {"orch.isolation": "container"}])
+@pytest.mark.parametrize("registry", ["docker.io", "localhost", "registry.example.org:5000"])
+def test_request_image_takes_a_container_whatever_else_would_serve(
+    tier: dict[str, str], registry: str
+) -> None:
+    image = f"{registry}/team/image@sha256:{'ab' * 32}"
+    wanted = parse_requirements({"orch.image": f" {image} ", **tier}, 0.0, POLICY)[0]
+    assert (wanted.image, wanted.isolation) == (image, Isolation.CONTAINER)
+
+
+def test_request_image_and_runtime_contradict_each_other() -> None:
+    with pytest.raises(RefusedError, match=r"leave orch\.image or orch\.runtime out") as raised:
+        parse_requirements(
+            {"orch.image": f"docker.io/t/i@sha256:{'ab' * 32}", "orch.runtime": TORCH}, 0.0, OFFERING
+        )
+    assert raised.value.field == "orch.image"
+
+
+def test_request_without_a_runtime_leaves_the_choice_to_the_network() -> None:
+    assert parse_requirements({}, 0.0, OFFERING)[0].runtime == ""
+    assert (OFFERING.default_runtime, POLICY.default_runtime) == (PLAIN, "")
+
+
+@pytest.mark.parametrize("named", ["torch-3.12", TORCH[:11], "b", "", "B" * 12])
+def test_request_runtime_that_nobody_offers_names_the_nearest(named: str) -> None:
+    with pytest.raises(RefusedError, match="did you mean") as raised:
+        parse_requirements({"orch.runtime": named}, 0.0, OFFERING)
+    assert (raised.value.code, raised.value.field) == (RefusalCode.INVALID, "orch.runtime")
+
+
+def test_request_runtime_where_none_is_offered_is_refused_with_what_to_do() -> None:
+    with pytest.raises(RefusedError, match=r"leave orch\.runtime out") as raised:
+        parse_requirements({"orch.runtime": "torch-3.11"}, 0.0, POLICY)
+    assert raised.value.field == "orch.runtime"
 
 
 @pytest.mark.parametrize(("asked", "gpus"), [(0.0, 1), (0.5, 1), (1.0, 1), (2.0, 2), (2.1, 3)])
@@ -31,13 +82,15 @@ def test_request_with_every_key_is_understood() -> None:
         "orch.gpu_model": "NVIDIA GeForce RTX 4090",
         "orch.hardware_class": "Miner",
         "orch.min_gpu_memory_gb": "24",
-        "orch.isolation": "box",
+        "orch.isolation": "container",
+        "orch.runtime": "torch-3.11",
         "orch.priority": "7",
         "orch.max_attempts": "10",
     }
-    assert set(metadata) == set(KEYS)
-    wanted = Requirements(4, "RTX4090", HardwareClass.MINER, 24, Isolation.BOX)
-    assert parse_requirements(metadata, 1.0, POLICY) == (wanted, 7, 10)
+    # An image stands in place of a runtime.
+    assert set(metadata) == set(KEYS) - {"orch.image"}
+    wanted = Requirements(4, "RTX4090", HardwareClass.MINER, 24, Isolation.CONTAINER, TORCH)
+    assert parse_requirements(metadata, 1.0, OFFERING) == (wanted, 7, 10)
 
 
 def test_request_for_cpu_work_holds_one_cpu_device() -> None:
@@ -76,6 +129,11 @@ BAD: list[tuple[dict[str, str], float, str, str]] = [
     ({"orch.gpu_model": "CPU"}, 0, "orch.gpu_model", "unknown GPU model"),
     ({"orch.hardware_class": "datacentre"}, 0, "orch.hardware_class", "'datacenter'"),
     ({"orch.isolation": "boxes"}, 0, "orch.isolation", "'box'"),
+    ({"orch.image": "docker.io/team/image:latest"}, 0, "orch.image", "by its digest"),
+    ({"orch.image": "image@sha256:" + "ab" * 32}, 0, "orch.image", "registry included"),
+    ({"orch.image": "docker.io/team/image:1@sha256:" + "ab" * 32}, 0, "orch.image", "without a tag"),
+    ({"orch.image": "docker.io/team/image@sha256:" + "ab" * 31}, 0, "orch.image", "64 hex digits"),
+    ({"orch.image": "--help/x@sha256:" + "ab" * 32}, 0, "orch.image", "is no image"),
     ({"orch.gpus": "0", "orch.gpu_model": "T4"}, 0, "orch.gpus", "contradicts"),
     ({"orch.gpus": "0", "orch.min_gpu_memory_gb": "8"}, 0, "orch.gpus", "contradicts"),
     ({"orch.gpus": "0", "orch.hardware_class": "miner"}, 0, "orch.hardware_class", "class cpu"),

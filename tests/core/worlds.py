@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.core import messages as m
 from orchestrator.core.catalogue import CPU_MODEL, GIB, MODELS
-from orchestrator.core.clusters import Cluster, Member, NodeAddress, NodeSeen
+from orchestrator.core.clusters import Cluster, Member, NodeAddress, NodeSeen, PathSeen
 from orchestrator.core.decide import handle, needs
 from orchestrator.core.desired import desired_members
 from orchestrator.core.fleet import (
@@ -60,9 +60,14 @@ def inventory(
     zone: str = "home",
     ray_version: str = "2.60.0",
     isolation: Isolation = Isolation.NONE,
+    overlay: str = "none",
+    unisolated: bool = True,
     name: str = "w",
 ) -> Inventory:
-    """What a machine with ``count`` devices of one model offers; a processor where the model is CPU."""
+    """What a machine with ``count`` devices of one model offers; a processor where the model is CPU.
+
+    As long as a test says nothing of isolation there is none, and owner and jobs consent to that.
+    """
     cpu = model == CPU_MODEL
     devices = tuple(
         Device(
@@ -86,8 +91,9 @@ def inventory(
         python_version="3.11.9",
         ray_version=ray_version,
         isolation=isolation,
-        overlay="none",
+        overlay=overlay,
         zone=zone,
+        unisolated=unisolated and isolation is Isolation.NONE,
     )
 
 
@@ -103,6 +109,12 @@ def request(
         priority=priority,
         max_attempts=max_attempts,
     )
+
+
+def path_seen(member: Member, peer: Member, *, received: int = 20) -> PathSeen:
+    """The way to a peer as a member's agent measured it."""
+    times_us = (20_000, 21_000, 25_000, 900) if received else (0, 0, 0, 0)
+    return PathSeen(member.member_id, peer.member_id, 20, received, *times_us)
 
 
 @dataclass(slots=True)
@@ -208,6 +220,8 @@ class World:
         slots: int | None = None,
         ray_version: str = "2.60.0",
         isolation: Isolation = Isolation.NONE,
+        overlay: str = "none",
+        unisolated: bool = True,
         supplier: str = "garage",
     ) -> WorkerId:
         """A live worker; its device ids carry its name."""
@@ -219,13 +233,34 @@ class World:
             slots=slots,
             ray_version=ray_version,
             isolation=isolation,
+            overlay=overlay,
+            unisolated=unisolated,
             name=f"m{self.count}",
         )
         return self.join(offer, supplier)
 
-    def head_host(self, head_slots: int = 2, *, zone: str = "home", ray_version: str = "2.60.0") -> WorkerId:
+    def head_host(
+        self,
+        head_slots: int = 2,
+        *,
+        zone: str = "home",
+        ray_version: str = "2.60.0",
+        isolation: Isolation = Isolation.NONE,
+        overlay: str = "none",
+        unisolated: bool = True,
+    ) -> WorkerId:
         """A live worker that offers head slots only."""
-        return self.join(inventory(CPU_MODEL, 0, head_slots=head_slots, zone=zone, ray_version=ray_version))
+        offer = inventory(
+            CPU_MODEL,
+            0,
+            head_slots=head_slots,
+            zone=zone,
+            ray_version=ray_version,
+            isolation=isolation,
+            overlay=overlay,
+            unisolated=unisolated,
+        )
+        return self.join(offer)
 
     def join(self, offer: Inventory, supplier: str = "garage") -> WorkerId:
         worker_id = WorkerId(str(self.do(self.joining(offer, supplier=supplier)).result))
@@ -287,6 +322,11 @@ class World:
             nodes=nodes if member.role != "member" else (),
             clean=cluster.cluster_id not in self.dirty,
             attempts=attempts,
+            paths=tuple(
+                path_seen(member, peer)
+                for peer in everybody
+                if member.overlay_host and peer.ordinal < member.ordinal
+            ),
         )
 
     def report(

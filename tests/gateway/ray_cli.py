@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 RAY = Path(sys.executable).parent / "ray"
@@ -17,10 +18,11 @@ DEADLINE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class RayCli:
-    """The command with its two settings: where, and as whom."""
+    """The command with its two settings, where and as whom, and other variables that a tenant may set."""
 
     url: str
     secret: str
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     async def start(self, *arguments: str, cwd: Path | None = None) -> asyncio.subprocess.Process:
         """``ray job <arguments>``, its errors in with its output."""
@@ -33,7 +35,7 @@ class RayCli:
             "job",
             *arguments,
             cwd=cwd,
-            env=kept | settings,
+            env={**kept, **settings, **self.variables},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -149,7 +149,11 @@ BAD_BODIES = [
     ),
     (b'{"entrypoint": "a", "metadata": {"orch.gpuz": "2"}}', "orch.gpus"),
     (b'{"entrypoint": "a", "runtime_env": []}', "runtime_env must be an object, not an array"),
-    (b'{"entrypoint": "a", "runtime_env": {"pip": ["torch"]}}', "runtime_env['pip'] is not offered"),
+    (b'{"entrypoint": "a", "runtime_env": {"conda": {}}}', "['conda'] is not offered"),
+    (b'{"entrypoint": "a", "runtime_env": {"py_executable": "sh"}}', "['py_executable'] is not offered"),
+    (b'{"entrypoint": "a", "runtime_env": {"image_uri": "a/b"}}', "['image_uri'] is not offered"),
+    (b'{"entrypoint": "a", "runtime_env": {"pip": ["a"], "uv": ["b"]}}', "exclude each other"),
+    (b'{"entrypoint": "a", "runtime_env": {"pip": ["https://me:hush@h/x.whl"]}}', "['pip']['packages']"),
     (b'{"entrypoint": "a", "runtime_env": {"container": {}}}', "runtime_env['container'] is not offered"),
     (b'{"entrypoint": "a", "runtime_env": {"worker_process_setup_hook": "m"}}', "worker_process_setup_hook"),
     (b'{"entrypoint": "a", "runtime_env": {"working_dir": null}}', "working_dir"),
@@ -185,7 +189,9 @@ json_values = st.recursive(
 fields = st.sampled_from(
     ["entrypoint", "submission_id", "runtime_env", "metadata", "entrypoint_memory", "entrypoint_num_gpus"]
 )
-runtime_envs = st.dictionaries(st.sampled_from(["working_dir", "env_vars", "pip"]), json_values, max_size=2)
+runtime_envs = st.dictionaries(
+    st.sampled_from(["working_dir", "env_vars", "pip", "uv"]), json_values, max_size=2
+)
 
 
 @given(st.dictionaries(fields, json_values | runtime_envs) | st.binary(max_size=50))
@@ -199,7 +205,7 @@ def test_parse_submission_any_body_is_taken_or_refused_as_invalid(body: dict[str
     else:
         assert submission.entrypoint.strip()
         json.dumps(dict(submission.runtime_env), allow_nan=False).encode()
-        assert set(submission.runtime_env) <= {"working_dir", "env_vars"}
+        assert set(submission.runtime_env) <= {"working_dir", "env_vars", "pip", "uv"}
     assert refused is None or (refused.code is RefusalCode.INVALID and refused.message)
 
 

@@ -135,7 +135,7 @@ async def test_refusals_are_shown_as_sentences(ray: RayCli) -> None:
     (none, missing), (wrong, unknown), (bad, refusal) = await asyncio.gather(
         nobody.run("list"),
         stranger.run("list"),
-        ray.run("submit", "--runtime-env-json", '{"pip": ["torch"]}', "--", "true"),
+        ray.run("submit", "--runtime-env-json", '{"conda": "torch"}', "--", "true"),
     )
     assert none != 0
     assert "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN" in missing
@@ -143,4 +143,5 @@ async def test_refusals_are_shown_as_sentences(ray: RayCli) -> None:
     assert "this token is not known or was revoked" in unknown
     assert "orch_wrong" not in unknown
     assert bad != 0
-    assert "runtime_env['pip'] is not offered" in refusal
+    assert "runtime_env['conda'] is not offered" in refusal
+    assert "name its packages in pip or uv" in refusal

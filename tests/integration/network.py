@@ -8,18 +8,21 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from examples.demo.network import BIN, LOOPBACK, Addresses, Machine, child_environment, free_ports
-from orchestrator.adapters.node_records import NodeSpec, read_record
+from orchestrator.adapters.box.box import Box
+from orchestrator.adapters.node_records import NodeSpec, NodeStatus, read_record
 from orchestrator.adapters.peers import SERVER_NAME
 from orchestrator.adapters.process_tree import descendants, marked_processes, sweep
-from orchestrator.agent.keeper import KEEPER_LOCK_FILE, SPEC_FILE, TOKEN_FILE
+from orchestrator.adapters.ray_node import SHARED_DIR, TOKEN_FILE
+from orchestrator.agent.keeper import KEEPER_LOCK_FILE, SPEC_FILE, STATUS_FILE
 from orchestrator.api.v1 import operator_pb2
 from orchestrator.cli.client import Client, open_channel
 from orchestrator.cli.errors import CliError
@@ -66,7 +69,14 @@ class Node:
     @property
     def processes(self) -> frozenset[int]:
         """Its Ray processes, those of the job among them."""
-        return frozenset(marked_processes(self.spec.member_id))
+        boxed = Box(self.spec.box).members() if self.spec.box is not None else set()
+        return frozenset(marked_processes(self.spec.member_id) | boxed)
+
+    @property
+    def namespace_pid(self) -> int:
+        """A process in the node's own network while it is up; 0 where it has none of its own."""
+        status = read_record(self.folder / STATUS_FILE, NodeStatus)
+        return status.namespace_pid if status else 0
 
     def pid_of(self, name: str) -> int:
         """The one process of the node whose program has this name; 0 where there is none."""
@@ -95,6 +105,32 @@ class Network:
     workers: dict[str, Machine] = field(default_factory=dict)
     log_starts: dict[str, int] = field(default_factory=dict)
     """Where in its log the present life of each process begins."""
+    settings: dict[str, str] = field(default_factory=lambda: dict(SETTINGS))
+    """The control plane's variables."""
+
+    # ------------------------------------------------------------ where it stands
+
+    @property
+    def listens(self) -> Addresses:
+        """Where the control plane listens, as its own machine sees it; ``addresses`` is how the tests get there."""
+        return self.addresses
+
+    def popen(
+        self, name: str, argv: Sequence[str | Path], env: Mapping[str, str], output: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        """Start a command on the machine that has this name; ``env`` is added to what every child gets."""
+        return subprocess.Popen(
+            [str(part) for part in argv],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=child_environment(env),
+            start_new_session=True,
+        )
+
+    def agent_flags(self, machine: Machine) -> list[str]:
+        """What every agent is told beside its machine's own."""
+        return ["--cpus", "1", "--isolation", "none"]
 
     # ------------------------------------------------------------ processes
 
@@ -115,11 +151,11 @@ class Network:
 
     def start_serve(self, *flags: str) -> None:
         """Start the control plane, on the data and the ports that it had before; return when it serves."""
-        at = self.addresses
+        at = self.listens
         listen = ["--listen", at.control, "--session-listen", at.sessions]
         listen += ["--gateway", at.gateway, "--metrics", at.metrics]
         command = ["serve", "--data-dir", str(self.control_dir), *listen, *flags]
-        process = self._start("serve", command, SETTINGS)
+        process = self._start("serve", command, self.settings)
         wait_until(
             lambda: process.poll() is not None or self._serves(), what="the control plane", deadline_s=START_S
         )
@@ -132,8 +168,8 @@ class Network:
         With ``flags`` it is a stranger's, who has no token from anybody.
         """
         data_dir = self.folder / machine.name
-        command = ["worker", "join", "--control-plane", self.addresses.control, "--name", machine.name]
-        command += ["--data-dir", str(data_dir), "--cpus", "1"]
+        command = ["worker", "join", "--control-plane", self.listens.control, "--name", machine.name]
+        command += ["--data-dir", str(data_dir), *self.agent_flags(machine)]
         command += ["--slots", str(machine.slots), "--head-slots", str(machine.head_slots)]
         command += ["--simulate", machine.simulate] if machine.simulate else ["--no-gpus"]
         extra = {}
@@ -162,14 +198,8 @@ class Network:
     def _start(self, name: str, command: Sequence[str], extra: dict[str, str]) -> subprocess.Popen[bytes]:
         with self.log_of(name).open("ab") as output:
             self.log_starts[name] = output.tell()
-            process = subprocess.Popen(
-                [str(BIN / "orch"), *command],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=child_environment({"HOME": str(self.folder), **extra}),
-                start_new_session=True,
-            )
+            env = {"HOME": str(self.folder), **extra}
+            process = self.popen(name, [BIN / "orch", *command], env, output)
         self.processes[name] = process
         return process
 
@@ -263,7 +293,7 @@ class Network:
                 spec = read_record(path, NodeSpec)
                 if spec is not None:
                     found.append(Node(path.parents[2].name, path.parent, spec))
-                token = path.with_name(TOKEN_FILE)
+                token = path.parent / SHARED_DIR / TOKEN_FILE
                 if token.exists():
                     self.secrets[f"cluster token at {path.parent.name}"] = token.read_text()
         self.members |= {node.spec.member_id: node for node in found}
@@ -293,17 +323,26 @@ class Network:
             self.nodes()
             for names in (agents, ["serve"]):
                 remaining += self._end(names)
-            remaining += [
-                f"process {pid} of {node.worker}: {command_of(pid)}"
-                for node in self.members.values()
-                for pid in node.processes | ({node.keeper_pid} if is_keeper(node.keeper_pid) else set())
-            ]
-            remaining += [f"folder {node.folder}" for node in self.members.values() if node.folder.exists()]
-            temp_dirs = {node.spec.temp_dir for node in self.members.values() if node.spec.temp_dir}
-            remaining += [f"temp dir {path}" for path in sorted(temp_dirs) if Path(path).exists()]
+            remaining += self.left()
         finally:
             self.destroy()
         return remaining
+
+    def left(self) -> list[str]:
+        """What a network whose processes have ended must not leave, and did."""
+        return [
+            *(
+                f"process {pid} of {node.worker}: {command_of(pid)}"
+                for node in self.members.values()
+                for pid in node.processes | ({node.keeper_pid} if is_keeper(node.keeper_pid) else set())
+            ),
+            *(f"folder {node.folder}" for node in self.members.values() if node.folder.exists()),
+            *(
+                f"temp dir {path}"
+                for path in sorted({node.spec.temp_dir for node in self.members.values()} - {""})
+                if Path(path).exists()
+            ),
+        ]
 
     def _end(self, names: Sequence[str]) -> list[str]:
         """Ctrl-C; those that do not end in order are named, with None for a code where they stay."""

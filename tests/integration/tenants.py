@@ -10,8 +10,9 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from examples.demo.network import BIN, child_environment
+from examples.demo.network import BIN
 from orchestrator.api.v1 import jobs_pb2, operator_pb2
 from orchestrator.cli.errors import CliError
 from orchestrator.cli.wording import job_status_name
@@ -54,7 +55,19 @@ class Tenant:
     secret: str
     count: int = 0
 
+    CONSENT: ClassVar[Mapping[str, str | int]] = {"isolation": "none"}
+    """Keys of every job: these machines have no isolation, to which a job has to consent."""
+
     # ------------------------------------------------------------ Ray's command
+
+    @property
+    def ray_address(self) -> str:
+        """The gateway, as Ray's command is told of it."""
+        return self.url
+
+    def trust(self) -> list[str]:
+        """Options by which Ray's command trusts the gateway."""
+        return []
 
     def ray(self, *arguments: str, deadline_s: float = JOB_S) -> tuple[int, str]:
         """``ray job <arguments>`` to its end: exit code, and all it said."""
@@ -73,16 +86,19 @@ class Tenant:
         wait: bool = True,
         orch: Mapping[str, str | int] | None = None,
     ) -> Submitted:
-        """``ray job submit``, attached unless not waited for; ``orch`` holds keys without their ``orch.``."""
+        """``ray job submit``, attached unless not waited for; ``orch`` holds keys without their ``orch.``.
+
+        What ``CONSENT`` has is among them, unless ``orch`` says otherwise.
+        """
         options = ["--submission-id", submission_id, *([] if wait else ["--no-wait"])]
         options += ["--working-dir", str(working_dir)] if working_dir else []
         options += ["--runtime-env-json", json.dumps({"env_vars": dict(env_vars)})] if env_vars else []
-        metadata = {f"orch.{name}": str(value) for name, value in (orch or {}).items()}
-        options += ["--metadata-json", json.dumps(metadata)] if metadata else []
+        keys = {**self.CONSENT, **(orch or {})}
+        options += ["--metadata-json", json.dumps({f"orch.{name}": str(keys[name]) for name in keys})]
         return self._attached(("submit", *options, "--", *command))
 
     def run(self, submission_id: str, *command: str, working_dir: Path | None = None) -> str:
-        """Submit without any ``orch.`` key, wait for exit code 0; what was printed."""
+        """Submit with no ``orch.`` key but consent, wait for exit code 0; what was printed."""
         job = self.submit(submission_id, *command, working_dir=working_dir)
         try:
             assert job.code() == 0, job.text
@@ -93,15 +109,11 @@ class Tenant:
     def _attached(self, arguments: tuple[str, ...]) -> Submitted:
         self.count += 1
         output = self.network.folder / f"cli-{self.secret[-6:]}-{self.count}.out"
-        settings = {"RAY_ADDRESS": self.url, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.secret}
+        env = {"RAY_ADDRESS": self.ray_address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.secret}
+        verb, *rest = arguments
+        command = [str(BIN / "ray"), "job", verb, *self.trust(), *rest]
         with output.open("wb") as file:
-            process = subprocess.Popen(
-                [str(BIN / "ray"), "job", *arguments],
-                env=child_environment({**settings, "NO_COLOR": "1"}),
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+            process = self.network.popen("tenant", command, {**env, "NO_COLOR": "1"}, file)
         return Submitted(process, output)
 
     # ------------------------------------------------------------ HTTP
@@ -110,6 +122,10 @@ class Tenant:
     def url(self) -> str:
         """The gateway."""
         return f"http://{self.network.addresses.gateway}"
+
+    def opener(self) -> urllib.request.OpenerDirector:
+        """Opens the gateway's pages, without a proxy."""
+        return urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def get(self, path: str) -> int:
         """The status that the gateway answers with."""
@@ -121,9 +137,8 @@ class Tenant:
 
     def _http(self, path: str) -> tuple[int, bytes]:
         request = urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {self.secret}"})
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(request, timeout=20) as answer:
+            with self.opener().open(request, timeout=20) as answer:
                 return int(answer.status), answer.read()
         except urllib.error.HTTPError as error:
             with error:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.adapters.clock import boottime_ms
-from orchestrator.adapters.node_records import HeadAddress, NodeStatus
-from orchestrator.adapters.ray_jobs import RayJobs, driver_log_path
+from orchestrator.adapters.node_records import HeadAddress, NodeOrder, NodeStatus
+from orchestrator.adapters.ray_jobs import RayJobs, driver_log
 from orchestrator.agent.nodes import RayNodes
 from orchestrator.agent.notices import Notices
 from orchestrator.agent.ray_head import RayHead
@@ -82,9 +82,9 @@ class Cluster:
 
 async def _start(nodes: RayNodes) -> NodeStatus:
     deadline_ms = boottime_ms() + FAR_MS
-    prepared = await nodes.prepare(HEAD, "c-1", "head", 0, 0, {})
+    prepared = await nodes.prepare(NodeOrder(HEAD, "c-1", "head", 0, 0))
     for member_id in (BUSY, IDLE):
-        await nodes.prepare(member_id, "c-1", "member", 1, 1, {})
+        await nodes.prepare(NodeOrder(member_id, "c-1", "member", 1, 1))
     await nodes.start(HEAD, head=None, cluster_token=TOKEN, deadline_boottime_ms=deadline_ms)
     head = await asyncio.to_thread(_await_up, nodes, HEAD)
     address = HeadAddress(head.gcs_address, prepared.host_id, head.temp_dir)
@@ -146,7 +146,7 @@ async def test_notice_reaches_driver_and_actor_and_ray_drains_the_node(
 ) -> None:
     script = tmp_path / "job.py"
     script.write_text(JOB)
-    log = driver_log_path(cluster.head.session_dir, "drained")
+    log = Path(cluster.head.session_dir) / driver_log("drained")
     head = RayHead(cluster.head, TOKEN)
     try:
         async with RayJobs(cluster.head.dashboard_url, TOKEN) as jobs:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from orchestrator.adapters.clock import boottime_ms
-from orchestrator.adapters.node_records import HeadAddress, NodeStatus
+from orchestrator.adapters.node_records import HeadAddress, NodeOrder, NodeStatus
 from orchestrator.adapters.port_blocks import retake_port_block
 from orchestrator.adapters.process_tree import marked_processes
-from orchestrator.adapters.ray_jobs import RayJobs, RayJobStatus, driver_log_path
+from orchestrator.adapters.ray_jobs import RayJobs, RayJobStatus, driver_log
 from orchestrator.agent.keeper import KEEPER_LOCK_FILE
 from orchestrator.agent.nodes import RayNodes
 from tests.polling import wait_for_answer, wait_until, wait_until_async
@@ -67,7 +67,7 @@ class Cluster:
         return RayJobs(self.head.dashboard_url, TOKEN)
 
     def log_of(self, submission_id: str) -> str:
-        return driver_log_path(self.head.session_dir, submission_id).read_text()
+        return (Path(self.head.session_dir) / driver_log(submission_id)).read_text()
 
 
 async def start_node(nodes: RayNodes, member_id: str, head: HeadAddress | None) -> None:
@@ -85,9 +85,9 @@ def await_up(nodes: RayNodes, member_id: str) -> NodeStatus:
 
 
 async def start_cluster(nodes: RayNodes) -> NodeStatus:
-    prepared = await nodes.prepare(HEAD, "c-1", "head", 0, 0, {})
+    prepared = await nodes.prepare(NodeOrder(HEAD, "c-1", "head", 0, 0))
     for member_id in (FIRST, SECOND):
-        await nodes.prepare(member_id, "c-1", "member", 1, 1, {"class": "consumer"})
+        await nodes.prepare(NodeOrder(member_id, "c-1", "member", 1, 1, {"class": "consumer"}))
     await start_node(nodes, HEAD, None)
     head = await asyncio.to_thread(await_up, nodes, HEAD)
     address = HeadAddress(head.gcs_address, prepared.host_id, head.temp_dir)
@@ -198,7 +198,7 @@ async def test_ray_job_that_fails_reports_its_exit_code(cluster: Cluster) -> Non
 async def test_ray_job_stopped_ends_as_stopped(cluster: Cluster) -> None:
     async with cluster.jobs() as jobs:
         await jobs.submit("endless", "echo begun; sleep 300", {}, {})
-        log = driver_log_path(cluster.head.session_dir, "endless")
+        log = Path(cluster.head.session_dir) / driver_log("endless")
         await wait_until_async(
             lambda: log.exists() and "\nbegun\n" in log.read_text(),
             what="the driver",
@@ -229,7 +229,7 @@ async def test_ray_nodes_after_an_agent_restart_are_found_and_left_alone(cluster
     before = keeper.read_text()
     restarted = RayNodes(cluster.nodes.data_dir)
     assert restarted.discover() == tuple(sorted((HEAD, FIRST, SECOND)))
-    prepared = await restarted.prepare(FIRST, "c-1", "member", 1, 1, {"class": "consumer"})
+    prepared = await restarted.prepare(NodeOrder(FIRST, "c-1", "member", 1, 1, {"class": "consumer"}))
     await start_node(restarted, FIRST, HeadAddress("127.0.0.2:1", prepared.host_id, ""))
     assert restarted.observe(FIRST).phase == "up"
     assert keeper.read_text() == before
@@ -256,14 +256,14 @@ async def test_ray_member_past_its_deadline_leaves_the_cluster_and_the_rest_stay
 
 async def test_ray_solo_node_runs_a_gpu_job_and_nothing_survives_its_killed_keeper(tmp_path: Path) -> None:
     nodes = RayNodes(tmp_path)
-    await nodes.prepare(SOLO, "c-2", "solo", 2, 1, {})
+    await nodes.prepare(NodeOrder(SOLO, "c-2", "solo", 2, 1))
     await start_node(nodes, SOLO, None)
     try:
         status = await asyncio.to_thread(await_up, nodes, SOLO)
         async with RayJobs(status.dashboard_url, TOKEN) as jobs:
             ended = await run_job(jobs, "solo", "echo devices $CUDA_VISIBLE_DEVICES", num_gpus=2)
         assert ended.status == "SUCCEEDED"
-        assert "devices 0,1\n" in driver_log_path(status.session_dir, "solo").read_text()
+        assert "devices 0,1\n" in (Path(status.session_dir) / driver_log("solo")).read_text()
         assert len(marked_processes(SOLO)) > 5
         os.kill(int((tmp_path / "members" / SOLO / KEEPER_LOCK_FILE).read_text()), signal.SIGKILL)
         await wait_until_async(lambda: nodes.observe(SOLO).phase == "failed", what="burial", deadline_s=10)

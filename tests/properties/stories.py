@@ -13,7 +13,7 @@ from orchestrator.core import messages as m
 from orchestrator.core.clusters import WANTED, ClusterPhase
 from orchestrator.core.decide import needs
 from orchestrator.core.errors import RefusedError
-from orchestrator.core.fleet import HardwareClass, LeasePolicy, Reconcile, TokenRole
+from orchestrator.core.fleet import NEBULA, HardwareClass, Isolation, LeasePolicy, Reconcile, TokenRole
 from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import (
     AttemptId,
@@ -64,6 +64,20 @@ LEAVING = (
 """What comes and goes: machines that are taken back under jobs that run."""
 
 LEAVING_STEPS = st.lists(st.tuples(st.sampled_from(LEAVING), st.integers(0, 10**6)), min_size=20, max_size=90)
+
+WOVEN = (
+    *("reports", "partial") * 3,
+    *("plan", "fail", "begin") * 2,
+    "stale",
+    "foreign",
+    "beat",
+    "driver",
+    "log",
+)
+"""How a cluster of several machines comes together, or does not."""
+
+WOVEN_STEPS = st.lists(st.tuples(st.sampled_from(WOVEN), st.integers(0, 10**6)), min_size=5, max_size=40)
+
 
 STEPS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 10**6)), min_size=10, max_size=90)
 """A kind of step, and a number from which its choices are taken."""
@@ -131,7 +145,9 @@ class Story:
         self.do(m.CreateTenant(TenantId("ten_a"), "acme"))
         for number in (0, 1, 2, 3):
             self._fleet("join", number)
+        # One of each kind: in the overlay, and without.
         self._fleet("head", 1)
+        self._fleet("head", 3)
 
     def busy(self) -> Story:
         """The same with jobs that run, and machines to which they could go."""
@@ -141,6 +157,14 @@ class Story:
             self.step("submit", number)
         self.step("plan", 0)
         self.step("begin", 0)
+        return self
+
+    def woven(self) -> Story:
+        """The same with a cluster of several machines in the overlay, and one more to replace one of them."""
+        for number in (6, 12, 18, 24):
+            self.step("join", number)
+        self.step("submit", 2)
+        self.step("plan", 0)
         return self
 
     def do(self, command: m.Command) -> object:
@@ -240,6 +264,8 @@ class Story:
             count,
             hardware_class=HardwareClass.MINER if number % 7 == 0 else HardwareClass.CONSUMER,
             head_slots=1 + number % 2 if kind == "head" else 0,
+            isolation=Isolation.BOX if number % 3 == 0 else Isolation.NONE,
+            overlay=NEBULA if number % 3 == 0 else "none",
             name=name,
         )
         digest = sha(f"token-{name}")
@@ -326,7 +352,11 @@ class Story:
         if kind == "partial":
             flawed = tuple(
                 replace(
-                    one, up=False, failed=number % 3 == 0, address=None if number % 3 == 1 else one.address
+                    one,
+                    up=False,
+                    failed=number % 3 == 0,
+                    address=None if number % 3 == 1 else one.address,
+                    paths=one.paths[number % 5 :],
                 )
                 for one in shown
                 if number % 4

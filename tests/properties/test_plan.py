@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.core.decide import needs
 from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.filters import device_rejection, worker_rejection
-from orchestrator.core.fleet import HardwareClass
+from orchestrator.core.fleet import NEBULA, HardwareClass, Inventory, Isolation
 from orchestrator.core.ids import JobId, WorkerId
 from orchestrator.core.jobs import Outcome, Requirements
 from orchestrator.core.placement import Budget, JobNeed, Plan
@@ -26,38 +27,75 @@ GROUNDS = (
     ("H100", HardwareClass.DATACENTER),
     ("CPU", HardwareClass.CPU),
 )
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where and how a machine stands."""
+
+    zone: str = "home"
+    isolation: Isolation = Isolation.NONE
+    overlay: str = "none"
+    unisolated: bool = True
+
+
+HOME = Site()
+SITES = (
+    HOME,
+    Site(zone="attic"),
+    Site(unisolated=False),
+    Site(isolation=Isolation.BOX),
+    Site(isolation=Isolation.BOX, overlay=NEBULA),
+    Site(zone="attic", isolation=Isolation.BOX, overlay=NEBULA),
+)
 WANTED = st.builds(
     Requirements,
     gpus=st.integers(1, 5),
     gpu_model=st.sampled_from([None, None, "RTX4090", "RTX3060"]),
     hardware_class=st.sampled_from([None, None, HardwareClass.CONSUMER]),
     min_gpu_memory_gb=st.sampled_from([0, 0, 16]),
+    isolation=st.sampled_from([Isolation.NONE, Isolation.NONE, Isolation.BOX]),
 ) | st.just(Requirements(gpus=0))
 MACHINES = st.lists(
     st.tuples(
         st.sampled_from(GROUNDS),
         st.integers(1, 3),
         st.integers(1, 3),
-        st.sampled_from(["home", "home", "attic"]),
+        st.sampled_from([HOME, *SITES]),
     ),
     max_size=8,
 )
-HEADS = st.lists(st.tuples(st.integers(1, 2), st.sampled_from(["home", "attic"])), max_size=3)
+HEADS = st.lists(st.tuples(st.integers(1, 2), st.sampled_from(SITES)), max_size=3)
 QUEUE = st.lists(WANTED, min_size=1, max_size=8)
 
 
 def world_of(
-    machines: list[tuple[tuple[str, HardwareClass], int, int, str]],
-    heads: list[tuple[int, str]],
+    machines: list[tuple[tuple[str, HardwareClass], int, int, Site]],
+    heads: list[tuple[int, Site]],
     before: list[Requirements],
     now: list[Requirements],
 ) -> World:
     """Some jobs run already, some have ended and left warm clusters, and some wait."""
     world = World()
-    for (model, hardware_class), count, slots, zone in machines:
-        world.worker(model, count, hardware_class=hardware_class, slots=slots, zone=zone)
-    for slots, zone in heads:
-        world.head_host(slots, zone=zone)
+    for (model, hardware_class), count, slots, site in machines:
+        world.worker(
+            model,
+            count,
+            hardware_class=hardware_class,
+            slots=slots,
+            zone=site.zone,
+            isolation=site.isolation,
+            overlay=site.overlay,
+            unisolated=site.unisolated,
+        )
+    for slots, site in heads:
+        world.head_host(
+            slots,
+            zone=site.zone,
+            isolation=site.isolation,
+            overlay=site.overlay,
+            unisolated=site.unisolated,
+        )
     earlier = [world.submit(wanted) for wanted in before]
     world.plan()
     world.reports()
@@ -87,18 +125,22 @@ def check_fits(world: World, made: Plan) -> None:
         workers = [state.workers[share.worker_id] for share in placement.shares]
         assert len({worker.worker_id for worker in workers}) == len(workers)
         assert len({worker.inventory.hardware_class for worker in workers}) == 1
-        assert len({(worker.inventory.runtime, worker.inventory.zone) for worker in workers}) == 1
+        assert len({(worker.inventory.runtime, worker.inventory.reach) for worker in workers}) == 1
+        assert len(workers) == 1 or workers[0].inventory.reach
         assert (placement.head_host is None) == (len(workers) == 1)
         for worker, share in zip(workers, placement.shares, strict=True):
             assert worker.placeable
             assert worker_rejection(worker, wanted) is None
+            assert admits(worker.inventory, wanted)
             chosen = [one for one in worker.inventory.devices if one.device_id in share.device_ids]
             assert all(device_rejection(device, wanted) is None for device in chosen)
             members[worker.worker_id] += 1
             devices.update((worker.worker_id, device_id) for device_id in share.device_ids)
         if placement.head_host is not None:
             heads[placement.head_host] += 1
-            assert state.workers[placement.head_host].inventory.zone == workers[0].inventory.zone
+            host = state.workers[placement.head_host].inventory
+            assert host.reach == workers[0].inventory.reach
+            assert admits(host, wanted)
     assert all(count == 1 for count in devices.values()), "a device is given twice"
     assert all(device_id in state.free_devices[worker_id] for worker_id, device_id in devices)
     for worker_id, count in members.items():
@@ -108,7 +150,17 @@ def check_fits(world: World, made: Plan) -> None:
     assert all(count <= state.head_hosts[worker_id] for worker_id, count in heads.items())
     assert len({reuse.cluster_id for reuse in made.reuses}) == len(made.reuses)
     for reuse in made.reuses:
-        assert state.clusters[reuse.cluster_id].tenant_id == state.jobs[reuse.job_id].tenant_id
+        cluster, job = state.clusters[reuse.cluster_id], state.jobs[reuse.job_id]
+        assert cluster.tenant_id == job.tenant_id
+        warm = state.cluster_members(cluster)
+        assert all(one.isolation.at_least(job.request.requirements.isolation) for one in warm)
+
+
+def admits(offer: Inventory, wanted: Requirements) -> bool:
+    """Whether this job's code may run there: in a box, or with the consent of both."""
+    if offer.isolation is Isolation.NONE:
+        return offer.unisolated and wanted.isolation is Isolation.NONE
+    return offer.isolation.at_least(wanted.isolation)
 
 
 def could_run(state: State, wanted: Requirements) -> bool:
@@ -129,10 +181,14 @@ def could_run(state: State, wanted: Requirements) -> bool:
         if best >= wanted.device_count:
             return True
         inventory = worker.inventory
-        together[inventory.hardware_class, inventory.runtime, inventory.zone] += best
-    for (_, runtime, zone), count in together.items():
+        if inventory.isolation is Isolation.NONE or inventory.overlay == NEBULA:
+            together[inventory.hardware_class, inventory.runtime, inventory.reach] += best
+    for (_, runtime, reach), count in together.items():
         hosts = [state.workers[worker_id].inventory for worker_id in state.head_hosts]
-        if count >= wanted.device_count and any((one.runtime, one.zone) == (runtime, zone) for one in hosts):
+        hosts = [one for one in hosts if admits(one, wanted)]
+        if count >= wanted.device_count and any(
+            (one.runtime, one.reach) == (runtime, reach) for one in hosts
+        ):
             return True
     return False
 
@@ -140,8 +196,8 @@ def could_run(state: State, wanted: Requirements) -> bool:
 @given(MACHINES, HEADS, QUEUE, QUEUE)
 @settings(max_examples=150)
 def test_plan_any_fleet_and_queue(
-    machines: list[tuple[tuple[str, HardwareClass], int, int, str]],
-    heads: list[tuple[int, str]],
+    machines: list[tuple[tuple[str, HardwareClass], int, int, Site]],
+    heads: list[tuple[int, Site]],
     before: list[Requirements],
     now: list[Requirements],
 ) -> None:

@@ -11,7 +11,7 @@ from orchestrator.adapters import codec
 from orchestrator.adapters.store import SqlStore
 from orchestrator.core.apply import apply
 from orchestrator.core.state import State
-from tests.properties.stories import STEPS, Story
+from tests.properties.stories import STEPS, WOVEN_STEPS, Story
 
 
 def index_view(state: State) -> dict[str, object]:
@@ -67,6 +67,29 @@ def test_story_any_order_of_commands_holds_every_invariant(steps: list[tuple[str
 def test_story_replayed_from_its_encoded_events_is_the_applied_state(steps: list[tuple[str, int]]) -> None:
     story = Story()
     story.play(steps)
+    assert_replayed(story)
+
+
+@given(WOVEN_STEPS)
+@settings(max_examples=60)
+def test_story_of_a_cluster_in_the_overlay_is_ready_only_as_measured(steps: list[tuple[str, int]]) -> None:
+    story = Story().woven()
+    story.play(steps)
+    assert_replayed(story)
+    for cluster in story.world.state.clusters.values():
+        members = [one for one in story.world.state.cluster_members(cluster) if one.overlay_host]
+        if cluster.ready_at_ms is None:
+            assert cluster.paths == ()
+        elif members:
+            head, *others = members
+            reached = {
+                path.from_id for path in cluster.paths if path.to_id == head.member_id and path.answered
+            }
+            assert reached == {one.member_id for one in others}
+
+
+def assert_replayed(story: Story) -> None:
+    """What was written says the same as what is in memory."""
     replayed = State(story.world.policies)
     for transaction in story.transactions:
         for event in transaction.events:

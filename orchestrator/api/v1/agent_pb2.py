@@ -22,26 +22,29 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from orchestrator.api.v1 import standing_pb2 as orchestrator_dot_api_dot_v1_dot_standing__pb2
 from orchestrator.api.v1 import worker_pb2 as orchestrator_dot_api_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1forchestrator/api/v1/agent.proto\x12\x13orchestrator.api.v1\x1a orchestrator/api/v1/worker.proto\"\x11\n\x0fGetAgentRequest\"\xc1\x02\n\x10GetAgentResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\ragent_version\x18\x03 \x01(\t\x12\x11\n\tconnected\x18\x04 \x01(\x08\x12/\n\x08standing\x18\x05 \x01(\x0b\x32\x1d.orchestrator.api.v1.Standing\x12\x31\n\x07members\x18\x06 \x03(\x0b\x32 .orchestrator.api.v1.AgentMember\x12%\n\x1d\x63\x65rtificate_not_after_unix_ms\x18\x07 \x01(\x04\x12\x12\n\nlast_error\x18\x08 \x01(\t\x12\x11\n\tunder_way\x18\t \x01(\t\x12\x14\n\x0clast_refusal\x18\n \x01(\t\x12\x1a\n\x12\x63\x65rtificate_notice\x18\x0b \x01(\t\"S\n\x0b\x41gentMember\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x12\n\ndevice_ids\x18\x03 \x03(\t\x12\x0e\n\x06notice\x18\x04 \x01(\t\":\n\nAskRequest\x12,\n\x04wish\x18\x01 \x01(\x0b\x32\x1e.orchestrator.api.v1.OwnerWish\"=\n\x0b\x41skResponse\x12\x0c\n\x04sent\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07refusal\x18\x03 \x01(\t2\xb1\x01\n\x0c\x41gentService\x12W\n\x08GetAgent\x12$.orchestrator.api.v1.GetAgentRequest\x1a%.orchestrator.api.v1.GetAgentResponse\x12H\n\x03\x41sk\x12\x1f.orchestrator.api.v1.AskRequest\x1a .orchestrator.api.v1.AskResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1forchestrator/api/v1/agent.proto\x12\x13orchestrator.api.v1\x1a\"orchestrator/api/v1/standing.proto\x1a orchestrator/api/v1/worker.proto\"\x11\n\x0fGetAgentRequest\"\xab\x03\n\x10GetAgentResponse\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x15\n\ragent_version\x18\x03 \x01(\t\x12\x11\n\tconnected\x18\x04 \x01(\x08\x12/\n\x08standing\x18\x05 \x01(\x0b\x32\x1d.orchestrator.api.v1.Standing\x12\x31\n\x07members\x18\x06 \x03(\x0b\x32 .orchestrator.api.v1.AgentMember\x12%\n\x1d\x63\x65rtificate_not_after_unix_ms\x18\x07 \x01(\x04\x12\x12\n\nlast_error\x18\x08 \x01(\t\x12\x11\n\tunder_way\x18\t \x01(\t\x12\x14\n\x0clast_refusal\x18\n \x01(\t\x12\x1a\n\x12\x63\x65rtificate_notice\x18\x0b \x01(\t\x12\x11\n\tisolation\x18\x0c \x01(\t\x12\x0f\n\x07overlay\x18\r \x01(\t\x12\x0f\n\x07remarks\x18\x0e \x03(\t\x12\x33\n\x08runtimes\x18\x0f \x03(\x0b\x32!.orchestrator.api.v1.AgentRuntime\"K\n\x0c\x41gentRuntime\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"S\n\x0b\x41gentMember\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\r\n\x05phase\x18\x02 \x01(\t\x12\x12\n\ndevice_ids\x18\x03 \x03(\t\x12\x0e\n\x06notice\x18\x04 \x01(\t\":\n\nAskRequest\x12,\n\x04wish\x18\x01 \x01(\x0b\x32\x1e.orchestrator.api.v1.OwnerWish\"=\n\x0b\x41skResponse\x12\x0c\n\x04sent\x18\x01 \x01(\x08\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0f\n\x07refusal\x18\x03 \x01(\t2\xb1\x01\n\x0c\x41gentService\x12W\n\x08GetAgent\x12$.orchestrator.api.v1.GetAgentRequest\x1a%.orchestrator.api.v1.GetAgentResponse\x12H\n\x03\x41sk\x12\x1f.orchestrator.api.v1.AskRequest\x1a .orchestrator.api.v1.AskResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'orchestrator.api.v1.agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_GETAGENTREQUEST']._serialized_start=90
-  _globals['_GETAGENTREQUEST']._serialized_end=107
-  _globals['_GETAGENTRESPONSE']._serialized_start=110
-  _globals['_GETAGENTRESPONSE']._serialized_end=431
-  _globals['_AGENTMEMBER']._serialized_start=433
-  _globals['_AGENTMEMBER']._serialized_end=516
-  _globals['_ASKREQUEST']._serialized_start=518
-  _globals['_ASKREQUEST']._serialized_end=576
-  _globals['_ASKRESPONSE']._serialized_start=578
-  _globals['_ASKRESPONSE']._serialized_end=639
-  _globals['_AGENTSERVICE']._serialized_start=642
-  _globals['_AGENTSERVICE']._serialized_end=819
+  _globals['_GETAGENTREQUEST']._serialized_start=126
+  _globals['_GETAGENTREQUEST']._serialized_end=143
+  _globals['_GETAGENTRESPONSE']._serialized_start=146
+  _globals['_GETAGENTRESPONSE']._serialized_end=573
+  _globals['_AGENTRUNTIME']._serialized_start=575
+  _globals['_AGENTRUNTIME']._serialized_end=650
+  _globals['_AGENTMEMBER']._serialized_start=652
+  _globals['_AGENTMEMBER']._serialized_end=735
+  _globals['_ASKREQUEST']._serialized_start=737
+  _globals['_ASKREQUEST']._serialized_end=795
+  _globals['_ASKRESPONSE']._serialized_start=797
+  _globals['_ASKRESPONSE']._serialized_end=858
+  _globals['_AGENTSERVICE']._serialized_start=861
+  _globals['_AGENTSERVICE']._serialized_end=1038
 # @@protoc_insertion_point(module_scope)

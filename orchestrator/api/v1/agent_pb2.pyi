@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from orchestrator.api.v1 import standing_pb2 as _standing_pb2
 from orchestrator.api.v1 import worker_pb2 as _worker_pb2
 import builtins as _builtins
 import sys
@@ -49,6 +50,10 @@ class GetAgentResponse(_message.Message):
     UNDER_WAY_FIELD_NUMBER: _builtins.int
     LAST_REFUSAL_FIELD_NUMBER: _builtins.int
     CERTIFICATE_NOTICE_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
+    OVERLAY_FIELD_NUMBER: _builtins.int
+    REMARKS_FIELD_NUMBER: _builtins.int
+    RUNTIMES_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     name: _builtins.str
     agent_version: _builtins.str
@@ -62,12 +67,24 @@ class GetAgentResponse(_message.Message):
     """What the network refused of the owner's wishes last, and why; empty where it has refused none since the start."""
     certificate_notice: _builtins.str
     """A sentence where the certificate could not be renewed several times in a row; empty otherwise."""
+    isolation: _builtins.str
+    """What tenants' code is kept in: none, box or container."""
+    overlay: _builtins.str
+    """How members reach others: none or nebula."""
     @_builtins.property
-    def standing(self) -> _worker_pb2.Standing:
+    def standing(self) -> _standing_pb2.Standing:
         """As the network told it last; unset before its first word."""
 
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentMember]: ...
+    @_builtins.property
+    def remarks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why there is no isolation or no overlay, each with what the owner can do about it."""
+
+    @_builtins.property
+    def runtimes(self) -> _containers.RepeatedCompositeFieldContainer[Global___AgentRuntime]:
+        """Those that were asked for since the start of the agent."""
+
     def __init__(
         self,
         *,
@@ -75,21 +92,55 @@ class GetAgentResponse(_message.Message):
         name: _builtins.str = ...,
         agent_version: _builtins.str = ...,
         connected: _builtins.bool = ...,
-        standing: _worker_pb2.Standing | None = ...,
+        standing: _standing_pb2.Standing | None = ...,
         members: _abc.Iterable[Global___AgentMember] | None = ...,
         certificate_not_after_unix_ms: _builtins.int = ...,
         last_error: _builtins.str = ...,
         under_way: _builtins.str = ...,
         last_refusal: _builtins.str = ...,
         certificate_notice: _builtins.str = ...,
+        isolation: _builtins.str = ...,
+        overlay: _builtins.str = ...,
+        remarks: _abc.Iterable[_builtins.str] | None = ...,
+        runtimes: _abc.Iterable[Global___AgentRuntime] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["standing", b"standing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificate_not_after_unix_ms", b"certificate_not_after_unix_ms", "certificate_notice", b"certificate_notice", "connected", b"connected", "last_error", b"last_error", "last_refusal", b"last_refusal", "members", b"members", "name", b"name", "standing", b"standing", "under_way", b"under_way", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "certificate_not_after_unix_ms", b"certificate_not_after_unix_ms", "certificate_notice", b"certificate_notice", "connected", b"connected", "isolation", b"isolation", "last_error", b"last_error", "last_refusal", b"last_refusal", "members", b"members", "name", b"name", "overlay", b"overlay", "remarks", b"remarks", "runtimes", b"runtimes", "standing", b"standing", "under_way", b"under_way", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetAgentResponse: _TypeAlias = GetAgentResponse  # noqa: Y015
+
+@_typing.final
+class AgentRuntime(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    digest: _builtins.str
+    state: _builtins.str
+    """building, ready or failed."""
+    detail: _builtins.str
+    """The step it is at, or why it failed."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        state: _builtins.str = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "digest", b"digest", "name", b"name", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentRuntime: _TypeAlias = AgentRuntime  # noqa: Y015
 
 @_typing.final
 class AgentMember(_message.Message):

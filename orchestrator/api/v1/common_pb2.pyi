@@ -380,6 +380,48 @@ class MachineEvidence(_message.Message):
 Global___MachineEvidence: _TypeAlias = MachineEvidence  # noqa: Y015
 
 @_typing.final
+class Runtime(_message.Message):
+    """Runtime is what every member of a cluster has to run: an interpreter, Ray and base packages, told by their digest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    PYTHON_FIELD_NUMBER: _builtins.int
+    RAY_VERSION_FIELD_NUMBER: _builtins.int
+    PACKAGES_FIELD_NUMBER: _builtins.int
+    LOCK_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    digest: _builtins.str
+    """Hex SHA-256 over the Python, the Ray and the lock below."""
+    python: _builtins.str
+    """Major and minor, such as 3.11."""
+    ray_version: _builtins.str
+    lock: _builtins.bytes
+    """Every package with its hashes, in the form of a requirements file; only where it is asked for."""
+    @_builtins.property
+    def packages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Base packages by name and version, without what these bring along."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        python: _builtins.str = ...,
+        ray_version: _builtins.str = ...,
+        packages: _abc.Iterable[_builtins.str] | None = ...,
+        lock: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "lock", b"lock", "name", b"name", "packages", b"packages", "python", b"python", "ray_version", b"ray_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Runtime: _TypeAlias = Runtime  # noqa: Y015
+
+@_typing.final
 class Inventory(_message.Message):
     """Inventory is what a worker says it has."""
 
@@ -401,6 +443,8 @@ class Inventory(_message.Message):
     EVIDENCE_FIELD_NUMBER: _builtins.int
     CLASS_REASON_FIELD_NUMBER: _builtins.int
     EVIDENCE_CLASS_FIELD_NUMBER: _builtins.int
+    UNISOLATED_FIELD_NUMBER: _builtins.int
+    REMARKS_FIELD_NUMBER: _builtins.int
     hardware_class: Global___HardwareClass.ValueType
     """Derived by the control plane from the devices; ignored where an agent sends it."""
     cpus: _builtins.int
@@ -423,10 +467,16 @@ class Inventory(_message.Message):
     """Why the class is what it is. Told by the control plane; ignored where an agent sends it."""
     evidence_class: Global___EvidenceClass.ValueType
     """The weakest of its devices'. Told by the control plane; ignored where an agent sends it."""
+    unisolated: _builtins.bool
+    """The owner consents to tenants' code without any isolation. A job has to consent too."""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
     @_builtins.property
     def evidence(self) -> Global___MachineEvidence: ...
+    @_builtins.property
+    def remarks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why there is no isolation or no overlay, each with what the owner can do about it."""
+
     def __init__(
         self,
         *,
@@ -446,10 +496,12 @@ class Inventory(_message.Message):
         evidence: Global___MachineEvidence | None = ...,
         class_reason: _builtins.str = ...,
         evidence_class: Global___EvidenceClass.ValueType = ...,
+        unisolated: _builtins.bool = ...,
+        remarks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "class_reason", b"class_reason", "cpus", b"cpus", "devices", b"devices", "evidence", b"evidence", "evidence_class", b"evidence_class", "hardware_class", b"hardware_class", "head_slots", b"head_slots", "isolation", b"isolation", "memory_bytes", b"memory_bytes", "operating_system", b"operating_system", "overlay", b"overlay", "python_version", b"python_version", "ray_version", b"ray_version", "slots", b"slots", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "class_reason", b"class_reason", "cpus", b"cpus", "devices", b"devices", "evidence", b"evidence", "evidence_class", b"evidence_class", "hardware_class", b"hardware_class", "head_slots", b"head_slots", "isolation", b"isolation", "memory_bytes", b"memory_bytes", "operating_system", b"operating_system", "overlay", b"overlay", "python_version", b"python_version", "ray_version", b"ray_version", "remarks", b"remarks", "slots", b"slots", "unisolated", b"unisolated", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -55,6 +55,16 @@ class JobsServiceStub:
                 request_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.StopJobRequest.SerializeToString,
                 response_deserializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.StopJobResponse.FromString,
                 _registered_method=True)
+        self.ListRuntimes = channel.unary_unary(
+                '/orchestrator.api.v1.JobsService/ListRuntimes',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.ListRuntimesRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.ListRuntimesResponse.FromString,
+                _registered_method=True)
+        self.GetRuntime = channel.unary_unary(
+                '/orchestrator.api.v1.JobsService/GetRuntime',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetRuntimeRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetRuntimeResponse.FromString,
+                _registered_method=True)
 
 
 class JobsServiceServicer:
@@ -86,6 +96,20 @@ class JobsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRuntimes(self, request, context):
+        """ListRuntimes names what a job may ask for, the default first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRuntime(self, request, context):
+        """GetRuntime tells everything that every member of a cluster will have.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -108,6 +132,16 @@ def add_JobsServiceServicer_to_server(servicer, server):
                     servicer.StopJob,
                     request_deserializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.StopJobRequest.FromString,
                     response_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.StopJobResponse.SerializeToString,
+            ),
+            'ListRuntimes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRuntimes,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.ListRuntimesRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.ListRuntimesResponse.SerializeToString,
+            ),
+            'GetRuntime': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRuntime,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetRuntimeRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetRuntimeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +253,60 @@ class JobsService:
             '/orchestrator.api.v1.JobsService/StopJob',
             orchestrator_dot_api_dot_v1_dot_jobs__pb2.StopJobRequest.SerializeToString,
             orchestrator_dot_api_dot_v1_dot_jobs__pb2.StopJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRuntimes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.JobsService/ListRuntimes',
+            orchestrator_dot_api_dot_v1_dot_jobs__pb2.ListRuntimesRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_jobs__pb2.ListRuntimesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRuntime(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.JobsService/GetRuntime',
+            orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetRuntimeRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetRuntimeResponse.FromString,
             options,
             channel_credentials,
             insecure,

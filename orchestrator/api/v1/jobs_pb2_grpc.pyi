@@ -38,6 +38,10 @@ class JobsServiceStub:
     ReadJobLog: _grpc.UnaryStreamMultiCallable[_jobs_pb2.ReadJobLogRequest, _jobs_pb2.ReadJobLogResponse]
     """ReadJobLog streams the log from offset on; with follow until the job has ended."""
     StopJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.StopJobRequest, _jobs_pb2.StopJobResponse]
+    ListRuntimes: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListRuntimesRequest, _jobs_pb2.ListRuntimesResponse]
+    """ListRuntimes names what a job may ask for, the default first."""
+    GetRuntime: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetRuntimeRequest, _jobs_pb2.GetRuntimeResponse]
+    """GetRuntime tells everything that every member of a cluster will have."""
 
 @_typing.type_check_only
 class JobsServiceAsyncStub(JobsServiceStub):
@@ -49,6 +53,10 @@ class JobsServiceAsyncStub(JobsServiceStub):
     ReadJobLog: _aio.UnaryStreamMultiCallable[_jobs_pb2.ReadJobLogRequest, _jobs_pb2.ReadJobLogResponse]  # type: ignore[assignment]
     """ReadJobLog streams the log from offset on; with follow until the job has ended."""
     StopJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.StopJobRequest, _jobs_pb2.StopJobResponse]  # type: ignore[assignment]
+    ListRuntimes: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListRuntimesRequest, _jobs_pb2.ListRuntimesResponse]  # type: ignore[assignment]
+    """ListRuntimes names what a job may ask for, the default first."""
+    GetRuntime: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetRuntimeRequest, _jobs_pb2.GetRuntimeResponse]  # type: ignore[assignment]
+    """GetRuntime tells everything that every member of a cluster will have."""
 
 class JobsServiceServicer(metaclass=_abc_1.ABCMeta):
     """JobsService shows and stops jobs. A tenant's token sees that tenant's jobs, an operator's all."""
@@ -81,5 +89,21 @@ class JobsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.StopJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.StopJobResponse, _abc.Awaitable[_jobs_pb2.StopJobResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListRuntimes(
+        self,
+        request: _jobs_pb2.ListRuntimesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ListRuntimesResponse, _abc.Awaitable[_jobs_pb2.ListRuntimesResponse]]:
+        """ListRuntimes names what a job may ask for, the default first."""
+
+    @_abc_1.abstractmethod
+    def GetRuntime(
+        self,
+        request: _jobs_pb2.GetRuntimeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.GetRuntimeResponse, _abc.Awaitable[_jobs_pb2.GetRuntimeResponse]]:
+        """GetRuntime tells everything that every member of a cluster will have."""
 
 def add_JobsServiceServicer_to_server(servicer: JobsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,8 +10,9 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from orchestrator.api.v1 import common_pb2 as _common_pb2
+from orchestrator.api.v1 import overlay_pb2 as _overlay_pb2
+from orchestrator.api.v1 import standing_pb2 as _standing_pb2
 from orchestrator.api.v1 import telemetry_pb2 as _telemetry_pb2
-from orchestrator.api.v1 import worker_pb2 as _worker_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -141,6 +142,7 @@ class GetStatusResponse(_message.Message):
     RECEIPT_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     GATEWAY_URL_FIELD_NUMBER: _builtins.int
     METRICS_URL_FIELD_NUMBER: _builtins.int
+    REMARKS_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
     version: _builtins.str
     term: _builtins.int
@@ -165,6 +167,10 @@ class GetStatusResponse(_message.Message):
     def clusters_by_phase(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     @_builtins.property
     def jobs_by_status(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def remarks(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatusRemark]:
+        """Why workers that are here offer no isolation or no overlay; what most of them say first, and only the first few."""
+
     def __init__(
         self,
         *,
@@ -184,14 +190,40 @@ class GetStatusResponse(_message.Message):
         receipt_public_key: _builtins.str = ...,
         gateway_url: _builtins.str = ...,
         metrics_url: _builtins.str = ...,
+        remarks: _abc.Iterable[Global___StatusRemark] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clusters_by_phase", b"clusters_by_phase", "devices", b"devices", "devices_held", b"devices_held", "devices_simulated", b"devices_simulated", "gateway_url", b"gateway_url", "isolation", b"isolation", "jobs_by_status", b"jobs_by_status", "metrics_url", b"metrics_url", "network_id", b"network_id", "overlay", b"overlay", "receipt_public_key", b"receipt_public_key", "receipts", b"receipts", "receipts_unposted", b"receipts_unposted", "term", b"term", "version", b"version", "workers_by_liveness", b"workers_by_liveness"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clusters_by_phase", b"clusters_by_phase", "devices", b"devices", "devices_held", b"devices_held", "devices_simulated", b"devices_simulated", "gateway_url", b"gateway_url", "isolation", b"isolation", "jobs_by_status", b"jobs_by_status", "metrics_url", b"metrics_url", "network_id", b"network_id", "overlay", b"overlay", "receipt_public_key", b"receipt_public_key", "receipts", b"receipts", "receipts_unposted", b"receipts_unposted", "remarks", b"remarks", "term", b"term", "version", b"version", "workers_by_liveness", b"workers_by_liveness"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class StatusRemark(_message.Message):
+    """StatusRemark is what some workers say of themselves, in the same words."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    workers: _builtins.int
+    """How many say it."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        workers: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatusRemark: _TypeAlias = StatusRemark  # noqa: Y015
 
 @_typing.final
 class Tenant(_message.Message):
@@ -514,7 +546,7 @@ class Worker(_message.Message):
     @_builtins.property
     def joined_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
-    def standing(self) -> _worker_pb2.Standing:
+    def standing(self) -> _standing_pb2.Standing:
         """Holds, terms, reliability and alerts."""
 
     @_builtins.property
@@ -534,7 +566,7 @@ class Worker(_message.Message):
         joined_at: _timestamp_pb2.Timestamp | None = ...,
         cpu_utilization_ratio: _builtins.float = ...,
         memory_used_bytes: _builtins.int = ...,
-        standing: _worker_pb2.Standing | None = ...,
+        standing: _standing_pb2.Standing | None = ...,
         agent_version: _builtins.str = ...,
         recoveries: _builtins.int = ...,
         evidence_class: _builtins.str = ...,
@@ -605,25 +637,61 @@ class GetWorkerResponse(_message.Message):
 
     WORKER_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def worker(self) -> Global___Worker: ...
     @_builtins.property
     def samples(self) -> _containers.RepeatedCompositeFieldContainer[_telemetry_pb2.DeviceSample]:
         """The newest measurement of each device."""
 
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerPath]:
+        """Ways to other workers as it measured them last, the newest first."""
+
     def __init__(
         self,
         *,
         worker: Global___Worker | None = ...,
         samples: _abc.Iterable[_telemetry_pb2.DeviceSample] | None = ...,
+        paths: _abc.Iterable[Global___WorkerPath] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paths", b"paths", "samples", b"samples", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetWorkerResponse: _TypeAlias = GetWorkerResponse  # noqa: Y015
+
+@_typing.final
+class WorkerPath(_message.Message):
+    """WorkerPath is the way from one worker to another over the overlay, before any cluster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEASURED_FIELD_NUMBER: _builtins.int
+    PEER_NAME_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    peer_name: _builtins.str
+    age_ms: _builtins.int
+    @_builtins.property
+    def measured(self) -> _overlay_pb2.PathMeasured:
+        """peer_id is a worker's."""
+
+    def __init__(
+        self,
+        *,
+        measured: _overlay_pb2.PathMeasured | None = ...,
+        peer_name: _builtins.str = ...,
+        age_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["measured", b"measured"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "measured", b"measured", "peer_name", b"peer_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerPath: _TypeAlias = WorkerPath  # noqa: Y015
 
 @_typing.final
 class CordonWorkerRequest(_message.Message):
@@ -1279,20 +1347,58 @@ class GetClusterResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CLUSTER_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    BUS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def cluster(self) -> Global___Cluster: ...
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClusterPath]:
+        """How its members reach each other: as far as it is known while it forms, as it was delivered from then on."""
+
+    @_builtins.property
+    def bus(self) -> _overlay_pb2.BusMeasured:
+        """Unset until it is measured, and where there is no overlay."""
+
     def __init__(
         self,
         *,
         cluster: Global___Cluster | None = ...,
+        paths: _abc.Iterable[Global___ClusterPath] | None = ...,
+        bus: _overlay_pb2.BusMeasured | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["bus", b"bus", "cluster", b"cluster"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bus", b"bus", "cluster", b"cluster", "paths", b"paths"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetClusterResponse: _TypeAlias = GetClusterResponse  # noqa: Y015
+
+@_typing.final
+class ClusterPath(_message.Message):
+    """ClusterPath is the way from one member to another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    member_id: _builtins.str
+    """Who measured."""
+    @_builtins.property
+    def measured(self) -> _overlay_pb2.PathMeasured: ...
+    def __init__(
+        self,
+        *,
+        member_id: _builtins.str = ...,
+        measured: _overlay_pb2.PathMeasured | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["measured", b"measured"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["measured", b"measured", "member_id", b"member_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClusterPath: _TypeAlias = ClusterPath  # noqa: Y015
 
 @_typing.final
 class Receipt(_message.Message):

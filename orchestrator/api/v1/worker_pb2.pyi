@@ -9,6 +9,9 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from orchestrator.api.v1 import common_pb2 as _common_pb2
+from orchestrator.api.v1 import overlay_pb2 as _overlay_pb2
+from orchestrator.api.v1 import standing_pb2 as _standing_pb2
+from orchestrator.api.v1 import terms_pb2 as _terms_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -78,6 +81,8 @@ class _MemberPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MemberPha
     MEMBER_PHASE_UP: _MemberPhase.ValueType  # 3
     MEMBER_PHASE_FAILED: _MemberPhase.ValueType  # 4
     MEMBER_PHASE_STOPPING: _MemberPhase.ValueType  # 5
+    MEMBER_PHASE_PROVISIONING: _MemberPhase.ValueType  # 6
+    """The runtime is being built."""
 
 class MemberPhase(_MemberPhase, metaclass=_MemberPhaseEnumTypeWrapper): ...
 
@@ -87,6 +92,8 @@ MEMBER_PHASE_STARTING: MemberPhase.ValueType  # 2
 MEMBER_PHASE_UP: MemberPhase.ValueType  # 3
 MEMBER_PHASE_FAILED: MemberPhase.ValueType  # 4
 MEMBER_PHASE_STOPPING: MemberPhase.ValueType  # 5
+MEMBER_PHASE_PROVISIONING: MemberPhase.ValueType  # 6
+"""The runtime is being built."""
 Global___MemberPhase: _TypeAlias = MemberPhase  # noqa: Y015
 
 class _AttemptStatus:
@@ -197,7 +204,7 @@ class JoinRequest(_message.Message):
     @_builtins.property
     def inventory(self) -> _common_pb2.Inventory: ...
     @_builtins.property
-    def terms(self) -> Global___Terms: ...
+    def terms(self) -> _terms_pb2.Terms: ...
     def __init__(
         self,
         *,
@@ -209,7 +216,7 @@ class JoinRequest(_message.Message):
         inventory: _common_pb2.Inventory | None = ...,
         agent_version: _builtins.str = ...,
         tls_csr: _builtins.bytes = ...,
-        terms: Global___Terms | None = ...,
+        terms: _terms_pb2.Terms | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory", "terms", b"terms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -392,6 +399,7 @@ class SessionRequest(_message.Message):
     RENEW_CERTIFICATE_FIELD_NUMBER: _builtins.int
     OWNER_WISH_FIELD_NUMBER: _builtins.int
     FAULT_REPORT_FIELD_NUMBER: _builtins.int
+    PROBE_REPORT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -408,6 +416,8 @@ class SessionRequest(_message.Message):
     def owner_wish(self) -> Global___OwnerWish: ...
     @_builtins.property
     def fault_report(self) -> Global___FaultReport: ...
+    @_builtins.property
+    def probe_report(self) -> _overlay_pb2.ProbeReport: ...
     def __init__(
         self,
         *,
@@ -419,12 +429,13 @@ class SessionRequest(_message.Message):
         renew_certificate: Global___RenewCertificate | None = ...,
         owner_wish: Global___OwnerWish | None = ...,
         fault_report: Global___FaultReport | None = ...,
+        probe_report: _overlay_pb2.ProbeReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fault_report", b"fault_report", "heartbeat", b"heartbeat", "hello", b"hello", "leaving", b"leaving", "message", b"message", "observed", b"observed", "owner_wish", b"owner_wish", "renew_certificate", b"renew_certificate", "statements", b"statements"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fault_report", b"fault_report", "heartbeat", b"heartbeat", "hello", b"hello", "leaving", b"leaving", "message", b"message", "observed", b"observed", "owner_wish", b"owner_wish", "probe_report", b"probe_report", "renew_certificate", b"renew_certificate", "statements", b"statements"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault_report", b"fault_report", "heartbeat", b"heartbeat", "hello", b"hello", "leaving", b"leaving", "message", b"message", "observed", b"observed", "owner_wish", b"owner_wish", "renew_certificate", b"renew_certificate", "statements", b"statements"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault_report", b"fault_report", "heartbeat", b"heartbeat", "hello", b"hello", "leaving", b"leaving", "message", b"message", "observed", b"observed", "owner_wish", b"owner_wish", "probe_report", b"probe_report", "renew_certificate", b"renew_certificate", "statements", b"statements"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "observed", "statements", "leaving", "renew_certificate", "owner_wish", "fault_report"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "observed", "statements", "leaving", "renew_certificate", "owner_wish", "fault_report", "probe_report"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -444,6 +455,7 @@ class SessionResponse(_message.Message):
     STANDING_FIELD_NUMBER: _builtins.int
     WISH_ACK_FIELD_NUMBER: _builtins.int
     FAULT_ACK_FIELD_NUMBER: _builtins.int
+    PROBE_ORDER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def challenge(self) -> Global___Challenge: ...
     @_builtins.property
@@ -459,11 +471,13 @@ class SessionResponse(_message.Message):
     @_builtins.property
     def certificate(self) -> Global___Certificate: ...
     @_builtins.property
-    def standing(self) -> Global___Standing: ...
+    def standing(self) -> _standing_pb2.Standing: ...
     @_builtins.property
     def wish_ack(self) -> Global___WishAck: ...
     @_builtins.property
     def fault_ack(self) -> Global___FaultAck: ...
+    @_builtins.property
+    def probe_order(self) -> _overlay_pb2.ProbeOrder: ...
     def __init__(
         self,
         *,
@@ -474,15 +488,16 @@ class SessionResponse(_message.Message):
         statement_ack: Global___StatementAck | None = ...,
         farewell: Global___Farewell | None = ...,
         certificate: Global___Certificate | None = ...,
-        standing: Global___Standing | None = ...,
+        standing: _standing_pb2.Standing | None = ...,
         wish_ack: Global___WishAck | None = ...,
         fault_ack: Global___FaultAck | None = ...,
+        probe_order: _overlay_pb2.ProbeOrder | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "fault_ack", b"fault_ack", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "standing", b"standing", "statement_ack", b"statement_ack", "welcome", b"welcome", "wish_ack", b"wish_ack"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "fault_ack", b"fault_ack", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "probe_order", b"probe_order", "standing", b"standing", "statement_ack", b"statement_ack", "welcome", b"welcome", "wish_ack", b"wish_ack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "fault_ack", b"fault_ack", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "standing", b"standing", "statement_ack", b"statement_ack", "welcome", b"welcome", "wish_ack", b"wish_ack"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "fault_ack", b"fault_ack", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "probe_order", b"probe_order", "standing", b"standing", "statement_ack", b"statement_ack", "welcome", b"welcome", "wish_ack", b"wish_ack"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["challenge", "welcome", "heartbeat_ack", "desired", "statement_ack", "farewell", "certificate", "standing", "wish_ack", "fault_ack"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["challenge", "welcome", "heartbeat_ack", "desired", "statement_ack", "farewell", "certificate", "standing", "wish_ack", "fault_ack", "probe_order"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -522,6 +537,7 @@ class Hello(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     SESSION_NUMBER_FIELD_NUMBER: _builtins.int
     WALL_MS_FIELD_NUMBER: _builtins.int
+    OVERLAY_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     signature: _builtins.bytes
     """Ed25519 signature, by the statement key, over "orchestrator-session-v1" + nonce + worker_id."""
@@ -532,6 +548,8 @@ class Hello(_message.Message):
     """Sessions this agent has begun, this one too: counted durably before each, so that a copy of its files falls behind."""
     wall_ms: _builtins.int
     """Unix milliseconds by the worker's own clock: a wrong one is told to its owner."""
+    overlay_public_key: _builtins.bytes
+    """Raw X25519 public key for the worker's own certificate in the overlay; empty where it uses none."""
     @_builtins.property
     def inventory(self) -> _common_pb2.Inventory: ...
     def __init__(
@@ -544,10 +562,11 @@ class Hello(_message.Message):
         term: _builtins.int = ...,
         session_number: _builtins.int = ...,
         wall_ms: _builtins.int = ...,
+        overlay_public_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "inventory", b"inventory", "session_number", b"session_number", "signature", b"signature", "term", b"term", "wall_ms", b"wall_ms", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "inventory", b"inventory", "overlay_public_key", b"overlay_public_key", "session_number", b"session_number", "signature", b"signature", "term", b"term", "wall_ms", b"wall_ms", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -564,6 +583,7 @@ class Welcome(_message.Message):
     SESSION_TOKEN_FIELD_NUMBER: _builtins.int
     SUPPLIER_ID_FIELD_NUMBER: _builtins.int
     NETWORK_ID_FIELD_NUMBER: _builtins.int
+    DEFAULT_RUNTIME_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     heartbeat_interval_ms: _builtins.int
     lease_ttl_ms: _builtins.int
@@ -573,6 +593,10 @@ class Welcome(_message.Message):
     """Bearer token for this worker's other calls; dies with the session."""
     supplier_id: _builtins.str
     network_id: _builtins.str
+    @_builtins.property
+    def default_runtime(self) -> _common_pb2.Runtime:
+        """Of a job that names none, without its lock: worth building before the first one comes. Only to workers with boxes."""
+
     def __init__(
         self,
         *,
@@ -583,10 +607,11 @@ class Welcome(_message.Message):
         session_token: _builtins.str = ...,
         supplier_id: _builtins.str = ...,
         network_id: _builtins.str = ...,
+        default_runtime: _common_pb2.Runtime | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["default_runtime", b"default_runtime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval_ms", b"heartbeat_interval_ms", "lease_ttl_ms", b"lease_ttl_ms", "network_id", b"network_id", "session_token", b"session_token", "statement_interval_ms", b"statement_interval_ms", "supplier_id", b"supplier_id", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_runtime", b"default_runtime", "heartbeat_interval_ms", b"heartbeat_interval_ms", "lease_ttl_ms", b"lease_ttl_ms", "network_id", b"network_id", "session_token", b"session_token", "statement_interval_ms", b"statement_interval_ms", "supplier_id", b"supplier_id", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -638,7 +663,7 @@ class OwnerWish(_message.Message):
         """Gives the machine back."""
 
     @_builtins.property
-    def terms(self) -> Global___Terms:
+    def terms(self) -> _terms_pb2.Terms:
         """For whatever is placed from now on."""
 
     def __init__(
@@ -647,7 +672,7 @@ class OwnerWish(_message.Message):
         cordon: Global___Cordon | None = ...,
         uncordon: Global___Uncordon | None = ...,
         reclaim: Global___Reclaim | None = ...,
-        terms: Global___Terms | None = ...,
+        terms: _terms_pb2.Terms | None = ...,
         number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cordon", b"cordon", "reclaim", b"reclaim", "terms", b"terms", "uncordon", b"uncordon", "wish", b"wish"]  # noqa: Y015
@@ -752,105 +777,6 @@ class Reclaim(_message.Message):
 Global___Reclaim: _TypeAlias = Reclaim  # noqa: Y015
 
 @_typing.final
-class Terms(_message.Message):
-    """Terms are what the owner asks and allows."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ASKS_FIELD_NUMBER: _builtins.int
-    REGIONS_FIELD_NUMBER: _builtins.int
-    LEASE_MAX_MS_FIELD_NUMBER: _builtins.int
-    SCHEDULE_FIELD_NUMBER: _builtins.int
-    IDLE_ONLY_FIELD_NUMBER: _builtins.int
-    COMMITTED_FIELD_NUMBER: _builtins.int
-    NOTICE_MS_FIELD_NUMBER: _builtins.int
-    WEBHOOK_URL_FIELD_NUMBER: _builtins.int
-    lease_max_ms: _builtins.int
-    """Zero: no limit."""
-    idle_only: _builtins.bool
-    """The agent takes the machine back when its owner uses the GPU."""
-    committed: _builtins.bool
-    """Not interruptible: the owner gives a notice of five minutes at least."""
-    notice_ms: _builtins.int
-    """Zero: the network's default."""
-    webhook_url: _builtins.str
-    @_builtins.property
-    def asks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ask]: ...
-    @_builtins.property
-    def regions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
-    @_builtins.property
-    def schedule(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeekWindow]:
-        """Empty: always."""
-
-    def __init__(
-        self,
-        *,
-        asks: _abc.Iterable[Global___Ask] | None = ...,
-        regions: _abc.Iterable[_builtins.str] | None = ...,
-        lease_max_ms: _builtins.int = ...,
-        schedule: _abc.Iterable[Global___WeekWindow] | None = ...,
-        idle_only: _builtins.bool = ...,
-        committed: _builtins.bool = ...,
-        notice_ms: _builtins.int = ...,
-        webhook_url: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["asks", b"asks", "committed", b"committed", "idle_only", b"idle_only", "lease_max_ms", b"lease_max_ms", "notice_ms", b"notice_ms", "regions", b"regions", "schedule", b"schedule", "webhook_url", b"webhook_url"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Terms: _TypeAlias = Terms  # noqa: Y015
-
-@_typing.final
-class Ask(_message.Message):
-    """Ask is the price of one model; a model without one is priced by the market."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    MODEL_FIELD_NUMBER: _builtins.int
-    MICROCREDITS_PER_GPU_HOUR_FIELD_NUMBER: _builtins.int
-    model: _builtins.str
-    microcredits_per_gpu_hour: _builtins.int
-    def __init__(
-        self,
-        *,
-        model: _builtins.str = ...,
-        microcredits_per_gpu_hour: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["microcredits_per_gpu_hour", b"microcredits_per_gpu_hour", "model", b"model"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Ask: _TypeAlias = Ask  # noqa: Y015
-
-@_typing.final
-class WeekWindow(_message.Message):
-    """WeekWindow is in minutes of the UTC week from Monday 00:00, the end exclusive."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    START_MINUTE_FIELD_NUMBER: _builtins.int
-    END_MINUTE_FIELD_NUMBER: _builtins.int
-    start_minute: _builtins.int
-    end_minute: _builtins.int
-    def __init__(
-        self,
-        *,
-        start_minute: _builtins.int = ...,
-        end_minute: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_minute", b"end_minute", "start_minute", b"start_minute"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___WeekWindow: _TypeAlias = WeekWindow  # noqa: Y015
-
-@_typing.final
 class FaultReport(_message.Message):
     """FaultReport says that devices fail."""
 
@@ -929,146 +855,6 @@ class DeviceFault(_message.Message):
 Global___DeviceFault: _TypeAlias = DeviceFault  # noqa: Y015
 
 @_typing.final
-class Standing(_message.Message):
-    """Standing is how the network sees this worker; sent at the beginning of a session and whenever it changes."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    HOLDS_FIELD_NUMBER: _builtins.int
-    DEVICE_HOLDS_FIELD_NUMBER: _builtins.int
-    TERMS_FIELD_NUMBER: _builtins.int
-    HARDWARE_CLASS_FIELD_NUMBER: _builtins.int
-    CLASS_REASON_FIELD_NUMBER: _builtins.int
-    RELIABILITY_BP_FIELD_NUMBER: _builtins.int
-    RELIABILITY_REASONS_FIELD_NUMBER: _builtins.int
-    ALERTS_FIELD_NUMBER: _builtins.int
-    UPGRADE_NOTICE_FIELD_NUMBER: _builtins.int
-    CLOCK_NOTICE_FIELD_NUMBER: _builtins.int
-    hardware_class: _builtins.str
-    class_reason: _builtins.str
-    """How the class was found."""
-    reliability_bp: _builtins.int
-    """0 to 10000."""
-    upgrade_notice: _builtins.str
-    """A sentence for the owner where the agent should be upgraded; empty otherwise."""
-    clock_notice: _builtins.str
-    """A sentence for the owner where the machine's clock is off; empty otherwise."""
-    @_builtins.property
-    def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___WorkerHold]: ...
-    @_builtins.property
-    def device_holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceHold]: ...
-    @_builtins.property
-    def terms(self) -> Global___Terms: ...
-    @_builtins.property
-    def reliability_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
-    @_builtins.property
-    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[Global___OwnerAlert]: ...
-    def __init__(
-        self,
-        *,
-        holds: _abc.Iterable[Global___WorkerHold] | None = ...,
-        device_holds: _abc.Iterable[Global___DeviceHold] | None = ...,
-        terms: Global___Terms | None = ...,
-        hardware_class: _builtins.str = ...,
-        class_reason: _builtins.str = ...,
-        reliability_bp: _builtins.int = ...,
-        reliability_reasons: _abc.Iterable[_builtins.str] | None = ...,
-        alerts: _abc.Iterable[Global___OwnerAlert] | None = ...,
-        upgrade_notice: _builtins.str = ...,
-        clock_notice: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "class_reason", b"class_reason", "clock_notice", b"clock_notice", "device_holds", b"device_holds", "hardware_class", b"hardware_class", "holds", b"holds", "reliability_bp", b"reliability_bp", "reliability_reasons", b"reliability_reasons", "terms", b"terms", "upgrade_notice", b"upgrade_notice"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Standing: _TypeAlias = Standing  # noqa: Y015
-
-@_typing.final
-class WorkerHold(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    KIND_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
-    SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
-    UNTIL_UNIX_MS_FIELD_NUMBER: _builtins.int
-    kind: _builtins.str
-    """Such as owner, reclaimed, probation or quarantined."""
-    reason: _builtins.str
-    since_unix_ms: _builtins.int
-    until_unix_ms: _builtins.int
-    """Zero: until somebody lifts it."""
-    def __init__(
-        self,
-        *,
-        kind: _builtins.str = ...,
-        reason: _builtins.str = ...,
-        since_unix_ms: _builtins.int = ...,
-        until_unix_ms: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "reason", b"reason", "since_unix_ms", b"since_unix_ms", "until_unix_ms", b"until_unix_ms"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___WorkerHold: _TypeAlias = WorkerHold  # noqa: Y015
-
-@_typing.final
-class DeviceHold(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DEVICE_ID_FIELD_NUMBER: _builtins.int
-    REASON_FIELD_NUMBER: _builtins.int
-    SINCE_UNIX_MS_FIELD_NUMBER: _builtins.int
-    device_id: _builtins.str
-    reason: _builtins.str
-    since_unix_ms: _builtins.int
-    def __init__(
-        self,
-        *,
-        device_id: _builtins.str = ...,
-        reason: _builtins.str = ...,
-        since_unix_ms: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_id", b"device_id", "reason", b"reason", "since_unix_ms", b"since_unix_ms"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DeviceHold: _TypeAlias = DeviceHold  # noqa: Y015
-
-@_typing.final
-class OwnerAlert(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NUMBER_FIELD_NUMBER: _builtins.int
-    KIND_FIELD_NUMBER: _builtins.int
-    TEXT_FIELD_NUMBER: _builtins.int
-    AT_UNIX_MS_FIELD_NUMBER: _builtins.int
-    number: _builtins.int
-    kind: _builtins.str
-    text: _builtins.str
-    at_unix_ms: _builtins.int
-    def __init__(
-        self,
-        *,
-        number: _builtins.int = ...,
-        kind: _builtins.str = ...,
-        text: _builtins.str = ...,
-        at_unix_ms: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_unix_ms", b"at_unix_ms", "kind", b"kind", "number", b"number", "text", b"text"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___OwnerAlert: _TypeAlias = OwnerAlert  # noqa: Y015
-
-@_typing.final
 class Heartbeat(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1137,11 +923,14 @@ class NodeAddress(_message.Message):
     HOST_ID_FIELD_NUMBER: _builtins.int
     TEMP_DIR_FIELD_NUMBER: _builtins.int
     PORTS_FIELD_NUMBER: _builtins.int
+    OVERLAY_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     node_ip: _builtins.str
     gcs_address: _builtins.str
     host_id: _builtins.str
     """Nodes with the same host_id share one host's network."""
     temp_dir: _builtins.str
+    overlay_public_key: _builtins.bytes
+    """X25519 public key, 32 bytes, made by the agent for this member's overlay certificate."""
     @_builtins.property
     def ports(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
     def __init__(
@@ -1152,10 +941,11 @@ class NodeAddress(_message.Message):
         host_id: _builtins.str = ...,
         temp_dir: _builtins.str = ...,
         ports: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        overlay_public_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gcs_address", b"gcs_address", "host_id", b"host_id", "node_ip", b"node_ip", "ports", b"ports", "temp_dir", b"temp_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gcs_address", b"gcs_address", "host_id", b"host_id", "node_ip", b"node_ip", "overlay_public_key", b"overlay_public_key", "ports", b"ports", "temp_dir", b"temp_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1212,6 +1002,11 @@ class DesiredMember(_message.Message):
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     LEASES_FIELD_NUMBER: _builtins.int
     NOTICES_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    OVERLAY_FIELD_NUMBER: _builtins.int
+    PROBE_PEERS_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     cluster_id: _builtins.str
     role: Global___MemberRole.ValueType
@@ -1219,6 +1014,10 @@ class DesiredMember(_message.Message):
     slot: _builtins.int
     cluster_token: _builtins.str
     """Ray's token of this cluster. Never logged."""
+    isolation: _builtins.str
+    """none, box or container: how this member is kept apart."""
+    image: _builtins.str
+    """NAME@sha256:… of the image that the member runs in; empty: the runtime. Only with isolation container."""
     @_builtins.property
     def fence(self) -> _common_pb2.Fence: ...
     @_builtins.property
@@ -1239,6 +1038,20 @@ class DesiredMember(_message.Message):
     def notices(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberNotice]:
         """Members of this cluster that are about to go, this one perhaps among them."""
 
+    @_builtins.property
+    def runtime(self) -> _common_pb2.Runtime:
+        """Unset where the member's runtime is the agent's own. Without its lock."""
+
+    @_builtins.property
+    def overlay(self) -> _overlay_pb2.OverlayMembership:
+        """Unset where the member needs no overlay."""
+
+    @_builtins.property
+    def probe_peers(self) -> _containers.RepeatedCompositeFieldContainer[_overlay_pb2.ProbePeer]:
+        """Everybody in the cluster's part of the overlay, this member too: who measures whom follows from the ranks.
+        Empty once everything is measured.
+        """
+
     def __init__(
         self,
         *,
@@ -1254,10 +1067,15 @@ class DesiredMember(_message.Message):
         attempts: _abc.Iterable[Global___DesiredAttempt] | None = ...,
         leases: _abc.Iterable[Global___DesiredLease] | None = ...,
         notices: _abc.Iterable[Global___MemberNotice] | None = ...,
+        isolation: _builtins.str = ...,
+        runtime: _common_pb2.Runtime | None = ...,
+        overlay: _overlay_pb2.OverlayMembership | None = ...,
+        probe_peers: _abc.Iterable[_overlay_pb2.ProbePeer] | None = ...,
+        image: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "head", b"head"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "head", b"head", "overlay", b"overlay", "runtime", b"runtime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cluster_id", b"cluster_id", "cluster_token", b"cluster_token", "device_ids", b"device_ids", "fence", b"fence", "head", b"head", "leases", b"leases", "member_id", b"member_id", "notices", b"notices", "role", b"role", "slot", b"slot", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cluster_id", b"cluster_id", "cluster_token", b"cluster_token", "device_ids", b"device_ids", "fence", b"fence", "head", b"head", "image", b"image", "isolation", b"isolation", "leases", b"leases", "member_id", b"member_id", "notices", b"notices", "overlay", b"overlay", "probe_peers", b"probe_peers", "role", b"role", "runtime", b"runtime", "slot", b"slot", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1499,6 +1317,8 @@ class MemberObserved(_message.Message):
     NODES_FIELD_NUMBER: _builtins.int
     CLEAN_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    PATHS_FIELD_NUMBER: _builtins.int
+    BUS_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     phase: Global___MemberPhase.ValueType
     reason: _builtins.str
@@ -1514,6 +1334,14 @@ class MemberObserved(_message.Message):
 
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptObserved]: ...
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedCompositeFieldContainer[_overlay_pb2.PathMeasured]:
+        """To the peers that were named, once measured."""
+
+    @_builtins.property
+    def bus(self) -> _overlay_pb2.BusMeasured:
+        """From the first member that brings devices."""
+
     def __init__(
         self,
         *,
@@ -1525,10 +1353,12 @@ class MemberObserved(_message.Message):
         nodes: _abc.Iterable[Global___NodeSeen] | None = ...,
         clean: _builtins.bool = ...,
         attempts: _abc.Iterable[Global___AttemptObserved] | None = ...,
+        paths: _abc.Iterable[_overlay_pb2.PathMeasured] | None = ...,
+        bus: _overlay_pb2.BusMeasured | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "fence", b"fence"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "bus", b"bus", "fence", b"fence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempts", b"attempts", "clean", b"clean", "fence", b"fence", "member_id", b"member_id", "nodes", b"nodes", "phase", b"phase", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempts", b"attempts", "bus", b"bus", "clean", b"clean", "fence", b"fence", "member_id", b"member_id", "nodes", b"nodes", "paths", b"paths", "phase", b"phase", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1724,3 +1554,42 @@ class FetchPackageResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FetchPackageResponse: _TypeAlias = FetchPackageResponse  # noqa: Y015
+
+@_typing.final
+class FetchRuntimeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchRuntimeRequest: _TypeAlias = FetchRuntimeRequest  # noqa: Y015
+
+@_typing.final
+class FetchRuntimeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def runtime(self) -> _common_pb2.Runtime: ...
+    def __init__(
+        self,
+        *,
+        runtime: _common_pb2.Runtime | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["runtime", b"runtime"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["runtime", b"runtime"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FetchRuntimeResponse: _TypeAlias = FetchRuntimeResponse  # noqa: Y015

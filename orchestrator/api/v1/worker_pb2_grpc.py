@@ -253,6 +253,11 @@ class WorkerServiceStub:
                 request_serializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.FetchPackageRequest.SerializeToString,
                 response_deserializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.FetchPackageResponse.FromString,
                 _registered_method=True)
+        self.FetchRuntime = channel.unary_unary(
+                '/orchestrator.api.v1.WorkerService/FetchRuntime',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.FetchRuntimeRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.FetchRuntimeResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -273,6 +278,13 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchRuntime(self, request, context):
+        """FetchRuntime returns a runtime with its lock, for an agent that does not bring it along.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -285,6 +297,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.FetchPackage,
                     request_deserializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.FetchPackageRequest.FromString,
                     response_serializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.FetchPackageResponse.SerializeToString,
+            ),
+            'FetchRuntime': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchRuntime,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.FetchRuntimeRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_worker__pb2.FetchRuntimeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -342,6 +359,33 @@ class WorkerService:
             '/orchestrator.api.v1.WorkerService/FetchPackage',
             orchestrator_dot_api_dot_v1_dot_worker__pb2.FetchPackageRequest.SerializeToString,
             orchestrator_dot_api_dot_v1_dot_worker__pb2.FetchPackageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchRuntime(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.WorkerService/FetchRuntime',
+            orchestrator_dot_api_dot_v1_dot_worker__pb2.FetchRuntimeRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_worker__pb2.FetchRuntimeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -104,6 +104,8 @@ class WorkerServiceStub:
     """Session is opened by the agent and lives as long as the agent does."""
     FetchPackage: _grpc.UnaryStreamMultiCallable[_worker_pb2.FetchPackageRequest, _worker_pb2.FetchPackageResponse]
     """FetchPackage streams the bytes of a job's package to the agent beside the head."""
+    FetchRuntime: _grpc.UnaryUnaryMultiCallable[_worker_pb2.FetchRuntimeRequest, _worker_pb2.FetchRuntimeResponse]
+    """FetchRuntime returns a runtime with its lock, for an agent that does not bring it along."""
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -114,6 +116,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Session is opened by the agent and lives as long as the agent does."""
     FetchPackage: _aio.UnaryStreamMultiCallable[_worker_pb2.FetchPackageRequest, _worker_pb2.FetchPackageResponse]  # type: ignore[assignment]
     """FetchPackage streams the bytes of a job's package to the agent beside the head."""
+    FetchRuntime: _aio.UnaryUnaryMultiCallable[_worker_pb2.FetchRuntimeRequest, _worker_pb2.FetchRuntimeResponse]  # type: ignore[assignment]
+    """FetchRuntime returns a runtime with its lock, for an agent that does not bring it along."""
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """WorkerService carries the control stream of registered workers, over mutual TLS."""
@@ -133,5 +137,13 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_pb2.FetchPackageResponse], _abc.AsyncIterator[_worker_pb2.FetchPackageResponse]]:
         """FetchPackage streams the bytes of a job's package to the agent beside the head."""
+
+    @_abc_1.abstractmethod
+    def FetchRuntime(
+        self,
+        request: _worker_pb2.FetchRuntimeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.FetchRuntimeResponse, _abc.Awaitable[_worker_pb2.FetchRuntimeResponse]]:
+        """FetchRuntime returns a runtime with its lock, for an agent that does not bring it along."""
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,19 +6,21 @@ import heapq
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.api.v1 import jobs_pb2, jobs_pb2_grpc
+from orchestrator.api.v1 import common_pb2, jobs_pb2, jobs_pb2_grpc
 from orchestrator.control.follow import PIECE_BYTES, follow, shown_attempt
 from orchestrator.control.services import views
 from orchestrator.control.services.access import Access
 from orchestrator.control.words import word
 from orchestrator.core import messages as m
+from orchestrator.core.catalogue import nearest
 from orchestrator.core.decisions.operators import find_tenant
-from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
+from orchestrator.core.errors import NAME_CHARACTERS_MAX, RefusalCode, RefusedError, invalid, not_found
 from orchestrator.core.fleet import Token, TokenRole
 from orchestrator.core.ids import JobId, TenantId
+from orchestrator.core.requests import find_runtime
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Mapping
 
     import grpc.aio
 
@@ -39,8 +41,11 @@ PAGE_SIZE_MAX = 1_000
 class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
     """Shows and stops jobs."""
 
-    def __init__(self, loop: Loop, logs: Logs, access: Access) -> None:
+    def __init__(
+        self, loop: Loop, logs: Logs, access: Access, runtimes: Mapping[str, common_pb2.Runtime]
+    ) -> None:
         self._loop = loop
+        self._runtimes = runtimes
         self._logs = logs
         self._access = access
 
@@ -56,6 +61,34 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         size = request.page_size or PAGE_SIZE
         jobs = await self._loop.read(lambda state: _page(state, token, tenant, before, size))
         return jobs_pb2.ListJobsResponse(jobs=jobs)
+
+    async def ListRuntimes(  # noqa: N802 -- the proto's name
+        self,
+        request: jobs_pb2.ListRuntimesRequest,  # noqa: ARG002 -- it asks for nothing in particular
+        context: Context,
+    ) -> jobs_pb2.ListRuntimesResponse:
+        """The default first, without locks."""
+        await self._access.tenant_or_operator(context)
+        response = jobs_pb2.ListRuntimesResponse(runtimes=self._runtimes.values())
+        for runtime in response.runtimes:
+            runtime.ClearField("lock")
+        return response
+
+    async def GetRuntime(  # noqa: N802 -- the proto's name
+        self, request: jobs_pb2.GetRuntimeRequest, context: Context
+    ) -> jobs_pb2.GetRuntimeResponse:
+        """One runtime with its lock, by what `orch.runtime` would name it."""
+        await self._access.tenant_or_operator(context)
+        named = word("name", request.name)
+        offered = tuple((runtime.name, digest) for digest, runtime in self._runtimes.items())
+        digest = find_runtime(offered, named)
+        if digest is None and not offered:
+            raise RefusedError(RefusalCode.NOT_FOUND, "this network offers no runtimes", "name")
+        if digest is None:
+            hint = nearest(named[:NAME_CHARACTERS_MAX], [name for name, _ in offered])
+            message = f"no runtime named {named[:NAME_CHARACTERS_MAX]!r}: did you mean {hint!r}?"
+            raise RefusedError(RefusalCode.NOT_FOUND, message, "name")
+        return jobs_pb2.GetRuntimeResponse(runtime=self._runtimes[digest])
 
     async def GetJob(  # noqa: N802 -- the proto's name
         self, request: jobs_pb2.GetJobRequest, context: Context

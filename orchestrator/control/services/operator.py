@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +13,24 @@ from orchestrator.control.services import views
 from orchestrator.control.services.operator_workers import WorkerActions
 from orchestrator.control.services.workers import Sample
 from orchestrator.control.uptime import counts
+from orchestrator.control.wire import bus_to
 from orchestrator.control.words import word
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
 from orchestrator.core.fleet import Isolation, Liveness, TokenRole
+from orchestrator.core.formation import delivered
 from orchestrator.core.ids import ClusterId, JobId, SupplierId, TenantId, TokenId, WorkerId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     import grpc.aio
 
     from orchestrator.control.authority import Authority
     from orchestrator.control.loop import Loop
     from orchestrator.control.sessions import Sessions
+    from orchestrator.core.fleet import Inventory
     from orchestrator.core.state import State
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -42,6 +46,9 @@ DEFAULT_TTL_S = {
 
 TTL_S_MAX = 366 * 24 * HOUR_S
 """What the core takes at most; checked here so that the multiplication below stays small."""
+
+STATUS_REMARKS_MAX = 10
+"""A page of a terminal; workers write them, so somebody may make up any number. `orch worker show` has the others."""
 
 SECRET_PREFIX = {role: f"orch_{role.value}" for role in TokenRole}
 
@@ -164,13 +171,17 @@ class OperatorServicer(WorkerActions):
         """One of them."""
         cluster_id = ClusterId(word("cluster_id", request.cluster_id))
 
-        def find(state: State) -> operator_pb2.Cluster:
+        def find(state: State) -> operator_pb2.GetClusterResponse:
             cluster = state.clusters.get(cluster_id)
             if cluster is None:
                 raise not_found("cluster", cluster_id)
-            return views.cluster_message(state, cluster, _jobs_by_cluster(state).get(cluster_id, []))
+            shown = views.cluster_message(state, cluster, _jobs_by_cluster(state).get(cluster_id, []))
+            paths, bus = delivered(state, cluster)
+            return operator_pb2.GetClusterResponse(
+                cluster=shown, paths=[views.path_message(path) for path in paths], bus=bus_to(bus)
+            )
 
-        return operator_pb2.GetClusterResponse(cluster=await self._loop.read(find))
+        return await self._loop.read(find)
 
     async def ListReceipts(  # noqa: N802 -- the proto's name
         self, request: operator_pb2.ListReceiptsRequest, _context: Context
@@ -227,7 +238,17 @@ def status_message(state: State, addresses: Addresses) -> operator_pb2.GetStatus
         receipt_public_key=addresses.receipt_public_key.hex(),
         gateway_url=addresses.gateway_url,
         metrics_url=addresses.metrics_url,
+        remarks=_remarks(worker.inventory for worker in here),
     )
+
+
+def _remarks(inventories: Iterable[Inventory]) -> list[operator_pb2.StatusRemark]:
+    """What workers say of themselves: what most of them say first, then by its words."""
+    said = Counter(remark for inventory in inventories for remark in set(inventory.remarks))
+    ordered = sorted(said.items(), key=lambda item: (-item[1], item[0]))
+    return [
+        operator_pb2.StatusRemark(text=text, workers=count) for text, count in ordered[:STATUS_REMARKS_MAX]
+    ]
 
 
 def _check_fresh(state: State, secret_sha256: str, request_id: str) -> None:

@@ -83,7 +83,14 @@ class WorkerActions(operator_pb2_grpc.OperatorServiceServicer):
         """Everything about one."""
         worker_id = await self._named(request.worker)
         sample = self._samples.get(worker_id, UNMEASURED)
-        return operator_pb2.GetWorkerResponse(worker=await self._shown(worker_id), samples=sample.devices)
+        known = self._sessions.paths.of(worker_id) if self._sessions.paths is not None else []
+        now_ms = self._loop.now().monotonic_ms
+        paths = await self._loop.read(
+            lambda state: [views.worker_path_message(state, path, now_ms) for path in known]
+        )
+        return operator_pb2.GetWorkerResponse(
+            worker=await self._shown(worker_id), samples=sample.devices, paths=paths
+        )
 
     async def LeaveWorker(  # noqa: N802 -- the proto's name
         self, request: operator_pb2.LeaveWorkerRequest, _context: Context
@@ -198,7 +205,7 @@ class WorkerActions(operator_pb2_grpc.OperatorServiceServicer):
             now_ms = self._loop.now().wall_ms
             await self._change_authority(lambda: self._authority.rotate(now_ms))
             log.info("authority_rotated", generation=self._authority.generation)
-            self._sessions.renew_all()
+            self._sessions.tell_all()
         return operator_pb2.RotateAuthorityResponse(authorities=self._authorities())
 
     async def RetireAuthority(  # noqa: N802 -- the proto's name

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from orchestrator.api.v1 import jobs_pb2, operator_pb2
 from orchestrator.control.inventory_wire import CLASS_NUMBERS, inventory_to
 from orchestrator.control.standing_wire import standing_to
-from orchestrator.control.wire import timestamp
+from orchestrator.control.wire import path_to, timestamp
 from orchestrator.core.decisions.fleet import recoveries_at
 from orchestrator.core.fleet import TokenRole
 from orchestrator.core.hardware import worker_evidence_class
-from orchestrator.core.ids import attempt_id_of
+from orchestrator.core.ids import WorkerId, attempt_id_of
 from orchestrator.core.jobs import JobStatus
 from orchestrator.core.reliability import THOUSAND
 from orchestrator.receipts import bundle, ids
@@ -19,11 +19,14 @@ from orchestrator.receipts import bundle, ids
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from orchestrator.core.clusters import Cluster, Member
+    from orchestrator.control.paths import PathKnown
+    from orchestrator.core.clusters import Cluster, Member, PathSeen
     from orchestrator.core.fleet import LeasePolicy, Tenant, Token, Worker
     from orchestrator.core.jobs import Attempt, Job
     from orchestrator.core.metering import Receipt
     from orchestrator.core.state import State
+
+US_PER_MS = 1000
 
 ROLES = {
     operator_pb2.TOKEN_ROLE_OPERATOR: TokenRole.OPERATOR,
@@ -96,6 +99,16 @@ def worker_message(
     )
 
 
+def worker_path_message(state: State, path: PathKnown, now_ms: int) -> operator_pb2.WorkerPath:
+    """A way to another worker, with that one's name where it is known still."""
+    peer = state.workers.get(WorkerId(path.measured.peer_id))
+    return operator_pb2.WorkerPath(
+        measured=path.measured,
+        peer_name=peer.name if peer is not None else "",
+        age_ms=max(0, now_ms - path.at_ms),
+    )
+
+
 def lease_policy_to(policy: LeasePolicy | None) -> operator_pb2.LeasePolicy | None:
     """None stays unset: the network's policy counts."""
     if policy is None:
@@ -137,6 +150,11 @@ def _cluster_member(state: State, member: Member) -> operator_pb2.ClusterMember:
     )
 
 
+def path_message(path: PathSeen) -> operator_pb2.ClusterPath:
+    """A way between two members, with who measured it."""
+    return operator_pb2.ClusterPath(member_id=path.from_id, measured=path_to(path))
+
+
 def job_message(state: State, job: Job) -> jobs_pb2.Job:
     """A job with every attempt and its members."""
     tries = (state.attempts.get(attempt_id_of(job.job_id, n)) for n in range(1, job.attempts + 1))
@@ -162,9 +180,24 @@ def _attempt(state: State, attempt: Attempt) -> jobs_pb2.Attempt:
         cluster_id=attempt.cluster_id,
         phase=attempt.phase.value,
         message=attempt.message,
-        explanation=attempt.explanation,
+        explanation=(*attempt.explanation, *_diameter(state, cluster)),
         members=[_attempt_member(state, member) for member in state.cluster_members(cluster)],
         log_bytes=attempt.log_bytes,
+    )
+
+
+def _diameter(state: State, cluster: Cluster) -> tuple[str, ...]:
+    """The longest way within a cluster, in words; nothing where none was measured."""
+    answered = [path for path in cluster.paths if path.answered]
+    if not answered:
+        return ()
+    longest = max(answered, key=lambda path: path.rtt_median_us)
+    ends = [
+        state.workers[state.members[member_id].worker_id].name
+        for member_id in (longest.from_id, longest.to_id)
+    ]
+    return (
+        f"measured: round trips of up to {longest.rtt_median_us / US_PER_MS:.1f} ms, {ends[0]} to {ends[1]}",
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.api.v1 import (
+    common_pb2,
     logs_pb2,
     logs_pb2_grpc,
     telemetry_pb2,
@@ -20,7 +21,7 @@ from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_fou
 from orchestrator.core.ids import AttemptId, WorkerId
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     import grpc.aio
 
@@ -45,8 +46,16 @@ SAMPLE_BYTES_MAX = 64 * 1024
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     """The control stream, and packages for the agents beside a head."""
 
-    def __init__(self, loop: Loop, sessions: Sessions, access: Access, packages: PackageStore) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        sessions: Sessions,
+        access: Access,
+        packages: PackageStore,
+        runtimes: Mapping[str, common_pb2.Runtime],
+    ) -> None:
         self._loop = loop
+        self._runtimes = runtimes
         self._sessions = sessions
         self._access = access
         self._packages = packages
@@ -92,6 +101,16 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         finally:
             if isinstance(pieces, AsyncGenerator):
                 await pieces.aclose()
+
+    async def FetchRuntime(  # noqa: N802 -- the proto's name
+        self, request: worker_pb2.FetchRuntimeRequest, context: Context
+    ) -> worker_pb2.FetchRuntimeResponse:
+        """Any worker's: it may be asked for each of them."""
+        self._access.worker(context)
+        digest = word("digest", request.digest)
+        if digest not in self._runtimes:
+            raise not_found("runtime", digest)
+        return worker_pb2.FetchRuntimeResponse(runtime=self._runtimes[digest])
 
 
 def _check_package(state: State, worker_id: WorkerId, attempt_id: AttemptId, sha256: str) -> None:

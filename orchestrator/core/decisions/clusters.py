@@ -8,6 +8,7 @@ from orchestrator.core import messages as m
 from orchestrator.core.clusters import (
     FORMING,
     WANTED,
+    BusSeen,
     Cluster,
     ClusterPhase,
     Member,
@@ -18,6 +19,7 @@ from orchestrator.core.clusters import (
     missing_nodes,
 )
 from orchestrator.core.fleet import Liveness
+from orchestrator.core.formation import Formation, bus_speaker, is_bus_of
 from orchestrator.core.jobs import AttemptPhase, Outcome
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ def _progress(state: State, member: Member, report: m.ObservedMember) -> Iterato
     if report.failed or report.stopping:
         yield fail_member(state, member, report.reason or "the Ray node ended")
         return
+    if report.provisioning and member.phase is MemberPhase.PLANNED and not member.provisioning:
+        yield m.MemberProvisioning(member.member_id)
     if report.address is not None:
         if member.phase is MemberPhase.PLANNED:
             yield m.MemberPrepared(member.member_id, report.address)
@@ -70,23 +74,55 @@ def _progress(state: State, member: Member, report: m.ObservedMember) -> Iterato
             yield m.MemberUp(member.member_id, report.address)
 
 
-def observe_head(state: State, report: m.ObservedMember) -> Iterator[m.Event]:
-    """What the agent beside a head says of its cluster: nodes, and whether it is clean for another job."""
+def observe_cluster(state: State, report: m.ObservedMember) -> Iterator[m.Event]:
+    """What an agent says of the whole cluster: its nodes, from beside the head, and how its members reach each other."""
     member = state.members.get(report.member_id)
-    if member is None or member.phase is not MemberPhase.UP:
+    if member is None or member.phase not in WANTED:
         return
     cluster = state.clusters[member.cluster_id]
-    if head_of([member]) is None:
-        return
-    seen = {node.member_id: node for node in report.nodes}
+    is_head = head_of([member]) is not None
+    if cluster.phase is ClusterPhase.JOINING:
+        # Also by a bare member's word, which adds nothing but that it is up: it says so after the head has listed it.
+        yield from _observe_joining(state, cluster, member, report, is_head=is_head)
+    elif cluster.phase is ClusterPhase.READY:
+        if cluster.bus is None and report.bus is not None:
+            yield from _observe_bus(state, cluster, member, report.bus)
+        if is_head and member.phase is MemberPhase.UP:
+            yield from _observe_clean(state, cluster, report)
+
+
+def _observe_joining(
+    state: State, cluster: Cluster, member: Member, report: m.ObservedMember, *, is_head: bool
+) -> Iterator[m.Event]:
+    """Note what is said; READY once all of it is there, whoever said the last of it."""
+    formation = state.formations.setdefault(cluster.cluster_id, Formation())
+    if is_head:
+        formation.nodes = {node.member_id: node for node in report.nodes}
+    formation.paths[member.member_id] = report.paths
+    formation.buses[member.member_id] = report.bus
     members = state.cluster_members(cluster)
-    if cluster.phase is ClusterPhase.JOINING and not cluster.vacancies:
-        if all(one.phase is MemberPhase.UP for one in members) and not missing_nodes(members, seen):
-            yield m.ClusterReady(cluster.cluster_id, tuple(seen[one.member_id] for one in members))
-    elif cluster.phase is ClusterPhase.READY and cluster.idle_since_ms is None and report.clean:
-        busy = cluster.cluster_id in state.attempt_in or state.logs_open_in.get(cluster.cluster_id)
-        if not busy and not missing_nodes(members, seen):
-            yield m.ClusterIdled(cluster.cluster_id)
+    if cluster.vacancies or any(one.phase is not MemberPhase.UP for one in members):
+        return
+    if formation.is_whole(members):
+        nodes = tuple(formation.nodes[one.member_id] for one in members)
+        paths, bus = formation.paths_between(members), formation.bus_of(members)
+        yield m.ClusterReady(cluster.cluster_id, nodes, paths, bus)
+
+
+def _observe_bus(state: State, cluster: Cluster, member: Member, bus: BusSeen) -> Iterator[m.Event]:
+    members = state.cluster_members(cluster)
+    if member == bus_speaker(members) and is_bus_of(bus, members):
+        yield m.ClusterBusMeasured(cluster.cluster_id, bus)
+
+
+def _observe_clean(state: State, cluster: Cluster, report: m.ObservedMember) -> Iterator[m.Event]:
+    """Whether the cluster is free for another job."""
+    if cluster.idle_since_ms is not None or not report.clean:
+        return
+    busy = cluster.cluster_id in state.attempt_in or state.logs_open_in.get(cluster.cluster_id)
+    seen = {node.member_id: node for node in report.nodes}
+    if not busy and not missing_nodes(state.cluster_members(cluster), seen):
+        yield m.ClusterIdled(cluster.cluster_id)
 
 
 def fail_member(state: State, member: Member, reason: str) -> m.Event:
@@ -205,6 +241,8 @@ def tick_clusters(state: State, at_ms: int) -> Iterator[m.Event]:
         cluster = state.clusters[cluster_id]
         age_ms = at_ms - cluster.phase_since_ms
         deadline_ms = policy.deadline_ms(cluster.phase)
+        if cluster.phase is ClusterPhase.PREPARING and _provisions(state, cluster):
+            deadline_ms = policy.provision_deadline_ms
         if deadline_ms is not None:
             if age_ms > deadline_ms:
                 yield m.ClusterClosing(
@@ -234,12 +272,24 @@ def _tick_ready(state: State, cluster: Cluster, at_ms: int) -> Iterator[m.Event]
         yield m.ClusterClosing(cluster.cluster_id, "the last job left actors, jobs or log behind")
 
 
+def _provisions(state: State, cluster: Cluster) -> bool:
+    return any(member.provisioning for member in state.cluster_members(cluster))
+
+
 def _stuck(state: State, cluster: Cluster) -> str:
     if cluster.vacancies:
         return f"short of {len(cluster.vacancies)} member(s)"
+    members = state.cluster_members(cluster)
     late = [
         f"{state.workers[member.worker_id].name} {member.phase}"
-        for member in state.cluster_members(cluster)
+        for member in members
         if member.phase is not MemberPhase.UP
     ]
+    if cluster.phase is ClusterPhase.JOINING:
+        formation = state.formations.get(cluster.cluster_id, Formation())
+        late += [
+            f"{state.workers[member.worker_id].name} does not reach the head over the overlay"
+            for member in formation.unreached(members)
+            if member.phase is MemberPhase.UP
+        ]
     return f"{cluster.phase} ({', '.join(late) or 'nodes not listed by the head'})"

@@ -10,11 +10,12 @@ from orchestrator.core import messages as m
 from orchestrator.core.catalogue import CPU_MODEL, GIB, MODELS, nearest
 from orchestrator.core.claims import name_of
 from orchestrator.core.decisions.devices import retold
+from orchestrator.core.decisions.hosts import Hosts
 from orchestrator.core.decisions.newcomers import join_stranger
 from orchestrator.core.decisions.operators import authenticate, check_name
 from orchestrator.core.decisions.terms import check_terms
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
-from orchestrator.core.fleet import FleetPolicy, Inventory, Liveness, Token, TokenRole, Worker
+from orchestrator.core.fleet import NEBULA, FleetPolicy, Inventory, Liveness, Token, TokenRole, Worker
 from orchestrator.core.hardware import check_device_count, evidence_fault, hardware_changes, misfit
 from orchestrator.core.holds import Hold, HoldKind
 from orchestrator.core.ids import SupplierId
@@ -201,7 +202,8 @@ def connect_worker(state: State, command: m.ConnectWorker, now: Now, at_ms: int)
     state.heartbeats.heard(worker.worker_id, now.monotonic_ms)
     events: list[m.Event] = []
     if command.session is not None:
-        events.extend(_opened(worker, command.session, command.agent_version))
+        host = _own_host(state, worker, inventory or worker.inventory)
+        events.extend(_opened(worker, command.session, command.agent_version, host))
         events.extend(retold(state, worker))
     if inventory is not None and inventory != worker.inventory:
         changes = hardware_changes(worker.inventory, inventory)
@@ -211,9 +213,19 @@ def connect_worker(state: State, command: m.ConnectWorker, now: Now, at_ms: int)
     return m.Decision(tuple(events), worker.worker_id)
 
 
-def _opened(worker: Worker, number: int, agent_version: str) -> Iterator[m.Event]:
+def _own_host(state: State, worker: Worker, inventory: Inventory) -> int:
+    """A number in the overlay's address plan for a worker that has none yet and can use one; 0 for none."""
+    if worker.overlay_host or inventory.overlay != NEBULA or not state.overlay_offered:
+        return 0
+    try:
+        return Hosts(state).take()
+    except RefusedError:
+        return 0  # It works without one: nobody measures the way to it.
+
+
+def _opened(worker: Worker, number: int, agent_version: str, overlay_host: int) -> Iterator[m.Event]:
     outdated = is_outdated(agent_version)
-    yield m.SessionOpened(worker.worker_id, number, agent_version, outdated)
+    yield m.SessionOpened(worker.worker_id, number, agent_version, outdated, overlay_host)
     if not outdated and worker.hold(HoldKind.OUTDATED) is not None:
         yield m.HoldLifted(worker.worker_id, HoldKind.OUTDATED)
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import FORMING, Cluster, ClusterPhase, Member, MemberPhase, MemberRole
+from orchestrator.core.decisions.hosts import Hosts
 from orchestrator.core.decisions.spares import wants_spare
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import DeviceKind
+from orchestrator.core.fleet import OVERLAY, DeviceKind
 from orchestrator.core.ids import attempt_id_of, member_id_of
 from orchestrator.core.jobs import Attempt, AttemptPhase, JobStatus, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from orchestrator.core.fleet import Worker
     from orchestrator.core.ids import ClusterId, JobId, WorkerId
+    from orchestrator.core.jobs import Job
     from orchestrator.core.placement import Filling, Placement, Plan, Reuse, Share
     from orchestrator.core.state import State
 
@@ -30,13 +34,13 @@ def apply_plan(state: State, command: m.ApplyPlan, at_ms: int) -> m.Decision:
         raise RefusedError(RefusalCode.STALE, "the plan was made on an older state; make it again")
     events: list[m.Event] = []
     fresh = iter(command.cluster_ids)
-    slots = _Slots(state)
+    slots, hosts = _Slots(state), Hosts(state)
     for placement in plan.placements:
         wanted = wants_spare if placement.spare else _is_waiting
         if wanted(state, placement.job_id):
-            events.extend(_form(state, placement, next(fresh), slots, at_ms))
+            events.extend(_form(state, placement, next(fresh), slots, hosts, at_ms))
     events.extend(_reuse(state, one, at_ms) for one in plan.reuses if _is_waiting(state, one.job_id))
-    events.extend(_fill(state, filling, slots) for filling in plan.fillings)
+    events.extend(_fill(state, filling, slots, hosts) for filling in plan.fillings)
     return m.Decision(tuple(events), len(events))
 
 
@@ -95,7 +99,7 @@ def _is_waiting(state: State, job_id: JobId) -> bool:
 
 
 def _form(
-    state: State, placement: Placement, cluster_id: ClusterId, slots: _Slots, at_ms: int
+    state: State, placement: Placement, cluster_id: ClusterId, slots: _Slots, hosts: Hosts, at_ms: int
 ) -> Iterator[m.Event]:
     job = state.jobs[placement.job_id]
     workers = [state.workers[share.worker_id] for share in placement.shares]
@@ -125,12 +129,23 @@ def _form(
         reason="",
         certificate=(),
         spare_for=job.job_id if placement.spare else None,
+        runtime=_runtime_of(state, job, workers[0]),
+        image=job.request.requirements.image,
     )
+    if placement.head_host is not None and workers[0].inventory.reach == OVERLAY:
+        members = [replace(member, overlay_host=hosts.take()) for member in members]
     yield m.ClusterPlanned(cluster, tuple(members))
     if placement.spare:
         return
     message = f"Forming a cluster of {len(placement.shares)} worker(s) for the job."
     yield m.AttemptPlaced(_attempt(state, job.job_id, cluster_id, message, placement.explanation, at_ms))
+
+
+def _runtime_of(state: State, job: Job, worker: Worker) -> str:
+    """What the cluster's boxes provide; bare members run what their agents run, images what they bring."""
+    if not worker.inventory.boxed or job.request.requirements.image:
+        return ""
+    return job.request.requirements.runtime or state.default_runtime
 
 
 def _member(
@@ -162,6 +177,7 @@ def _member(
         address=None,
         reason="",
         terms=worker.terms,
+        isolation=worker.inventory.isolation,
     )
 
 
@@ -199,7 +215,7 @@ def _reuse(state: State, reuse: Reuse, at_ms: int) -> m.Event:
     return m.AttemptPlaced(_attempt(state, reuse.job_id, reuse.cluster_id, message, reuse.explanation, at_ms))
 
 
-def _fill(state: State, filling: Filling, slots: _Slots) -> m.Event:
+def _fill(state: State, filling: Filling, slots: _Slots, hosts: Hosts) -> m.Event:
     cluster = state.clusters[filling.cluster_id]
     share: Share = filling.share
     role, generation = MemberRole.MEMBER, cluster.generation + 1
@@ -214,4 +230,6 @@ def _fill(state: State, filling: Filling, slots: _Slots) -> m.Event:
         generation,
         slot,
     )
+    if any(state.members[one].overlay_host for one in cluster.member_ids):
+        member = replace(member, overlay_host=hosts.take())
     return m.MemberReplaced(cluster.cluster_id, member)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.core.clusters import NodeAddress, NodeSeen
+from orchestrator.core.clusters import BusSeen, NodeAddress, NodeSeen, PathSeen
 from orchestrator.core.fleet import ClassOverride, Inventory, LeasePolicy, TokenRole
 from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import (
@@ -237,9 +237,13 @@ class ObservedMember:
     failed: bool
     stopping: bool
     reason: str
+    provisioning: bool = False
     nodes: tuple[NodeSeen, ...] = ()
     clean: bool = False
     attempts: tuple[ObservedAttempt, ...] = ()
+    paths: tuple[PathSeen, ...] = ()
+    """From this member to peers of its cluster; all of them, each time."""
+    bus: BusSeen | None = None
 
 
 @dataclass(frozen=True, slots=True)

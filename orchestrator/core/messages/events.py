@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.core.clusters import Cluster, Member, MemberNotice, NodeAddress, NodeSeen, Vacancy
+from orchestrator.core.clusters import (
+    BusSeen,
+    Cluster,
+    Member,
+    MemberNotice,
+    NodeAddress,
+    NodeSeen,
+    PathSeen,
+    Vacancy,
+)
 from orchestrator.core.fleet import Supplier, Tenant, Token
 from orchestrator.core.ids import (
     AttemptId,
@@ -100,10 +109,20 @@ class ClusterAdvanced:
 
 @dataclass(frozen=True, slots=True)
 class ClusterReady:
-    """The head lists every member with every GPU."""
+    """The head lists every member with every GPU, and is reached by all of them."""
 
     cluster_id: ClusterId
     certificate: tuple[NodeSeen, ...]
+    paths: tuple[PathSeen, ...] = ()
+    bus: BusSeen | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterBusMeasured:
+    """The all-reduce over a READY cluster's members came later than the rest of its certificate."""
+
+    cluster_id: ClusterId
+    bus: BusSeen
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +145,13 @@ class ClusterClosed:
     """Nothing of the cluster holds anything any more."""
 
     cluster_id: ClusterId
+
+
+@dataclass(frozen=True, slots=True)
+class MemberProvisioning:
+    """The worker builds the runtime first: it is given longer to prepare."""
+
+    member_id: MemberId
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,9 +369,11 @@ Event = (
     | ClusterPlanned
     | ClusterAdvanced
     | ClusterReady
+    | ClusterBusMeasured
     | ClusterIdled
     | ClusterClosing
     | ClusterClosed
+    | MemberProvisioning
     | MemberPrepared
     | MemberUp
     | MemberFailed

@@ -69,6 +69,8 @@ class SessionOpened:
     agent_version: str
     outdated: bool = False
     """The agent is older than the supported window: its time to upgrade runs."""
+    overlay_host: int = 0
+    """A number in the overlay's address plan, which it gets now; 0: none, or it has one."""
 
 
 @dataclass(frozen=True, slots=True)

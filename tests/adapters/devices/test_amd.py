@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.adapters.devices import read_evidence
 from orchestrator.adapters.devices.amd import read_amd, read_library
-from orchestrator.agent.inventory import DeviceIds, Machine, Offer, build_inventory, unlisted
+from orchestrator.agent.inventory import Capabilities, DeviceIds, Machine, Offer, build_inventory, unlisted
 from orchestrator.control.inventory_wire import inventory_from
 from orchestrator.core.catalogue import GIB
 from orchestrator.core.decisions.fleet import check_inventory
@@ -19,6 +19,7 @@ from orchestrator.core.fleet import HardwareClass, Inventory
 from orchestrator.core.hardware import worker_evidence_class
 from tests.adapters.devices.machines import lay_file, lay_recording
 
+BARE = Capabilities("none", "none")
 MACHINE = Machine(16, 64 * GIB, "linux", "x86_64", "3.11.9", "2.60.0")
 UUID = "GPU-2f1c8a4be07d5563"
 BUS = "0000:03:00.0"
@@ -31,7 +32,7 @@ def gaming(tmp_path: Path) -> Path:
 
 def judged(root: Path, data_dir: Path) -> Inventory:
     ids = DeviceIds(data_dir, lambda prefix: f"{prefix}_1")
-    inventory = inventory_from(build_inventory(Offer(), MACHINE, read_evidence(root, "Linux"), ids))
+    inventory = inventory_from(build_inventory(Offer(), MACHINE, read_evidence(root, "Linux"), ids, BARE))
     check_inventory(inventory)
     return inventory
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.adapters.devices.apple import SYSCTL, Runner, read_apple
-from orchestrator.agent.inventory import DeviceIds, Machine, Offer, build_inventory, unlisted
+from orchestrator.agent.inventory import Capabilities, DeviceIds, Machine, Offer, build_inventory, unlisted
 from orchestrator.control.inventory_wire import inventory_from
 from orchestrator.core.catalogue import GIB
 from orchestrator.core.clusters import ClusterPhase, MemberRole
@@ -19,6 +19,7 @@ from orchestrator.core.jobs import Requirements
 from tests.adapters.devices.machines import recorded
 from tests.core.worlds import World
 
+BARE = Capabilities("none", "none")
 MAC = Machine(24, 192 * GIB, "darwin", "arm64", "3.11.9", "2.60.0")
 
 
@@ -46,7 +47,7 @@ def test_apple_chip_is_one_gpu_with_the_machines_memory() -> None:
 
 
 def test_apple_serial_number_is_not_sent(ids: DeviceIds) -> None:
-    wire = build_inventory(Offer(), MAC, read_apple(recording("mac_studio_m2_ultra")), ids)
+    wire = build_inventory(Offer(), MAC, read_apple(recording("mac_studio_m2_ultra")), ids, BARE)
     assert "X0X0X0X0X0" in recorded("mac_studio_m2_ultra.profiler.json")
     assert b"X0X0X0X0X0" not in wire.SerializeToString()
 
@@ -58,13 +59,15 @@ def test_apple_offers_what_its_gpu_may_hold(ids: DeviceIds, memory_gb: int, offe
     def smaller(command: Sequence[str]) -> str:
         return run(command).replace(str(192 * GIB), str(memory_gb * GIB))
 
-    (device,) = build_inventory(Offer(), MAC, read_apple(smaller), ids).devices
+    (device,) = build_inventory(Offer(), MAC, read_apple(smaller), ids, BARE).devices
     assert device.memory_bytes // GIB == offered_gb
     assert device.evidence.memory_bytes == memory_gb * GIB
 
 
 def test_apple_machine_forms_a_cluster_with_its_own_head(ids: DeviceIds) -> None:
-    wire = build_inventory(Offer(), MAC, read_apple(recording("mac_studio_m2_ultra")), ids)
+    wire = build_inventory(
+        Offer(isolation="none"), MAC, read_apple(recording("mac_studio_m2_ultra")), ids, BARE
+    )
     inventory = inventory_from(wire)
     assert inventory.hardware_class is HardwareClass.APPLE
     assert "M2ULTRA" in inventory.class_reason
@@ -82,7 +85,7 @@ def test_apple_machine_forms_a_cluster_with_its_own_head(ids: DeviceIds) -> None
 def test_apple_mac_of_intels_offers_its_processor(ids: DeviceIds) -> None:
     reading = read_apple(recording("imac_intel"))
     assert reading.gpus == ()
-    inventory = inventory_from(build_inventory(Offer(), MAC, reading, ids))
+    inventory = inventory_from(build_inventory(Offer(), MAC, reading, ids, BARE))
     assert inventory.hardware_class is HardwareClass.CPU
     assert "i7-10700K" in inventory.class_reason
     assert unlisted(Offer(), reading) == []
@@ -92,4 +95,6 @@ def test_apple_mac_of_intels_offers_its_processor(ids: DeviceIds) -> None:
 def test_apple_tools_that_say_nothing_leave_the_processor(ids: DeviceIds, said: str) -> None:
     reading = read_apple(lambda command: said)
     assert reading.gpus == ()
-    assert inventory_from(build_inventory(Offer(), MAC, reading, ids)).hardware_class is HardwareClass.CPU
+    assert (
+        inventory_from(build_inventory(Offer(), MAC, reading, ids, BARE)).hardware_class is HardwareClass.CPU
+    )

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.adapters.devices import XidWatch, read_evidence, read_telemetry
 from orchestrator.adapters.evidence_wire import device_evidence_to
-from orchestrator.agent.inventory import DeviceIds, Machine, Offer, build_inventory, unlisted
+from orchestrator.agent.inventory import Capabilities, DeviceIds, Machine, Offer, build_inventory, unlisted
 from orchestrator.control.inventory_wire import inventory_from
 from orchestrator.core.catalogue import GIB, model_of
 from orchestrator.core.decisions.fleet import check_inventory
@@ -25,6 +25,7 @@ from orchestrator.core.health import DeviceHistory, FaultKind, GpuProcess, fault
 from tests.adapters.devices.machines import lay_file, lay_procfs
 from tests.adapters.devices.nvml_runner import Look
 
+BARE = Capabilities("none", "none")
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 LIBRARY = "libnvidia-ml.so.1"
@@ -83,7 +84,7 @@ def look(library: Path, tmp_path: Path) -> Looker:
 def judged(seen: Look, tmp_path: Path) -> Inventory:
     """What the control plane makes of it."""
     ids = DeviceIds(tmp_path, lambda prefix: f"{prefix}_1")
-    inventory = inventory_from(build_inventory(Offer(), MACHINE, seen.reading, ids))
+    inventory = inventory_from(build_inventory(Offer(), MACHINE, seen.reading, ids, BARE))
     check_inventory(inventory)
     return inventory
 
@@ -254,7 +255,7 @@ def test_nvml_real_gpus_show_evidence_telemetry_and_a_class(tmp_path: Path) -> N
     listed = [gpu for gpu in reading.gpus if model_of(gpu.model, gpu.memory_bytes) is not None]
     assert listed, [gpu.model for gpu in reading.gpus]
     ids = DeviceIds(tmp_path, lambda prefix: f"{prefix}_1")
-    inventory = inventory_from(build_inventory(Offer(), MACHINE, reading, ids))
+    inventory = inventory_from(build_inventory(Offer(), MACHINE, reading, ids, BARE))
     assert inventory.class_reason
     watch = XidWatch()
     assert watch.poll() == ()
