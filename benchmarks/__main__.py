@@ -20,10 +20,13 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 FIGURES = {
     "P1": "benchmarks.p1_warm_submit",
+    "P2": "benchmarks.p2_cold_start",
     "P4": "benchmarks.p4_durable",
     "P7-BEATS": "benchmarks.p7_beats",
     "P7-SESSIONS": "benchmarks.p7_sessions",
     "P7-STORM": "benchmarks.p7_storm",
+    "P11": "benchmarks.p11_transfer",
+    "RUNTIME": "benchmarks.runtime_provision",
     "HOSTILE": "benchmarks.hostile",
     "DEMO": "benchmarks.demo_seconds",
 }

@@ -34,6 +34,7 @@ from orchestrator.adapters.packages import PackageStore
 from orchestrator.api.v1 import worker_pb2, worker_pb2_grpc
 from orchestrator.control.app import SERVER_OPTIONS
 from orchestrator.control.authority import Peer
+from orchestrator.control.desires import Desires
 from orchestrator.control.loop import Loop
 from orchestrator.control.planner import tick_forever
 from orchestrator.control.services.access import Access
@@ -211,13 +212,13 @@ def _session_server(loop: MultiplexedLoop, folder: Path) -> grpc.aio.Server:
     now_ms = clock.SystemClock().now().wall_ms
     authority = Authority(folder, now_ms=now_ms, founded=False)
     metrics = Metrics()
-    sessions = Sessions(loop, clock.random_bytes, str, lambda _ids: {}, authority, metrics)
+    sessions = Sessions(loop, clock.random_bytes, Desires(str, lambda _ids: {}), authority, metrics)
     access = OpenAccess(loop, sessions)
     name = peers.spiffe_id(fleet.NETWORK_ID, "sup_0", "wk_0")
     access.certificate = authority.issue_worker(
         peers.make_csr(peers.new_tls_key()), name, now_ms, DAY_MS // 2
     ).chain_pem
-    servicer = WorkerServicer(loop, sessions, access, PackageStore(folder / "packages"))
+    servicer = WorkerServicer(loop, sessions, access, PackageStore(folder / "packages"), {})
     server = grpc.aio.server(interceptors=(Door({}, metrics),), options=SERVER_OPTIONS)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(servicer, server)
     return server

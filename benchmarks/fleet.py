@@ -169,6 +169,7 @@ def inventory(number: int) -> Inventory:
         isolation=Isolation.NONE,
         overlay="none",
         zone=f"zone-{number % ZONES}",
+        unisolated=True,
     )
 
 

@@ -17,7 +17,8 @@ from examples.demo.network import Machine, Network
 from examples.demo.operations import create_tenant, operator_client, wait_serving
 from examples.demo.report import DemoFailed, Progress
 from orchestrator.adapters.node_records import NodeStatus, read_record
-from orchestrator.agent.keeper import STATUS_FILE, TOKEN_FILE
+from orchestrator.adapters.ray_node import SHARED_DIR, TOKEN_FILE
+from orchestrator.agent.keeper import STATUS_FILE
 from orchestrator.api.v1 import operator_pb2
 from orchestrator.cli.client import Client
 from orchestrator.cli.errors import CliError
@@ -27,6 +28,9 @@ IDLE_TEARDOWN_MS = 3_600_000
 
 MACHINE = Machine("consumer-1", "supplier-north", "consumer", "RTX4090x1")
 """One machine whose cluster carries its own head: with no entrypoint resources the driver runs there on both ways."""
+
+CONSENT = {"orch.isolation": "none"}
+"""The worker here has no isolation, as the peer has none; to Ray itself the key means nothing."""
 
 LIVE_DEADLINE_S = 90.0
 JOB_DEADLINE_S = 180.0
@@ -66,7 +70,7 @@ class Way:
     def submit(self, entrypoint: str) -> tuple[str, float]:
         """POST a job: its submission id, and the seconds from the first byte sent to the last received."""
         name = f"raysubmit_{uuid.uuid4().hex[:16]}"
-        body = json.dumps({"entrypoint": entrypoint, "submission_id": name}).encode()
+        body = json.dumps({"entrypoint": entrypoint, "submission_id": name, "metadata": CONSENT}).encode()
         began_s = time.perf_counter()
         status, answer = self._request("POST", "/api/jobs/", body)
         elapsed_s = time.perf_counter() - began_s
@@ -175,6 +179,6 @@ def _head(members: Path) -> Way:
     for member in members.iterdir():
         status = read_record(member / STATUS_FILE, NodeStatus)
         if status is not None and status.phase == "up" and status.dashboard_url:
-            token = (member / TOKEN_FILE).read_text().strip()
+            token = (member / SHARED_DIR / TOKEN_FILE).read_text().strip()
             return Way("the head", status.dashboard_url.removeprefix("http://"), token)
     raise FigureError("no head runs although a job has: was its cluster torn down?")

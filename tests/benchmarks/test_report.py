@@ -12,8 +12,12 @@ import pytest
 
 from benchmarks import p4_durable
 from benchmarks.__main__ import FIGURES, figure_module
+from benchmarks.cold_network import stages_of
 from benchmarks.report import KEYS, Case, Target, compared
 from benchmarks.stats import median, paired_difference_interval, paired_ratio_interval, percentile
+from orchestrator.core import messages as m
+from orchestrator.core.clusters import ClusterPhase, NodeAddress
+from orchestrator.core.ids import ClusterId, MemberId
 
 ROOT = Path(__file__).resolve().parents[2]
 JSON_KEYS = ["figure", "case", "value", "peer", "ratio", "target", "unit", "n", "min", "max"]
@@ -100,7 +104,10 @@ def test_paired_interval_unequal_sides_are_refused() -> None:
 
 
 def test_registry_lists_every_figure_with_a_module_that_measures() -> None:
-    assert list(FIGURES) == ["P1", "P4", "P7-BEATS", "P7-SESSIONS", "P7-STORM", "HOSTILE", "DEMO"]
+    assert list(FIGURES) == [
+        *("P1", "P2", "P4", "P7-BEATS", "P7-SESSIONS", "P7-STORM"),
+        *("P11", "RUNTIME", "HOSTILE", "DEMO"),
+    ]
     assert all(callable(figure_module(name).measure) for name in FIGURES)
 
 
@@ -114,7 +121,7 @@ def test_main_unknown_figure_names_those_there_are() -> None:
         check=False,
     )
     assert answer.returncode == 2
-    assert "no figure P99; there are P1, P4, P7-BEATS, P7-SESSIONS, P7-STORM, HOSTILE, DEMO" in answer.stderr
+    assert f"no figure P99; there are {', '.join(FIGURES)}" in answer.stderr
 
 
 def test_p4_tiny_size_gives_every_case() -> None:
@@ -124,3 +131,17 @@ def test_p4_tiny_size_gives_every_case() -> None:
     assert names == [f"durable{delay}{kind}" for delay in ("", "-5ms") for kind in kinds]
     assert all(case.n == 2 and case.low <= case.value <= case.high for case in cases)
     assert all(case.peer is not None and case.peer > 0 for case in cases)
+
+
+def test_stages_of_a_formation_the_last_member_up_counts() -> None:
+    address = NodeAddress("127.0.0.2", "", "host", "")
+    cluster_id = ClusterId("cl_1")
+    events: list[tuple[float, m.Event]] = [
+        (1.0, m.ClusterAdvanced(cluster_id, ClusterPhase.STARTING_HEAD)),
+        (2.0, m.MemberUp(MemberId("cl_1-0"), address)),
+        (2.0, m.ClusterAdvanced(cluster_id, ClusterPhase.JOINING)),
+        (3.0, m.MemberUp(MemberId("cl_1-1"), address)),
+        (4.0, m.MemberUp(MemberId("cl_1-2"), address)),
+        (5.0, m.ClusterClosed(cluster_id)),
+    ]
+    assert stages_of(events) == {"prepared": 1.0, "head up": 2.0, "members up": 4.0}
