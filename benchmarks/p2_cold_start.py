@@ -107,6 +107,11 @@ def _pairs(shape: Shape, pairs: int) -> tuple[list[tuple[Run, Run]], int]:
             ours, peer = runs[-1]
             text = f"ours {ours.seen_s:.2f} s, by script {peer.seen_s:.2f} s"
             note(f"P2 {shape.case} {number or 'left out'}: {text}")
+            for side, run in (("ours", ours), ("by script", peer)):
+                passed = ", ".join(
+                    f"{name} {at_s:.1f}" for name, at_s in sorted(run.stages.items(), key=_at_s)
+                )
+                note(f"  {side}: {passed}")
     return runs[1:], failed
 
 
@@ -146,6 +151,10 @@ def _peer_run(shape: Shape) -> Run:
         stages["members up"] = time.time()
         stages |= _submit(cluster.environment, {"orch.gpus": str(max(1, shape.members))})
     return _run(began_s, stages)
+
+
+def _at_s(stage: tuple[str, float]) -> float:
+    return stage[1]
 
 
 def _run(began_s: float, stages: Mapping[str, float]) -> Run:

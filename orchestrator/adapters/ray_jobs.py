@@ -24,8 +24,8 @@ from orchestrator.adapters.ray_node import MEMBER_LABEL
 REQUEST_TIMEOUT_S = 30.0
 """A first submit starts Ray's job manager and may take seconds; a head that needs longer is broken."""
 
-ANSWER_BYTES_MAX = 32 * 1024 * 1024
-"""A thousand rows of the state API take a tenth of it."""
+ANSWER_BYTES_MAX = 8 * 1024 * 1024
+"""A thousand rows of the state API take a third of it, and reading so much JSON a tenth of a second."""
 
 UPLOAD_TIMEOUT_S = 120.0
 """100 MiB, Ray's own limit for a package, over loopback into the GCS on a busy machine."""
@@ -44,8 +44,24 @@ TERMINAL_STATUSES = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 PACKAGE_URI_PATTERN = re.compile(r"gcs://([A-Za-z0-9_.-]+)")
 """The only kind of package that can be put into a cluster over HTTP."""
 
-USAGE_PATTERN = re.compile(r"([0-9.]+)/([0-9.]+) (\S+)")
+USAGE_PATTERN = re.compile(r"(?<![0-9.])([0-9.]{1,32})/([0-9.]{1,32}) ")
 """`used/total NAME` in /nodes; memory lines carry units and are not matched."""
+
+TEXT_CHARS_MAX = 4000
+"""Of any text that is kept of an answer. A tenant's code stands beside the head and may answer in its place."""
+
+USAGE_CHARS_MAX = 100_000
+"""Of one node's resources, a line each."""
+
+NODES_MAX = 10_000
+"""More than the largest cluster has."""
+
+AMOUNT_MAX = 1e6
+"""More GPUs or CPUs than any node has."""
+
+EXIT_CODE_MAX = 2**31 - 1
+
+TIME_MAX_MS = 2**53
 
 
 class RayApiError(RuntimeError):
@@ -198,7 +214,8 @@ class RayJobs:
 
     async def nodes(self) -> tuple[RayNodeInfo, ...]:
         """Return the head's node list, dead nodes included; totals are 0 where a node offers none."""
-        return tuple(_node_info(entry["raylet"]) for entry in (await self._node_view())["summary"])
+        view = await self._node_view()
+        return tuple(_node_info(entry["raylet"]) for entry in view["summary"][:NODES_MAX])
 
     async def working_node(self, member_id: str) -> str:
         """Return Ray's id of a member's node; empty where nothing runs there, or no such node is alive."""
@@ -262,7 +279,7 @@ class RayJobs:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         try:
             async with self._session.request(
-                method, f"{self._base}{path}", timeout=timeout, **body
+                method, f"{self._base}{path}", timeout=timeout, allow_redirects=False, **body
             ) as response:
                 return response.status, await _bounded_text(response)
         except (aiohttp.ClientError, BoxError, TimeoutError) as error:
@@ -291,12 +308,12 @@ def driver_log(submission_id: str) -> PurePosixPath:
 def _job_status(job: Mapping[str, Any]) -> RayJobStatus:
     """Read the fields we use out of Ray's JobDetails."""
     return RayJobStatus(
-        submission_id=job.get("submission_id") or "",
-        status=job["status"],
-        message=job.get("message") or "",
-        driver_exit_code=job.get("driver_exit_code"),
-        start_time_ms=job.get("start_time"),
-        end_time_ms=job.get("end_time"),
+        submission_id=_text(job.get("submission_id")),
+        status=_text(job["status"]),
+        message=_text(job.get("message")),
+        driver_exit_code=_whole(job.get("driver_exit_code")),
+        start_time_ms=_whole(job.get("start_time"), TIME_MAX_MS),
+        end_time_ms=_whole(job.get("end_time"), TIME_MAX_MS),
     )
 
 
@@ -305,20 +322,38 @@ def _node_info(raylet: Mapping[str, Any]) -> RayNodeInfo:
     totals = raylet.get("resourcesTotal", {})
     labels = raylet.get("labels", {})
     return RayNodeInfo(
-        node_id=raylet["nodeId"],
-        member_id=labels.get(MEMBER_LABEL, ""),
-        node_ip=raylet["nodeManagerAddress"],
+        node_id=_text(raylet["nodeId"]),
+        member_id=_text(labels.get(MEMBER_LABEL)),
+        node_ip=_text(raylet["nodeManagerAddress"]),
         alive=raylet.get("state") == "ALIVE",
         is_head=bool(raylet.get("isHeadNode")),
-        gpus=float(totals.get("GPU", 0)),
-        cpus=float(totals.get("CPU", 0)),
-        labels=dict(labels),
+        gpus=_amount(totals.get("GPU", 0)),
+        cpus=_amount(totals.get("CPU", 0)),
+        labels={_text(name): _text(value) for name, value in labels.items()},
     )
+
+
+def _text(value: object) -> str:
+    """A text of an answer, short and such as can be sent on; empty for anything else."""
+    return value[:TEXT_CHARS_MAX].encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def _whole(value: object, largest: int = EXIT_CODE_MAX) -> int | None:
+    """A whole number of an answer; None for anything else."""
+    return value if type(value) is int and -largest <= value <= largest else None
+
+
+def _amount(value: object) -> float:
+    """A count of devices. Raises ValueError where nothing could have so many, NaN too."""
+    amount = float(value) if isinstance(value, int | float) else -1.0
+    if not 0 <= amount <= AMOUNT_MAX:
+        raise ValueError(f"a node of {str(value)[:40]} devices")
+    return amount
 
 
 def _in_use(usage: str) -> bool:
     """Report whether any counted resource of one node is taken."""
-    return any(float(match[1]) > 0 for match in USAGE_PATTERN.finditer(usage))
+    return any(float(match[1]) > 0 for match in USAGE_PATTERN.finditer(usage[:USAGE_CHARS_MAX]))
 
 
 def _json(what: str, code: int, text: str) -> Any:

@@ -287,6 +287,7 @@ def _housing(config: AgentConfig, inventory: common_pb2.Inventory, runtimes: Run
         room=Room(
             memory_bytes=inventory.memory_bytes,
             places=max(1, inventory.slots + inventory.head_slots),
+            cpus=os.cpu_count() or 1,
             egress="none" if config.egress == "none" else "internet",
         ),
         runtimes=runtimes,

@@ -195,7 +195,9 @@ class Boxed:
             self._state, self._detail = state, f"the box ended (exit {ended})"
         if self._state in ("starting", "up"):
             if self._overlay is not None:
-                self._overlay.tend(self.namespace_pid)
+                # What does not come up now is tried again; a keeper that ended would take the node with it.
+                with contextlib.suppress(OverlayError, OSError):
+                    self._overlay.tend(self.namespace_pid)
             self._tend_egress()
         return self._state, self._detail
 
@@ -308,7 +310,12 @@ def _make_owned(folder: Path, user_id: int) -> None:
 
 def _reported(line: bytes) -> tuple[str, str]:
     """(state, detail) of one line; the tenant's own user wrote it, so it may be anything."""
-    with contextlib.suppress(ValueError, TypeError, KeyError):
+    with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
         said = json.loads(line)
-        return str(said["state"])[:REASON_CHARS], str(said["detail"])[:REASON_CHARS]
+        return _plain(said["state"]), _plain(said["detail"])
     return "", ""
+
+
+def _plain(value: object) -> str:
+    """Short, and such as any file takes."""
+    return str(value)[:REASON_CHARS].encode("utf-8", "replace").decode()

@@ -196,7 +196,7 @@ class HeadDuty:
                 # The control plane is away, so the package is; that is nobody's fault here.
                 log.info("package_not_fetched", attempt_id=attempt_id, reason=str(error))
                 await asyncio.sleep(RETRY_S)
-            except (HeadUnreachableError, OSError, ValueError) as error:
+            except (HeadUnreachableError, OSError, TypeError, ValueError) as error:
                 self._count_try(attempt, str(error))
                 await asyncio.sleep(RETRY_S)
             except HeadRefusedError as error:

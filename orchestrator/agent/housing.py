@@ -33,13 +33,19 @@ from orchestrator.agent.runtimes import Runtimes
 from orchestrator.agent.ways import BRIDGES_MAX, CONFIG_FILES, CREDENTIAL_FILE, bridge_file
 
 FIRST_USER_ID = 0x7000_0000
-"""Above what Linux distributions, containers and systemd give out, below 2³¹. One for each port block."""
+"""Above what Linux distributions, containers and systemd give out, below 2³¹."""
+
+USER_IDS = 0x0FFD_0000
+"""So many that two boxes of one machine have the same by chance once in millions of machines."""
 
 NAME_SERVERS = ("9.9.9.9", "1.1.1.1")
 """Public resolvers: the supplier's own may know the names of his home."""
 
 MEMORY_SHARE_PERCENT = 80
 """Of the machine's memory for all boxes together; the rest is its owner's."""
+
+CPU_SHARE_PERCENT = 90
+"""Of the machine's cores that one box may take: its owner, and the agent that has to be heard, keep a tenth."""
 
 SHM_SHARE_PERCENT = 40
 """Of a box's memory that may lie in /dev/shm: Ray's own share for its objects is 30 %, and torch's loaders use it too."""
@@ -73,6 +79,8 @@ class Room:
 
     memory_bytes: int
     places: int
+    cpus: int = 0
+    """The machine's; 0: not told, and no box is limited."""
     egress: Egress = "internet"
     name_servers: tuple[str, ...] = NAME_SERVERS
 
@@ -97,17 +105,16 @@ class Housing:
         member_dir: Path,
         shared_dir: Path,
         scratch_dir: Path,
-        index: int,
         ready: Provisioned,
     ) -> BoxSpec:
-        """The box of one member. ``index`` is its port block's, which no other member of the machine has."""
+        """The box of one member."""
         is_head = order.role == "head"
         free_bytes = shutil.disk_usage(scratch_dir.parent).free
         memory_bytes = self.room.memory_bytes * MEMORY_SHARE_PERCENT // 100 // self.room.places
         memory_bytes = min(memory_bytes, HEAD_MEMORY_BYTES) if is_head else memory_bytes
         return BoxSpec(
             name=box_name(member_dir),
-            user_id=FIRST_USER_ID + index,
+            user_id=FIRST_USER_ID + int(box_name(member_dir), 16) % USER_IDS,
             scratch_dir=str(scratch_dir),
             scratch_bytes=min(
                 SCRATCH_BYTES_MAX, free_bytes * SCRATCH_SHARE_PERCENT // 100 // self.room.places
@@ -116,6 +123,7 @@ class Housing:
             readonly_dirs=ready.readonly_dirs,
             memory_bytes=memory_bytes,
             pids_max=PIDS_MAX + PIDS_PER_GPU * order.gpus,
+            cpus=max(1.0, self.room.cpus * CPU_SHARE_PERCENT / 100) if self.room.cpus else 0.0,
             shm_bytes=memory_bytes * SHM_SHARE_PERCENT // 100,
             devices=tuple(
                 file for device_id in order.device_ids for file in self.device_files.get(device_id, ())

@@ -15,7 +15,7 @@ import structlog
 
 from orchestrator.adapters.box.tools import BoxError
 from orchestrator.adapters.node_records import NodeSpec, NodeStatus, read_record, write_record
-from orchestrator.adapters.process_tree import sweep
+from orchestrator.adapters.process_tree import ProcessesRemainError, sweep
 from orchestrator.agent.grounds import REASON_CHARS, box_of
 from orchestrator.agent.keeper import KEEPER_LOCK_FILE, KEEPER_LOG_FILE, SPEC_FILE, STATUS_FILE
 
@@ -72,7 +72,11 @@ def launch_keeper(member_dir: Path, keeper_fd: int, port_fd: int) -> None:
 
 def bury(member_dir: Path, spec: NodeSpec) -> NodeStatus:
     """End what a dead keeper left behind and record the failure."""
-    clear(spec)
+    try:
+        clear(spec)
+    except (OSError, RuntimeError) as error:
+        # Its stop tries again; whoever only looks must not fail by it.
+        log.warning("node_not_cleared", member_id=spec.member_id, reason=str(error))
     keeper_log = member_dir / KEEPER_LOG_FILE
     said = (
         " ".join(keeper_log.read_text(errors="replace").split())[-REASON_CHARS:]
@@ -86,13 +90,16 @@ def bury(member_dir: Path, spec: NodeSpec) -> NodeStatus:
 
 
 def clear(spec: NodeSpec) -> None:
-    """End what is left of a node, and remove what it was made of."""
+    """End what is left of a node, and remove what it was made of. Raises ProcessesRemainError."""
     if spec.box is not None:
+        box = box_of(spec, spec.box)
         try:
-            box_of(spec, spec.box).destroy()
+            box.destroy()
         except BoxError as error:
-            # What is left is named; the rest must go all the same.
             log.warning("box_not_removed", member_id=spec.member_id, reason=str(error))
+            if box.members():
+                # It still holds its devices: forgotten now, they would be given to the next.
+                raise ProcessesRemainError(str(error)) from None
     sweep(spec.member_id)
     if spec.owns_temp_dir and spec.temp_dir:
         shutil.rmtree(spec.temp_dir, ignore_errors=True)

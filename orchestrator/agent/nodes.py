@@ -262,9 +262,7 @@ class RayNodes:
         if self.housing is None or ready is None:
             return spec
         scratch_dir = _own_temp_dir(member_dir)
-        box = self.housing.box(
-            order, member_dir, member_dir / SHARED_DIR, scratch_dir, spec.block_index, ready
-        )
+        box = self.housing.box(order, member_dir, member_dir / SHARED_DIR, scratch_dir, ready)
         store_bytes = spec.object_store_memory_bytes if order.role == "head" else box.shm_bytes * 3 // 4
         return replace(
             spec,

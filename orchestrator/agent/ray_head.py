@@ -41,6 +41,9 @@ NOT_THE_REQUEST = frozenset(
 DRAIN_S = 15.0
 """Ray's command imports all of Ray, which takes a second; ten more for a busy machine."""
 
+OUTPUT_BYTES_MAX = 64 * 1024
+"""Of what that command says: its last line is shown."""
+
 REASON_CHARACTERS = 200
 """Of the reason that Ray keeps beside a drained node."""
 
@@ -133,9 +136,10 @@ class RayHead:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
+        output = b""
         try:
             async with asyncio.timeout(DRAIN_S):
-                output, _ = await process.communicate()
+                output = await _bounded_output(process)
         except TimeoutError:
             raise HeadUnreachableError(f"Ray's drain-node did not end in {DRAIN_S:g} s") from None
         finally:
@@ -172,14 +176,29 @@ class RayHead:
         await self._jobs.close()
 
 
+async def _bounded_output(process: asyncio.subprocess.Process) -> bytes:
+    """What a command says until it ends. It runs as the tenant's user, who may make it say more than anybody can hold."""
+    output = bytearray()
+    while process.stdout is not None:
+        piece = await process.stdout.read(OUTPUT_BYTES_MAX)
+        output += piece
+        if not piece:
+            break
+        if len(output) > OUTPUT_BYTES_MAX:
+            process.kill()
+            break
+    await process.wait()
+    return bytes(output[-OUTPUT_BYTES_MAX:])
+
+
 async def _asked(question: Coroutine[Any, Any, T]) -> T:
     """The answer; whatever is not one means that the head is not to be reached now."""
     try:
         return await question
     except RayApiError as error:
         raise HeadUnreachableError(str(error)) from error
-    except (KeyError, TypeError, ValueError) as error:
-        # Half of an answer from a head that is starting or ending.
+    except (AttributeError, KeyError, IndexError, RecursionError, TypeError, ValueError) as error:
+        # Half of an answer from a head that is starting or ending, or another's in its place.
         raise HeadUnreachableError(f"not understood: {type(error).__name__} {error}") from error
 
 

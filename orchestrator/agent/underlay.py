@@ -119,7 +119,12 @@ class Underlay:
             while True:
                 await asyncio.sleep(TEND_S)
                 async with self._changing:
-                    if self._place is not None and not await self._in_thread(self._place.tend):
+                    try:
+                        kept = self._place is None or await self._in_thread(self._place.tend)
+                    except (OSError, OverlayError) as error:
+                        log.warning("underlay_not_tended", reason=str(error))
+                        kept = False
+                    if not kept:
                         # Its network is gone, and nebula with it: all of it begins anew at the next order.
                         await self._leave()
         finally:

@@ -22,6 +22,7 @@ from orchestrator.agent.housing import (
     FIRST_USER_ID,
     HEAD_MEMORY_BYTES,
     SCRATCH_BYTES_MAX,
+    USER_IDS,
     Housing,
     Room,
     bare_address,
@@ -66,10 +67,10 @@ def order(role: Role = "member", *device_ids: str) -> NodeOrder:
     return NodeOrder("m-0", "c-1", role, len(device_ids), 4, device_ids=device_ids, isolation="box")
 
 
-def spec_of(made: Housing, folder: Path, wanted: NodeOrder | None = None, index: int = 0) -> BoxSpec:
+def spec_of(made: Housing, folder: Path, wanted: NodeOrder | None = None) -> BoxSpec:
     member_dir = folder / "members" / "m-0"
     member_dir.mkdir(parents=True, exist_ok=True)
-    return made.box(wanted or order(), member_dir, member_dir / "shared", SCRATCH, index, READY)
+    return made.box(wanted or order(), member_dir, member_dir / "shared", SCRATCH, READY)
 
 
 @pytest.fixture
@@ -110,9 +111,16 @@ def test_box_of_a_head_takes_no_more_than_a_head_needs(tmp_path: Path) -> None:
     assert spec_of(housing(), tmp_path, order("solo")).memory_bytes == 20 * GIB
 
 
-def test_box_of_each_port_block_has_a_user_of_its_own(tmp_path: Path) -> None:
-    users = [spec_of(housing(), tmp_path, index=index).user_id for index in range(3)]
-    assert users == [FIRST_USER_ID, FIRST_USER_ID + 1, FIRST_USER_ID + 2]
+def test_box_of_each_member_has_a_user_of_its_own_and_keeps_it(tmp_path: Path) -> None:
+    users = {spec_of(housing(), tmp_path / name).user_id for name in ("m1", "m2", "m3", "m1")}
+    assert len(users) == 3
+    assert all(FIRST_USER_ID <= user_id < FIRST_USER_ID + USER_IDS for user_id in users)
+
+
+def test_box_leaves_a_part_of_the_processors_to_the_machine(tmp_path: Path) -> None:
+    for cpus, limit in ((0, 0.0), (1, 1.0), (10, 9.0)):
+        room = Room(memory_bytes=8 * GIB, places=1, cpus=cpus)
+        assert spec_of(housing(room=room), tmp_path).cpus == limit
 
 
 def test_box_opens_the_files_of_its_own_devices_only(tmp_path: Path) -> None:
@@ -123,7 +131,7 @@ def test_box_opens_the_files_of_its_own_devices_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("egress", "servers"), [("internet", True), ("none", False)])
 def test_box_without_internet_resolves_no_names(tmp_path: Path, egress: Egress, servers: bool) -> None:
-    spec = spec_of(housing(room=Room(GIB * 8, 1, egress)), tmp_path)
+    spec = spec_of(housing(room=Room(GIB * 8, 1, egress=egress)), tmp_path)
     assert (spec.egress, bool(spec.name_servers)) == (egress, servers)
 
 

@@ -28,6 +28,7 @@ class RayServer:
         self.nodes: list[dict[str, Any]] = []
         self.garbled = False
         self.url = ""
+        self.hostile = ""
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -46,6 +47,10 @@ class RayServer:
     async def status(self, request: web.Request) -> web.Response:
         if self.garbled:
             return web.Response(text="{")
+        if request.match_info["id"] == "hostile":
+            return web.Response(text=self.hostile, content_type="application/json")
+        if request.match_info["id"] == "elsewhere":
+            raise web.HTTPFound("http://router.home/admin")
         if request.match_info["id"] != "known":
             raise web.HTTPNotFound
         return web.json_response({"status": "FAILED", "message": "said", "driver_exit_code": 3})
@@ -214,3 +219,48 @@ async def test_head_log_is_read_from_any_offset_and_empty_before_there_is_one(
     (logs / "job-driver-a-1.log").write_bytes(b"0123456789")
     assert head.read_log("a-1", 3, 4) == b"3456"
     assert head.read_log("a-1", 10, 4) == b""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"status": "FAILED", "message": "\\ud800", "driver_exit_code": 1099511627776}',
+        '{"status": "FAILED", "message": [1], "driver_exit_code": "1"}',
+        '{"status": "FAILED", "message": "' + "x" * 100_000 + '", "driver_exit_code": true}',
+    ],
+)
+async def test_head_answer_of_a_tenants_code_becomes_what_can_be_reported(
+    server: RayServer, head: RayHead, answer: str
+) -> None:
+    server.hostile = answer
+    status = await head.status("hostile")
+    assert status is not None
+    assert (status.status, status.exit_code) == ("FAILED", None)
+    told = worker_pb2.AttemptObserved(message=status.message)
+    assert len(told.SerializeToString()) < 10_000
+
+
+@pytest.mark.parametrize(
+    "answer", ["[" * 100_000, '{"message": 1}', "[]", '{"status": "x"', " " * 9 * 2**20 + "{}"]
+)
+async def test_head_answer_that_is_none_means_that_the_head_is_not_reached(
+    server: RayServer, head: RayHead, answer: str
+) -> None:
+    server.hostile = answer
+    with pytest.raises(HeadUnreachableError):
+        await head.status("hostile")
+
+
+async def test_head_that_leads_elsewhere_is_not_followed(head: RayHead) -> None:
+    with pytest.raises(HeadUnreachableError, match="302"):
+        await head.status("elsewhere")
+
+
+@pytest.mark.parametrize("amount", ["Infinity", "NaN", "-1", "1e300", '"8"', "[]"])
+async def test_head_that_lists_impossible_nodes_is_not_reached(
+    server: RayServer, head: RayHead, amount: str
+) -> None:
+    node = {"nodeId": "n", "nodeManagerAddress": "a", "resourcesTotal": {"GPU": json.loads(amount)}}
+    server.nodes = [node]
+    with pytest.raises(HeadUnreachableError):
+        await head.nodes()

@@ -124,7 +124,10 @@ class _Process:
 
     def spawn(self) -> None:
         """Start it. It dies with the thread that calls this. Raises OverlayError."""
-        descriptor = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
+        try:
+            descriptor = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
+        except OSError as error:
+            raise OverlayError(f"{self._log} cannot be written: {error.strerror}; free some space") from None
         try:
             self._child = subprocess.Popen(
                 self._command(),
@@ -373,5 +376,8 @@ def _run(command: Sequence[str], script: str = "") -> None:
 
 def _output(command: Sequence[str]) -> str:
     """What it printed; nothing if it failed."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMMAND_S)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=COMMAND_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
     return done.stdout if done.returncode == 0 else ""
