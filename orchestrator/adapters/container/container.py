@@ -204,7 +204,7 @@ class ContainerBox:
         return Ground(
             root_dir=str(self._folder / ROOT_DIR),
             env_file=str(env_file),
-            seccomp_file=self._write_profile(),
+            seccomp_file=write_profile(self._folder),
             log_file=_regular_file(log_fd),
             limits=_own_limits(),
             readonly=()
@@ -234,14 +234,15 @@ class ContainerBox:
         path.chmod(INSIDE_FILE_MODE)
         return str(path)
 
-    def _write_profile(self) -> str:
-        """Write the list of system calls; where podman's is not found as a file, podman takes its own."""
-        found = next((Path(path) for path in PROFILE_PATHS if Path(path).is_file()), None)
-        if found is None:
-            return ""
-        path = self._folder / SECCOMP_FILE
-        path.write_text(profile(found.read_text()))
-        return str(path)
+
+def write_profile(folder: Path) -> str:
+    """Write the list of system calls and return its path; empty where podman's is no file and it takes its own."""
+    found = next((Path(path) for path in PROFILE_PATHS if Path(path).is_file()), None)
+    if found is None:
+        return ""
+    path = folder / SECCOMP_FILE
+    path.write_text(profile(found.read_text()))
+    return str(path)
 
 
 def environment_lines(env: Mapping[str, str]) -> str:

@@ -6,12 +6,17 @@ known by name alone: any other name could be a device of the supplier's LAN.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from orchestrator.adapters.box.tools import BoxError
+from orchestrator.adapters.container.command import NAME_PREFIX
+from orchestrator.adapters.container.container import write_profile
 from orchestrator.adapters.container.podman import podman
 from orchestrator.core.images import reference_fault, registry_of
 
@@ -21,14 +26,20 @@ REGISTRIES = frozenset({"docker.io", "ghcr.io", "mcr.microsoft.com", "nvcr.io", 
 PULL_TIMEOUT_S = 30 * 60.0
 """Twenty gigabytes, which images with CUDA reach, at 100 Mbit/s."""
 
-ASK_TIMEOUT_S = 60.0
+ASK_SECONDS_MAX = 50
 """Two seconds for a Python that starts; more where its files are read from the disk for the first time."""
 
-FREE_BYTES_MIN = 40 * 1024**3
-"""Nobody says before how large an image is unpacked; with this much left even a large one fills no disk."""
+ASK_TIMEOUT_S = 60.0
+"""The container's monitor ends it ten seconds before podman itself is no longer waited for."""
 
-STORAGE_DIR = Path("/var/lib")
-"""Podman's storage, as root, lies below."""
+FREE_BYTES_MIN = 40 * 1024**3
+"""To begin with: nobody says before how large an image is unpacked, and most fit into this."""
+
+FREE_BYTES_FLOOR = 10 * 1024**3
+"""A fetch ends when less is left: the machine's own work needs some, and a look a second comes late by a few GiB."""
+
+BLOBS_PREFIX = "orch-pull-"
+"""Where layers lie while they come, below podman's storage; the rest is the id of the thread that fetches."""
 
 ASK_USER_ID = 65534
 """Nobody's: all it does is to say two versions."""
@@ -67,37 +78,27 @@ def provide(reference: str, runtime: str) -> Image:
     try:
         if not _is_here(reference, runtime):
             _pull(reference, runtime)
-        told = podman(runtime, ask_arguments(reference), ASK_TIMEOUT_S)
-    except BoxError as error:
+        told = _ask(reference, runtime)
+    except (BoxError, OSError, ValueError) as error:
         raise ImageUnavailableError(f"image {reference}: {error}") from error
     return answered(reference, told)
 
 
-def ask_arguments(reference: str) -> list[str]:
-    """The arguments that have an image's Python say what it is: without network, rights or anything to write."""
-    limits = ["--memory=1g", "--pids-limit=64", "--ulimit=nofile=1024:1024", "--ulimit=nproc=64:64"]
-    rights = [
-        "--cap-drop=all",
-        "--security-opt=no-new-privileges",
-        "--read-only",
-        "--network=none",
-        "--no-hosts",
-    ]
-    options = ["--rm", "--pull=never", "--systemd=false", "--http-proxy=false", "--image-volume=ignore"]
+def ask_arguments(reference: str, name: str, seccomp_file: str) -> list[str]:
+    """The arguments that have an image's Python say what it is: without network, rights or anything to write.
+
+    The monitor ends it in time, so that it does not outlive whoever asks. No ``seccomp_file``: podman's own list.
+    """
+    limits = ["--memory=1g", "--memory-swap=1g", "--cpus=1", "--pids-limit=64"]
+    limits += ["--ulimit=nofile=1024:1024", "--ulimit=nproc=64:64", f"--timeout={ASK_SECONDS_MAX}"]
+    rights = ["--cap-drop=all", "--security-opt=no-new-privileges", "--read-only", "--read-only-tmpfs=false"]
+    rights += ["--network=none", "--no-hosts"]
+    rights += [f"--security-opt=seccomp={seccomp_file}"] if seccomp_file else []
+    options = ["--rm", f"--name={name}", "--pull=never", "--systemd=false", "--http-proxy=false"]
+    options += ["--image-volume=ignore", "--no-healthcheck", "--log-driver=none"]
     user = f"--user={ASK_USER_ID}:{ASK_USER_ID}"
-    return [
-        "run",
-        *options,
-        *rights,
-        *limits,
-        user,
-        "--entrypoint=python3",
-        reference,
-        "-I",
-        "-B",
-        "-c",
-        QUESTION,
-    ]
+    program = ["--entrypoint=python3", reference, "-I", "-B", "-c", QUESTION]
+    return ["run", *options, *rights, *limits, user, *program]
 
 
 def answered(reference: str, told: str) -> Image:
@@ -118,6 +119,26 @@ def answered(reference: str, told: str) -> Image:
     return Image(reference, python, python_version, ray_version)
 
 
+def _ask(reference: str, runtime: str) -> str:
+    """Run the question; no container of it remains. Raises BoxError, OSError, ValueError."""
+    # Two members may ask the same image at once, each in a thread of its own.
+    digest = reference.rpartition(":")[2]
+    name = f"{NAME_PREFIX}ask-{digest[:16]}-{threading.get_native_id()}"
+    remove = ["rm", "--force", "--ignore", "--time=0", name]
+    podman(runtime, remove)
+    try:
+        with tempfile.TemporaryDirectory(prefix="orch") as folder:
+            arguments = ask_arguments(reference, name, write_profile(Path(folder)))
+            return podman(runtime, arguments, ASK_TIMEOUT_S)
+    except BoxError as error:
+        raise BoxError(
+            f"its python3 did not say within {ASK_SECONDS_MAX} s which Python and Ray it has; "
+            f"try `import ray` in it, or name another image ({error})"
+        ) from error
+    finally:
+        podman(runtime, remove)
+
+
 def _is_here(reference: str, runtime: str) -> bool:
     try:
         podman(runtime, ["image", "exists", reference])
@@ -134,10 +155,46 @@ def _pull(reference: str, runtime: str) -> None:
         raise ImageUnavailableError(
             f"images are fetched from {known} only, not from {registry}; or have the owner load it into podman"
         )
-    free_bytes = shutil.disk_usage(STORAGE_DIR).free
+    storage = Path(podman(runtime, ["info", "--format={{.Store.GraphRoot}}"]).strip())
+    free_bytes = shutil.disk_usage(storage).free
     if free_bytes < FREE_BYTES_MIN:
         raise ImageUnavailableError(
-            f"{free_bytes // 1024**3} GiB are free below {STORAGE_DIR}; an image is fetched with "
+            f"{free_bytes // 1024**3} GiB are free below {storage}; an image is fetched with "
             f"{FREE_BYTES_MIN // 1024**3} GiB at least: free some, or run podman image prune"
         )
-    podman(runtime, ["pull", "--quiet", reference], PULL_TIMEOUT_S)
+    _remove_forsaken(storage)
+    blobs = storage / f"{BLOBS_PREFIX}{threading.get_native_id()}"
+    blobs.mkdir(mode=0o700)
+    try:
+        podman(
+            runtime,
+            ["pull", "--quiet", reference],
+            PULL_TIMEOUT_S,
+            watch=lambda: _hold_floor(storage, reference),
+            env={"TMPDIR": str(blobs)},
+        )
+    except BaseException:
+        # Seldom there: an image is named when all of it has come.
+        with contextlib.suppress(BoxError):
+            podman(runtime, ["rmi", "--force", reference])
+        raise
+    finally:
+        shutil.rmtree(blobs, ignore_errors=True)
+
+
+def _hold_floor(storage: Path, reference: str) -> None:
+    """Raise ImageUnavailableError when a fetch has left too little of the disk."""
+    free_bytes = shutil.disk_usage(storage).free
+    if free_bytes < FREE_BYTES_FLOOR:
+        raise ImageUnavailableError(
+            f"image {reference} is too large for this machine: its fetch was ended when less than "
+            f"{FREE_BYTES_FLOOR // 1024**3} GiB were free below {storage}; free some, or name a smaller image"
+        )
+
+
+def _remove_forsaken(storage: Path) -> None:
+    """Delete what came for fetchers that are gone, our own thread's earlier one included."""
+    for folder in storage.glob(f"{BLOBS_PREFIX}*"):
+        fetcher = folder.name.removeprefix(BLOBS_PREFIX)
+        if fetcher == str(threading.get_native_id()) or not Path("/proc", fetcher).exists():
+            shutil.rmtree(folder, ignore_errors=True)

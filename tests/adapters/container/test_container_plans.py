@@ -232,9 +232,16 @@ def test_image_that_no_node_can_run_in_is_refused_with_the_reason(told: str, rea
 
 
 def test_image_is_asked_without_network_rights_or_anything_to_write() -> None:
-    told = ask_arguments(IMAGE)
+    told = ask_arguments(IMAGE, "orch-ask-1", "/d/seccomp.json")
     assert {"--network=none", "--cap-drop=all", "--read-only", "--pull=never"} <= set(told)
+    assert "--security-opt=seccomp=/d/seccomp.json" in told
     assert told.index(IMAGE) > told.index("--entrypoint=python3")
+
+
+def test_image_is_asked_with_a_bound_on_time_cpu_memory_and_processes() -> None:
+    told = ask_arguments(IMAGE, "orch-ask-1", "")
+    assert {"--name=orch-ask-1", "--timeout=50", "--cpus=1", "--memory=1g", "--pids-limit=64"} <= set(told)
+    assert not any("seccomp" in option for option in told)
 
 
 def test_image_named_by_a_tag_is_not_even_looked_for() -> None:
