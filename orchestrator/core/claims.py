@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.core.fleet import Liveness, Worker
 from orchestrator.core.holds import HoldKind
@@ -15,8 +15,18 @@ from orchestrator.core.ids import DeviceId
 from orchestrator.core.watched import mark
 
 if TYPE_CHECKING:
-    from orchestrator.core.ids import WorkerId
-    from orchestrator.core.state import State
+    from collections.abc import Mapping
+
+    from orchestrator.core.ids import SupplierId, WorkerId
+
+
+class Registry(Protocol):
+    """What claims are judged by: the state, and nothing else of it."""
+
+    @property
+    def workers(self) -> Mapping[WorkerId, Worker]: ...
+    @property
+    def suppliers_unvouched(self) -> Mapping[SupplierId, None]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +46,7 @@ class Claims:
         self.unsettled: dict[WorkerId, None] = {}
         """Workers whose quarantine does not follow from the claims: empty once a command is through."""
 
-    def put(self, old: Worker | None, worker: Worker, state: State) -> None:
+    def put(self, old: Worker | None, worker: Worker, state: Registry) -> None:
         """A worker was added or changed; the state has it already."""
         if old is not None and _same(old, worker):
             return
@@ -49,7 +59,7 @@ class Claims:
         for worker_id in looked:
             self._look(state.workers[worker_id], state)
 
-    def remove(self, worker: Worker, state: State) -> None:
+    def remove(self, worker: Worker, state: Registry) -> None:
         """A worker is forgotten; the state has it no more."""
         looked = self._moved(claimed_since(worker), {}, worker)
         self.unsettled.pop(worker.worker_id, None)
@@ -79,7 +89,7 @@ class Claims:
                 del self._claims[device_id]
         return looked
 
-    def _look(self, worker: Worker, state: State) -> None:
+    def _look(self, worker: Worker, state: Registry) -> None:
         hold = worker.hold(HoldKind.QUARANTINED)
         rival = self.rival(worker, state)
         if rival is None:
@@ -99,7 +109,7 @@ class Claims:
         """Whose each device is: what two states are compared by."""
         return {device_id: claims[0][1] for device_id, claims in self._claims.items()}
 
-    def rival(self, worker: Worker, state: State) -> Rival | None:
+    def rival(self, worker: Worker, state: Registry) -> Rival | None:
         """A device of the worker that is another one's, first one whose owner gives way; None where all are its own."""
         found = [
             Rival(device_id, owner_id)
@@ -109,7 +119,7 @@ class Claims:
         yielding = (one for one in found if self.gives_way(state.workers[one.owner_id], worker, state))
         return next(yielding, found[0] if found else None)
 
-    def gives_way(self, owner: Worker, worker: Worker, state: State) -> bool:
+    def gives_way(self, owner: Worker, worker: Worker, state: Registry) -> bool:
         """Whether the owner is the same machine before it was set up anew: one that its own supplier brings again."""
         same = owner.supplier_id == worker.supplier_id and owner.supplier_id not in state.suppliers_unvouched
         return same and _gives_way(owner) and worker.shut_out is None

@@ -14,9 +14,8 @@ from orchestrator.core.clusters import MemberRole, head_of, missing_nodes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.core.clusters import BusSeen, Cluster, Member, NodeSeen, PathSeen
+    from orchestrator.core.clusters import BusSeen, Member, NodeSeen, PathSeen
     from orchestrator.core.ids import MemberId
-    from orchestrator.core.state import State
 
 
 @dataclass(slots=True)
@@ -65,15 +64,6 @@ class Formation:
         speaker = bus_speaker(members)
         bus = self.buses.get(speaker.member_id) if speaker is not None else None
         return bus if bus is not None and is_bus_of(bus, members) else None
-
-
-def delivered(state: State, cluster: Cluster) -> tuple[tuple[PathSeen, ...], BusSeen | None]:
-    """How a cluster's members reach each other: what was certified, and while it forms what is known so far."""
-    formation = state.formations.get(cluster.cluster_id)
-    if formation is None:
-        return cluster.paths, cluster.bus
-    members = state.cluster_members(cluster)
-    return formation.paths_between(members), formation.bus_of(members)
 
 
 def bus_speaker(members: Sequence[Member]) -> Member | None:

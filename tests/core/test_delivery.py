@@ -12,7 +12,7 @@ from orchestrator.core import messages as m
 from orchestrator.core.apply import apply
 from orchestrator.core.clusters import BusSeen, ClusterPhase, Member, PathSeen
 from orchestrator.core.fleet import NEBULA
-from orchestrator.core.formation import delivered
+from orchestrator.core.decisions.clusters import delivered
 from orchestrator.core.ids import JobId, MemberId, WorkerId
 from orchestrator.core.state import State
 from tests.core.test_isolation import BOX, boxed, gang

@@ -19,7 +19,7 @@ from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
 from orchestrator.core.fleet import Isolation, Liveness, TokenRole
-from orchestrator.core.formation import delivered
+from orchestrator.core.decisions.clusters import delivered
 from orchestrator.core.ids import ClusterId, JobId, SupplierId, TenantId, TokenId, WorkerId
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from orchestrator.core.clusters import (
     Member,
     MemberPhase,
     MemberRole,
+    PathSeen,
     Vacancy,
     head_of,
     missing_nodes,
@@ -132,6 +133,15 @@ def fail_member(state: State, member: Member, reason: str) -> m.Event:
     if cluster.phase in FORMING and member.role is MemberRole.MEMBER:
         vacancy = Vacancy(member.gpus, len(member.device_ids), member.worker_id)
     return m.MemberFailed(member.member_id, vacancy, reason)
+
+
+def delivered(state: State, cluster: Cluster) -> tuple[tuple[PathSeen, ...], BusSeen | None]:
+    """How a cluster's members reach each other: what was certified, and while it forms what is known so far."""
+    formation = state.formations.get(cluster.cluster_id)
+    if formation is None:
+        return cluster.paths, cluster.bus
+    members = state.cluster_members(cluster)
+    return formation.paths_between(members), formation.bus_of(members)
 
 
 # ---------------------------------------------------------------- consequences
