@@ -24,7 +24,7 @@ from benchmarks.stats import median, paired_ratio_interval
 from tests.lab.topology import LabHost, Nat
 
 SIZE_BYTES = 100_000_000
-ROUNDS = 10
+ROUNDS = 7
 LEFT_OUT = 1
 """Ray's first transfer between two nodes opens their connections."""
 IPERF_RUNS = 3
