@@ -11,8 +11,8 @@ from orchestrator.adapters import codec
 from orchestrator.core import messages as m
 from orchestrator.core.apply import apply
 from orchestrator.core.clusters import BusSeen, ClusterPhase, Member, PathSeen
-from orchestrator.core.fleet import NEBULA
 from orchestrator.core.decisions.clusters import delivered
+from orchestrator.core.fleet import NEBULA
 from orchestrator.core.ids import JobId, MemberId, WorkerId
 from orchestrator.core.state import State
 from tests.core.test_isolation import BOX, boxed, gang

@@ -17,9 +17,9 @@ from orchestrator.control.wire import bus_to
 from orchestrator.control.words import word
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase
+from orchestrator.core.decisions.clusters import delivered
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
 from orchestrator.core.fleet import Isolation, Liveness, TokenRole
-from orchestrator.core.decisions.clusters import delivered
 from orchestrator.core.ids import ClusterId, JobId, SupplierId, TenantId, TokenId, WorkerId
 
 if TYPE_CHECKING:
