@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -143,9 +144,12 @@ def test_control_plane_killed_in_the_middle_of_a_job_then_it_succeeds_once(
     assert (code, "succeeded" in text) == (0, True), text
     check_ran_once(tenant, "survivor")
     receipts = [bundle.receipt for bundle in verified(network, tenant.receipts("survivor", count=2))]
-    assert len({receipt.worker_id for receipt in receipts}) == 2
+    # A job that crosses the full hour has a receipt on either side of it.
+    billed_ms: Counter[str] = Counter()
     for receipt in receipts:
-        assert receipt.billed_ms > 12_000
+        billed_ms[receipt.worker_id] += receipt.billed_ms
+    assert len(billed_ms) == 2
+    assert min(billed_ms.values()) > 12_000
     check_books(network, receipts)
     check_postings(network, tmp_path)
 
