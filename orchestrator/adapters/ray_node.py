@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchestrator.adapters.node_records import NodeSpec
+from orchestrator.adapters.overlay.process import INNER_NAME
 
 MEMBER_ID_ENV = "ORCH_MEMBER_ID"
 """Marks every process of a node, so that a node whose keeper was killed can still be found and ended."""
@@ -35,9 +36,6 @@ SHARED_DIR = "shared"
 
 RAY_START_HOOK = "__main__.adjust"
 """In START_SCRIPT, which is the main module of `ray start`."""
-
-OVERLAY_INTERFACE = "overlay0"
-"""The only interface of a boxed member that leads to its cluster."""
 
 BOX_PATH = "/usr/local/bin:/usr/bin:/bin"
 
@@ -152,7 +150,7 @@ def _bare(spec: NodeSpec, inherited: Mapping[str, str]) -> dict[str, str]:
 def _boxed(spec: NodeSpec) -> dict[str, str]:
     """The same on every machine, whatever its agent's environment is."""
     interpreter = Path(interpreter_of(spec))
-    interface = OVERLAY_INTERFACE if spec.overlay_address else "lo"
+    interface = INNER_NAME if spec.overlay_address else "lo"
     # An image's Python is seldom in a folder of its own.
     has_image = spec.container is not None and bool(spec.container.image)
     environment = {} if has_image else {"VIRTUAL_ENV": str(interpreter.parent.parent)}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator.adapters import clock
+from orchestrator.adapters.box.gpus import GPUS_DIR, read_minors
 from orchestrator.adapters.box.records import BoxSpec, Egress
 from orchestrator.adapters.container import cdi, images, tiers
 from orchestrator.adapters.container.records import ContainerSpec
@@ -31,6 +32,7 @@ from orchestrator.adapters.runtimes import Provisioned, RuntimeDigest
 from orchestrator.agent.grounds import OVERLAY_DIR
 from orchestrator.agent.runtimes import Runtimes
 from orchestrator.agent.ways import BRIDGES_MAX, CONFIG_FILES, CREDENTIAL_FILE, bridge_file
+from orchestrator.core.evidence import bus_id
 
 FIRST_USER_ID = 0x7000_0000
 """Above what Linux distributions, containers and systemd give out, below 2³¹."""
@@ -164,14 +166,7 @@ class Housing:
 
     def overlay_key(self, member_dir: Path) -> bytes:
         """The public half of a member's key for the overlay, which is made at the first asking."""
-        folder = member_dir / OVERLAY_DIR
-        folder.mkdir(mode=0o700, exist_ok=True)
-        path = folder / RAW_KEY_FILE
-        if not path.exists():
-            write_atomically(path, clock.random_bytes(KEY_BYTES))
-        pair = new_key(path.read_bytes())
-        write_atomically(folder / KEY_FILE, pair.private_pem.encode())
-        return pair.public_bytes
+        return kept_key(member_dir / OVERLAY_DIR)
 
     def enter(self, member_dir: Path, entry: OverlayEntry, bridge_port: int) -> None:
         """Write what a member's nebula reads; the same again writes nothing. Raises ValueError, OSError.
@@ -179,7 +174,7 @@ class Housing:
         Bridges listen on the host at ``bridge_port`` and the next ones, which have to be the member's.
         """
         folder = member_dir / OVERLAY_DIR
-        files = Files(folder / AUTHORITIES_FILE, folder / CERTIFICATE_FILE, folder / KEY_FILE)
+        files = nebula_files(folder)
         bridged = [beacon for beacon in entry.beacons if beacon.bridge][:BRIDGES_MAX]
         landmarks = {
             "udp": [self._landmark(one) for one in entry.beacons],
@@ -248,6 +243,22 @@ def _holds(path: Path, text: str) -> bool:
     return path.exists() and path.read_text() == text
 
 
+def nebula_files(folder: Path) -> Files:
+    """Where a nebula's certificate, key and authorities lie below its folder."""
+    return Files(folder / AUTHORITIES_FILE, folder / CERTIFICATE_FILE, folder / KEY_FILE)
+
+
+def kept_key(folder: Path) -> bytes:
+    """The public half of the overlay key in a folder; both are made at the first asking. Blocking."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / RAW_KEY_FILE
+    if not path.exists():
+        write_atomically(path, clock.random_bytes(KEY_BYTES))
+    pair = new_key(path.read_bytes())
+    write_atomically(folder / KEY_FILE, pair.private_pem.encode())
+    return pair.public_bytes
+
+
 def box_name(member_dir: Path) -> str:
     """A box's name: the same as long as the member is, and no other's on this machine."""
     return hashlib.sha256(str(member_dir.resolve()).encode()).hexdigest()[:10]
@@ -258,23 +269,11 @@ def bare_address(address: str) -> str:
     return str(ipaddress.IPv4Interface(address).ip)
 
 
-def nvidia_files(
-    pci_bus_ids: Mapping[str, str], proc: Path = Path("/proc/driver/nvidia/gpus")
-) -> dict[str, tuple[str, ...]]:
+def nvidia_files(pci_bus_ids: Mapping[str, str], gpus_dir: Path = GPUS_DIR) -> dict[str, tuple[str, ...]]:
     """Device id → its device file, by the minor number that the driver tells for the card at each bus id."""
-    minors: dict[str, str] = {}
-    for entry in sorted(proc.glob("*/information")) if proc.is_dir() else ():
-        for line in entry.read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "Device Minor" and value.strip().isdigit():
-                minors[_bus(entry.parent.name)] = value.strip()
+    minors = read_minors(gpus_dir)
     return {
-        device_id: (f"/dev/nvidia{minors[_bus(bus_id)]}",)
-        for device_id, bus_id in pci_bus_ids.items()
-        if _bus(bus_id) in minors
+        device_id: (f"/dev/nvidia{minors[place]}",)
+        for device_id, pci_bus_id in pci_bus_ids.items()
+        if (place := bus_id(pci_bus_id)) in minors
     }
-
-
-def _bus(text: str) -> str:
-    """A PCI bus id as every source means it: NVML writes the domain with eight digits, procfs with four."""
-    return text.lower().rpartition(":")[0].lstrip("0") + ":" + text.lower().rpartition(":")[2]

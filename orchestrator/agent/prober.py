@@ -174,7 +174,7 @@ class BoxProber:
             return
         _, findings, _ = known
         for peer in sorted(findings.paths, key=lambda peer: peer.rank):
-            report.paths.append(_path_to(findings.paths[peer], findings.bits_per_s.get(peer, 0)))
+            report.paths.append(path_to(findings.paths[peer], findings.bits_per_s.get(peer, 0)))
         if findings.bus is not None:
             report.bus.CopyFrom(findings.bus)
 
@@ -352,7 +352,8 @@ def _party_of(wanted: worker_pb2.DesiredMember, status: NodeStatus | None) -> Pa
     return Party(wanted.member_id, wanted.cluster_id, status.namespace_pid, key, tuple(peers))
 
 
-def _path_to(path: PathMeasured, bits_per_s: int) -> overlay_pb2.PathMeasured:
+def path_to(path: PathMeasured, bits_per_s: int = 0) -> overlay_pb2.PathMeasured:
+    """A measured way as it is reported."""
     return overlay_pb2.PathMeasured(
         peer_id=path.peer,
         sent=path.sent,

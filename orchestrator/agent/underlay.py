@@ -22,12 +22,12 @@ from orchestrator.adapters import clock
 from orchestrator.adapters.box.namespaces import SocketFactory
 from orchestrator.adapters.box.tools import BoxError
 from orchestrator.adapters.node_records import write_atomically
-from orchestrator.adapters.overlay.certificates import KEY_BYTES, new_key
-from orchestrator.adapters.overlay.config import Files, Landmark, node_config
+from orchestrator.adapters.overlay.config import Landmark, node_config
 from orchestrator.adapters.overlay.process import SETPRIV, OverlayError, interface_name
 from orchestrator.adapters.probes.echo import EchoResponder, PathPlan, measure_path
 from orchestrator.adapters.probes.wire import Instruments, Target
-from orchestrator.agent.housing import bare_address
+from orchestrator.agent.housing import bare_address, kept_key, nebula_files
+from orchestrator.agent.prober import path_to
 from orchestrator.agent.ways import CONFIG_FILES, OverlayWay
 from orchestrator.api.v1 import overlay_pb2, worker_pb2
 
@@ -41,7 +41,6 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 FOLDER: Final = "overlay"
-RAW_KEY_FILE: Final = "key"
 
 ECHO_PORT: Final = 7445
 """The only one that is open."""
@@ -68,16 +67,8 @@ class Underlay:
         """``beacon_host`` is that of a beacon which names none. Makes the key at the first start; blocking."""
         self._folder = data_dir / FOLDER
         self._beacon_host = beacon_host
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        raw = self._folder / RAW_KEY_FILE
-        if not raw.exists():
-            write_atomically(raw, clock.random_bytes(KEY_BYTES))
-        pair = new_key(raw.read_bytes())
-        self._files = Files(
-            *(self._folder / name for name in ("authorities.pem", "certificate.pem", "key.pem"))
-        )
-        write_atomically(self._files.key, pair.private_pem.encode())
-        self.public_key: Final = pair.public_bytes
+        self._files = nebula_files(self._folder)
+        self.public_key: Final = kept_key(self._folder)
         self._interface = interface_name(str(self._folder.resolve()))
         self._order: overlay_pb2.ProbeOrder | None = None
         self._ordered = asyncio.Event()
@@ -235,15 +226,7 @@ class _Place:
         except (OSError, ValueError, BoxError) as error:
             log.info("path_not_measured", peer=one.worker_id[:80], reason=str(error))
             return None
-        return overlay_pb2.PathMeasured(
-            peer_id=found.peer,
-            sent=found.sent,
-            received=found.received,
-            rtt_min_us=found.rtt_min_us or 0,
-            rtt_median_us=found.rtt_median_us or 0,
-            rtt_p90_us=found.rtt_p90_us or 0,
-            jitter_us=found.jitter_us or 0,
-        )
+        return path_to(found)
 
     async def silence(self) -> None:
         """Answer nobody any more."""

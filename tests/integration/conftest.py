@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.network import MACHINES, Network
+from tests.integration.network import MACHINES, Network, running
 from tests.integration.tenants import Tenant
 
 LOG_LINES = 25
@@ -18,18 +18,8 @@ LOG_LINES = 25
 @pytest.fixture(scope="session")
 def network() -> Iterator[Network]:
     """Control plane, head host, four consumers and a machine of a data centre; nothing may outlive it."""
-    network = Network()
-    try:
-        network.start_serve()
-        for machine in MACHINES:
-            network.start_agent(machine)
-        network.await_live(machine.name for machine in MACHINES)
+    with running(Network(), MACHINES) as network:
         yield network
-        remaining = network.stop()
-    except BaseException:
-        network.destroy()
-        raise
-    assert remaining == [], "left behind by a stopped network"
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -385,3 +385,19 @@ def command_of(pid: int) -> str:
 def is_keeper(pid: int) -> bool:
     """Whether a process with this id is a keeper, and not another one that got its number."""
     return pid > 0 and "orchestrator.agent.keeper" in command_of(pid)
+
+
+@contextlib.contextmanager
+def running(network: Network, machines: Sequence[Machine]) -> Iterator[Network]:
+    """A network with these machines, all of them live; fails where anything of it is left in the end."""
+    try:
+        network.start_serve()
+        for machine in machines:
+            network.start_agent(machine)
+        network.await_live(machine.name for machine in machines)
+        yield network
+        remaining = network.stop()
+    except BaseException:
+        network.destroy()
+        raise
+    assert remaining == [], "left behind by a stopped network"

@@ -17,7 +17,7 @@ import pytest
 
 from examples.demo.network import Machine
 from orchestrator.adapters.box.tiers import detect
-from tests.integration.network import Network
+from tests.integration.network import Network, running
 from tests.integration.tenants import Tenant
 from tests.polling import wait_until
 from tests.runtimes import default_runtime, shared_folder
@@ -66,17 +66,8 @@ class BoxedTenant(Tenant):
 @pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
     asyncio.run(default_runtime())
-    network = BoxedNetwork()
-    try:
-        network.start_serve()
-        network.start_agent(Machine("rig", "north", "consumer", "RTX4090x1"))
-        network.await_live(["rig"])
+    with running(BoxedNetwork(), [Machine("rig", "north", "consumer", "RTX4090x1")]) as network:
         yield network
-        remaining = network.stop()
-    except BaseException:
-        network.destroy()
-        raise
-    assert remaining == [], "left behind by a stopped network"
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from examples.demo.network import Machine
 from orchestrator.adapters.container.tiers import detect
 from tests.images import PYTHON_DIR, imported_image
-from tests.integration.network import Network
+from tests.integration.network import Network, running
 from tests.integration.tenants import Tenant
 from tests.runtimes import default_runtime, shared_folder
 
@@ -54,17 +54,8 @@ class ContainerTenant(Tenant):
 @pytest.fixture(scope="module")
 def network() -> Iterator[Network]:
     asyncio.run(default_runtime())
-    network = ContainerNetwork()
-    try:
-        network.start_serve()
-        network.start_agent(Machine("rig", "north", "consumer", "RTX4090x1"))
-        network.await_live(["rig"])
+    with running(ContainerNetwork(), [Machine("rig", "north", "consumer", "RTX4090x1")]) as network:
         yield network
-        remaining = network.stop()
-    except BaseException:
-        network.destroy()
-        raise
-    assert remaining == [], "left behind by a stopped network"
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ usage: talk.py udp-serve IP PORT [KNOCK_IP KNOCK_PORT]   first sends one datagra
 
 from __future__ import annotations
 
+import contextlib
 import json
 import select
 import socket
@@ -119,7 +120,8 @@ def tcp_serve(ip: str, port: str) -> None:
     say("ready")
     while True:
         caller, address = listener.accept()
-        with caller:
+        # A caller who leaves without listening resets the connection; the next one is answered all the same.
+        with caller, contextlib.suppress(ConnectionError):
             caller.sendall(named(address))
             while caller.recv(1 << 20):
                 pass

@@ -43,11 +43,12 @@ from orchestrator.adapters.box.command import (
     control_devices,
     inside_files,
 )
+from orchestrator.adapters.box.gpus import read_minors
 from orchestrator.adapters.box.network import connect_egress, disconnect_egress
 from orchestrator.adapters.box.records import BoxSpec, InitConfig
 from orchestrator.adapters.box.scratch import create_scratch, remove_scratch
 from orchestrator.adapters.box.seccomp import program
-from orchestrator.adapters.box.tools import ADMIN_PATH, BoxError, tool_environment
+from orchestrator.adapters.box.tools import ADMIN_PATH, BoxError, attempt_all, tool_environment
 
 TOP_LEVEL_NAMES = ("/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin")
 """Links into /usr on most systems, directories on some."""
@@ -59,7 +60,7 @@ BUBBLEWRAP_PID = 1
 FIRST_PID = 2
 """Inside: bubblewrap is process 1, and the first it starts is what was launched."""
 
-NVIDIA_PROC_DIR = Path("/proc/driver/nvidia/gpus")
+SYS_DEVICES = Path("/sys/bus/pci/devices")
 INFO_BYTES_MAX = 65536
 """Bubblewrap's description of what it made: some hundred bytes."""
 
@@ -165,12 +166,7 @@ class Box:
             lambda: remove_scratch(self.spec),
             self._cgroups.remove,
         )
-        complaints: list[str] = []
-        for step in steps:
-            try:
-                step()
-            except (OSError, BoxError) as error:
-                complaints.append(str(error))
+        complaints = attempt_all(steps)
         if self._block_fd >= 0:
             os.close(self._block_fd)
             self._block_fd = -1
@@ -260,19 +256,10 @@ def _all_devices(spec: BoxSpec) -> tuple[str, ...]:
 
 def _gpu_sys_dirs(devices: Sequence[str]) -> tuple[str, ...]:
     """Return where sysfs describes the assigned NVIDIA GPUs; the driver says which minor number is which."""
-    minors = {path.removeprefix("/dev/nvidia") for path in devices if NVIDIA_GPU.fullmatch(path)}
-    found: list[str] = []
-    if minors and NVIDIA_PROC_DIR.is_dir():
-        for folder in sorted(NVIDIA_PROC_DIR.iterdir()):
-            with contextlib.suppress(OSError):
-                lines = (folder / "information").read_text().splitlines()
-                described = {
-                    line.partition(":")[2].strip() for line in lines if line.startswith("Device Minor")
-                }
-                sys_dir = Path("/sys/bus/pci/devices") / folder.name
-                if described & minors and sys_dir.exists():
-                    found.append(str(sys_dir.resolve()))
-    return tuple(found)
+    assigned = {path.removeprefix("/dev/nvidia") for path in devices if NVIDIA_GPU.fullmatch(path)}
+    minors = read_minors() if assigned else {}
+    folders = (SYS_DEVICES / place for place, minor in minors.items() if minor in assigned)
+    return tuple(str(folder.resolve()) for folder in folders if folder.exists())
 
 
 def _inner_pid(pid: int) -> int:

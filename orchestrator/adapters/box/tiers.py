@@ -81,25 +81,28 @@ def _lacking() -> str:
     return ""
 
 
+def trial_spec(name: str, folder: Path) -> BoxSpec:
+    """A small box below ``folder``, which has a directory named shared."""
+    return BoxSpec(
+        name=name,
+        user_id=PROBE_USER_ID,
+        scratch_dir=str(folder / "s"),
+        scratch_bytes=PROBE_BYTES,
+        shared_dir=str(folder / "shared"),
+        readonly_dirs=(),
+        memory_bytes=PROBE_BYTES,
+        pids_max=PROBE_PIDS,
+        shm_bytes=PROBE_BYTES,
+        # nft is tried along: it is the other half of what the kernel may lack.
+        egress="internet",
+    )
+
+
 def _try_box() -> str:
     """Run `true` in a box; return why that failed, empty when it did not."""
     folder = Path(tempfile.mkdtemp(prefix="orch"))
     (folder / "shared").mkdir()
-    box = Box(
-        BoxSpec(
-            name=f"p{os.getpid()}",
-            user_id=PROBE_USER_ID,
-            scratch_dir=str(folder / "s"),
-            scratch_bytes=PROBE_BYTES,
-            shared_dir=str(folder / "shared"),
-            readonly_dirs=(),
-            memory_bytes=PROBE_BYTES,
-            pids_max=PROBE_PIDS,
-            shm_bytes=PROBE_BYTES,
-            # nft is tried along: it is the other half of what the kernel may lack.
-            egress="internet",
-        )
-    )
+    box = Box(trial_spec(f"p{os.getpid()}", folder))
     log_path = folder / "log"
     try:
         with log_path.open("wb") as log:

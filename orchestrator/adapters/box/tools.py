@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 TOOL_TIMEOUT_S = 30
 """They take milliseconds; one that takes this long waits for something that will not come."""
@@ -46,3 +46,14 @@ def run_tool(argv: Sequence[str], stdin: str = "") -> str:
 def tool_environment() -> dict[str, str]:
     """Return the environment of tools that run as root: nothing of ours, and messages in one language."""
     return {"PATH": os.environ.get("PATH", "") + ":" + ADMIN_PATH, "LC_ALL": "C"}
+
+
+def attempt_all(steps: Iterable[Callable[[], object]]) -> list[str]:
+    """Take every step, whatever became of the others; return what those that failed said."""
+    complaints: list[str] = []
+    for step in steps:
+        try:
+            step()
+        except (OSError, BoxError) as error:
+            complaints.append(str(error))
+    return complaints

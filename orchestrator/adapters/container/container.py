@@ -30,7 +30,7 @@ from orchestrator.adapters.box.command import ENVIRONMENT_FILE, INIT_CONFIG_FILE
 from orchestrator.adapters.box.network import connect_egress, disconnect_egress
 from orchestrator.adapters.box.records import BoxSpec, InitConfig
 from orchestrator.adapters.box.scratch import create_scratch, remove_scratch
-from orchestrator.adapters.box.tools import BoxError
+from orchestrator.adapters.box.tools import BoxError, attempt_all
 from orchestrator.adapters.container.cgroups import ContainerCgroups
 from orchestrator.adapters.container.command import (
     REPORT_PATH,
@@ -157,12 +157,7 @@ class ContainerBox:
             lambda: _remove_folder(self._folder),
             self._cgroups.remove,
         )
-        complaints: list[str] = []
-        for step in steps:
-            try:
-                step()
-            except (OSError, BoxError) as error:
-                complaints.append(str(error))
+        complaints = attempt_all(steps)
         self._namespace_pid = 0
         if complaints:
             raise BoxError(f"container {self._name} is not wholly gone: {'; '.join(complaints)}")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.adapters.box import tiers as boxes
-from orchestrator.adapters.box.records import BoxSpec
 from orchestrator.adapters.box.tiers import Found
 from orchestrator.adapters.box.tools import ADMIN_PATH, BoxError
 from orchestrator.adapters.container.container import ContainerBox
@@ -71,19 +70,7 @@ def _try_container(runtime: str) -> str:
     """Run `true` in a container; return why that failed, empty when it did not."""
     folder = Path(tempfile.mkdtemp(prefix="orch"))
     (folder / "shared").mkdir()
-    spec = BoxSpec(
-        name=f"q{os.getpid()}",
-        user_id=boxes.PROBE_USER_ID,
-        scratch_dir=str(folder / "s"),
-        scratch_bytes=boxes.PROBE_BYTES,
-        shared_dir=str(folder / "shared"),
-        readonly_dirs=(),
-        memory_bytes=boxes.PROBE_BYTES,
-        pids_max=boxes.PROBE_PIDS,
-        shm_bytes=boxes.PROBE_BYTES,
-        egress="internet",
-    )
-    box = ContainerBox(spec, ContainerSpec(runtime))
+    box = ContainerBox(boxes.trial_spec(f"q{os.getpid()}", folder), ContainerSpec(runtime))
     log_path = folder / "log"
     try:
         with log_path.open("wb") as log:
