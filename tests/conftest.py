@@ -14,6 +14,9 @@ IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 GPU_DEVICE = Path("/dev/nvidiactl")
 NO_GPU = f"needs an NVIDIA GPU: {GPU_DEVICE} is absent; install NVIDIA's driver on a machine that has one"
 
+HONEST_SKIPS = ("gpu", "torch")
+"""Marks of tests that need what `make setup` cannot install everywhere."""
+
 # Cheap tests first, so that a mistake shows in seconds; what is not named runs before simulation.
 FIRST = ("test_repository.py", "core", "receipts", "ledger", "properties", "adapters")
 LAST = ("simulation", "integration", "lab", "deploy")
@@ -56,14 +59,17 @@ def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     """Turn a skip into a failure, its reason kept."""
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
     report.outcome = "failed"
-    report.longrepr = f"{report.nodeid}: in CI only tests marked gpu may skip. {reason}"
+    report.longrepr = (
+        f"{report.nodeid}: in CI only tests marked {' or '.join(HONEST_SKIPS)} may skip. {reason}"
+    )
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In CI nothing is left out silently: what is missing there is to be installed by `make setup`."""
     report = yield
-    if IN_CI and report.skipped and not hasattr(report, "wasxfail") and not item.get_closest_marker("gpu"):
+    honest = hasattr(report, "wasxfail") or any(item.get_closest_marker(mark) for mark in HONEST_SKIPS)
+    if IN_CI and report.skipped and not honest:
         refuse_skip(report)
     return report
 

@@ -1,8 +1,10 @@
 """Measuring the overlay between the members of one cluster, from outside their boxes and before their nodes are up.
 
 Each member of this worker answers its peers on ports of its own, inside its box's network, and measures the way to
-peers of lower rank, so each pair once. When all of those answer, the members that bring devices run one all-reduce.
-Whatever does not succeed is tried again; what was found is part of the member's report from then on.
+peers of lower rank, so each pair once. When all of those answer, the members that bring devices run one all-reduce
+of ours, and where the runtime has torch, the same by torch inside the boxes, whose figure is reported in its place.
+Whatever does not succeed is tried again, save torch's, which rests on ours; what was found is part of the member's
+report from then on. What torch says is said by a process of the tenant's user: a tenant could lie about its own cluster.
 
 It is light on purpose, because Ray starts at the same time: a few datagrams a pair, one short stream, one small vector.
 """
@@ -14,7 +16,7 @@ import contextlib
 import hashlib
 import hmac
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -24,10 +26,12 @@ from orchestrator.adapters import clock
 from orchestrator.adapters.box.namespaces import SocketFactory as BoxSockets
 from orchestrator.adapters.box.tools import BoxError
 from orchestrator.adapters.node_records import NodeStatus
+from orchestrator.adapters.overlay.process import INNER_NAME
 from orchestrator.adapters.probes.bandwidth import BandwidthPlan, BandwidthServer, measure_bandwidth
 from orchestrator.adapters.probes.echo import EchoResponder, PathPlan, measure_path
-from orchestrator.adapters.probes.records import RANKS_MAX, RANKS_MIN, Direction, PathMeasured, RingMeasured
+from orchestrator.adapters.probes.records import RANKS_MAX, RANKS_MIN, Direction, PathMeasured, ReduceMeasured
 from orchestrator.adapters.probes.ring import RingPlan, measure_ring
+from orchestrator.adapters.probes.torch_reduce import TorchPlan, measure_torch
 from orchestrator.adapters.probes.wire import Instruments, ProbeFailed, SocketFactory, Target, listen
 from orchestrator.api.v1 import overlay_pb2, worker_pb2
 
@@ -36,6 +40,7 @@ log = structlog.get_logger(__name__)
 ECHO_PORT: Final = 7446
 BANDWIDTH_PORT: Final = 7447
 RING_PORT: Final = 7448
+TORCH_PORT: Final = 7449
 """Below the blocks that Ray's nodes take, and nobody else's: the network is the box's own."""
 
 KEY_PURPOSE: Final = b"orchestrator-probes-v1"
@@ -70,11 +75,17 @@ SMALL_US_MAX: Final = 100_000
 RING_TRIES: Final = 6
 """Half a minute of waiting for peers whose boxes are late."""
 
+TORCH_DEADLINE_S: Final = 60
+"""Importing torch takes a second or two, from a slow disk beside a starting Ray ten; then it is as quick as ours."""
+
 PAUSE_S: Final = 0.5
 """Before whatever did not succeed is tried again; unnoticed in a formation of seconds."""
 
 LIFE_S: Final = 300.0
 """For all of it: longer than a cluster may form. Beyond that a tenant's code may be beside the open ports."""
+
+Torch = Callable[[TorchPlan], Awaitable[ReduceMeasured]]
+"""As measure_torch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +95,8 @@ class Party:
     member_id: str
     cluster_id: str
     namespace_pid: int
+    interpreter: str
+    """The Python of its runtime, as a path in its box."""
     key: bytes = field(repr=False)
     peers: tuple[Peer, ...]
 
@@ -130,15 +143,17 @@ class Findings:
 
 
 class BoxProber:
-    """As Prober, for members in boxes. ``sockets`` makes them in the network of a process."""
+    """As Prober, for members in boxes. ``sockets`` makes them in the network of a process, ``torch`` runs in its box."""
 
     def __init__(
         self,
         sockets: Callable[[int], SocketFactory],
         clock_ns: Callable[[], int],
         random_bytes: Callable[[int], bytes],
+        torch: Torch,
     ) -> None:
         self._sockets = sockets
+        self._torch = torch
         self._instruments = Instruments(clock_ns, random_bytes)
         self._surveys: dict[str, tuple[Party, Findings, asyncio.Task[None]]] = {}
         self._ended: set[asyncio.Task[None]] = set()
@@ -195,7 +210,7 @@ class BoxProber:
         try:
             instruments = replace(self._instruments, new_socket=self._sockets(party.namespace_pid))
             async with asyncio.timeout(LIFE_S):
-                await _Survey(party, findings, instruments).run()
+                await _Survey(party, findings, instruments, self._torch).run()
         except BoxError as error:
             # The keeper says what became of the box.
             log.info("probes_ended", member_id=party.member_id, reason=str(error))
@@ -206,10 +221,11 @@ class BoxProber:
 class _Survey:
     """One member's part in measuring its cluster."""
 
-    def __init__(self, party: Party, findings: Findings, instruments: Instruments) -> None:
+    def __init__(self, party: Party, findings: Findings, instruments: Instruments, torch: Torch) -> None:
         self._party = party
         self._findings = findings
         self._instruments = instruments
+        self._torch = torch
 
     async def run(self) -> None:
         """Answer until cancelled, and measure meanwhile. Raises BoxError, TimeoutError."""
@@ -245,7 +261,7 @@ class _Survey:
             await self._measure_bandwidth(head)
         # Who takes part in it has a predecessor that answered: at least its own ring is about to be whole.
         if RANKS_MIN <= len(self._party.ring) <= RANKS_MAX and self._party.own in self._party.ring:
-            await self._measure_ring()
+            await self._measure_all_reduce()
 
     async def _measure_path(self, peer: Peer) -> None:
         """Ask until there is an answer, then ask properly."""
@@ -286,10 +302,10 @@ class _Survey:
                 return
         log.info("bandwidth_not_measured", member_id=self._party.member_id, reason=reason)
 
-    async def _measure_ring(self) -> None:
-        """Take part in the all-reduce; the first of the ring reports it for all."""
+    async def _measure_all_reduce(self) -> None:
+        """Take part in it, then in torch's; the first of the ring reports for all, and once: the first report stays."""
         ring = self._party.ring
-        small = RingPlan(
+        plan = RingPlan(
             run=self._party.cluster_id,
             ranks=tuple(Target(peer.member_id, peer.address, RING_PORT) for peer in ring),
             rank=ring.index(self._party.own),
@@ -297,13 +313,11 @@ class _Survey:
             rounds=1,
             deadline_ms=RING_DEADLINE_MS,
         )
-        with await self._opened(listen, RING_PORT) as listener:
-            measured = await self._reduced(small, listener, RING_TRIES)
-            # All ranks have the same figure, so all of them go on or none does.
-            if measured is not None and measured.duration_us <= SMALL_US_MAX:
-                large = replace(small, bytes=LARGE_BYTES, rounds=LARGE_ROUNDS)
-                measured = await self._reduced(large, listener, 1) or measured
-        if measured is not None and small.rank == 0:
+        measured = await self._measure_ring(plan)
+        if measured is None:
+            return
+        measured = await self._measure_by_torch(plan, measured) or measured
+        if plan.rank == 0:
             self._findings.bus = overlay_pb2.BusMeasured(
                 method=measured.method,
                 ranks=measured.ranks,
@@ -311,7 +325,39 @@ class _Survey:
                 bus_bits_per_s=measured.bus_bits_per_s,
             )
 
-    async def _reduced(self, plan: RingPlan, listener: socket.socket, tries: int) -> RingMeasured | None:
+    async def _measure_ring(self, small: RingPlan) -> ReduceMeasured | None:
+        """A small round, and where that is quick, larger ones; None where even the small one was in vain."""
+        with await self._opened(listen, RING_PORT) as listener:
+            measured = await self._reduced(small, listener, RING_TRIES)
+            # All ranks have the same figure, so all of them go on or none does.
+            if measured is not None and measured.duration_us <= SMALL_US_MAX:
+                large = replace(small, bytes=LARGE_BYTES, rounds=LARGE_ROUNDS)
+                measured = await self._reduced(large, listener, 1) or measured
+        return measured
+
+    async def _measure_by_torch(self, plan: RingPlan, ring: ReduceMeasured) -> ReduceMeasured | None:
+        """As much as the ring carried, between the same members; None where torch is missing or fails."""
+        party = self._party
+        try:
+            return await self._torch(
+                TorchPlan(
+                    namespace_pid=party.namespace_pid,
+                    interpreter=party.interpreter,
+                    rank=plan.rank,
+                    ranks=len(plan.ranks),
+                    host=plan.ranks[0].host,
+                    port=TORCH_PORT,
+                    interface=INNER_NAME,
+                    bytes=ring.bytes,
+                    rounds=1 if ring.bytes == plan.bytes else LARGE_ROUNDS,
+                    deadline_s=TORCH_DEADLINE_S,
+                )
+            )
+        except ProbeFailed as error:
+            log.info("all_reduce_by_torch_not_measured", member_id=party.member_id, reason=str(error))
+            return None
+
+    async def _reduced(self, plan: RingPlan, listener: socket.socket, tries: int) -> ReduceMeasured | None:
         """One all-reduce; None where all tries were in vain."""
         for left in range(tries - 1, -1, -1):
             try:
@@ -327,7 +373,10 @@ class _Survey:
 def box_prober() -> BoxProber:
     """For real boxes, by this machine's clock."""
     return BoxProber(
-        lambda namespace_pid: BoxSockets(namespace_pid).create, clock.steady_ns, clock.random_bytes
+        lambda namespace_pid: BoxSockets(namespace_pid).create,
+        clock.steady_ns,
+        clock.random_bytes,
+        measure_torch,
     )
 
 
@@ -349,7 +398,14 @@ def _party_of(wanted: worker_pb2.DesiredMember, status: NodeStatus | None) -> Pa
     if not any(peer.member_id == wanted.member_id for peer in peers):
         return None
     key = hmac.digest(wanted.cluster_token.encode(), KEY_PURPOSE, hashlib.sha256)
-    return Party(wanted.member_id, wanted.cluster_id, status.namespace_pid, key, tuple(peers))
+    return Party(
+        wanted.member_id,
+        wanted.cluster_id,
+        status.namespace_pid,
+        status.interpreter,
+        key,
+        tuple(peers),
+    )
 
 
 def path_to(path: PathMeasured, bits_per_s: int = 0) -> overlay_pb2.PathMeasured:

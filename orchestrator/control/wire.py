@@ -127,7 +127,7 @@ def path_from(member_id: MemberId, wire: overlay_pb2.PathMeasured) -> PathSeen:
 
 def _bus_from(wire: overlay_pb2.BusMeasured) -> BusSeen:
     """Raises RefusedError where a figure is none that a network can show."""
-    if wire.method not in get_args(records.RingMethod):
+    if wire.method not in get_args(records.ReduceMethod):
         raise invalid("members.bus", f"method is {wire.method!r:.40}; ring, gloo and nccl are known")
     for field, value, low, high in (
         ("ranks", wire.ranks, records.RANKS_MIN, records.RANKS_MAX),

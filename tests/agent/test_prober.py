@@ -7,14 +7,17 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from orchestrator.adapters import clock
 from orchestrator.adapters.box.tools import BoxError
 from orchestrator.adapters.node_records import NodeStatus
-from orchestrator.adapters.probes.wire import SocketFactory
-from orchestrator.agent.prober import BANDWIDTH_PORT, ECHO_PORT, RING_PORT, BoxProber
+from orchestrator.adapters.probes.records import ReduceMeasured
+from orchestrator.adapters.probes.torch_reduce import TorchPlan
+from orchestrator.adapters.probes.wire import ProbeFailed, SocketFactory
+from orchestrator.agent.prober import BANDWIDTH_PORT, ECHO_PORT, RING_PORT, TORCH_PORT, BoxProber, Torch
 from orchestrator.api.v1 import overlay_pb2, worker_pb2
 from tests.agent.fakes import desired_member
 from tests.polling import wait_until_async
@@ -24,6 +27,8 @@ DEADLINE_S = 20.0
 
 NAMESPACE = 4711
 """Any number but 0: the sockets of these tests are this process's own."""
+
+INTERPRETER = "/runtimes/torch/bin/python"
 
 NET = 100 + os.getpid() % 100
 """Other runs of these tests on this machine have other addresses."""
@@ -51,17 +56,46 @@ def plain(_namespace_pid: int) -> SocketFactory:
     return socket.socket
 
 
+async def no_torch(_plan: TorchPlan) -> ReduceMeasured:
+    raise ProbeFailed("the runtime has no torch")
+
+
+class FakeTorch:
+    """Every rank's part in the all-reduce by torch: it is over once all ranks take part, or fail to."""
+
+    def __init__(self, *failing: int) -> None:
+        self.failing = failing
+        self.plans: dict[int, TorchPlan] = {}
+        self.full = asyncio.Event()
+        self.cancelled: list[int] = []
+
+    async def __call__(self, plan: TorchPlan) -> ReduceMeasured:
+        self.plans[plan.rank] = plan
+        if len(self.plans) == plan.ranks:
+            self.full.set()
+        try:
+            await self.full.wait()
+        except asyncio.CancelledError:
+            self.cancelled.append(plan.rank)
+            raise
+        if self.failing:
+            raise ProbeFailed(f"rank {self.failing[0]} did not come")
+        return ReduceMeasured(plan.ranks, plan.bytes, 1000, "gloo")
+
+
 class Rig:
     """One worker's prober and its one member."""
 
-    def __init__(self, rank: int, sockets: Callable[[int], SocketFactory] = plain) -> None:
+    def __init__(
+        self, rank: int, sockets: Callable[[int], SocketFactory] = plain, torch: Torch = no_torch
+    ) -> None:
         self.rank = rank
-        self.prober = BoxProber(sockets, clock.steady_ns, clock.random_bytes)
+        self.prober = BoxProber(sockets, clock.steady_ns, clock.random_bytes, torch)
 
     def follow(
         self, everybody: Sequence[overlay_pb2.ProbePeer], pid: int = NAMESPACE, **fields: object
     ) -> None:
-        status = NodeStatus("starting", namespace_pid=pid)
+        status = NodeStatus("starting", namespace_pid=pid, interpreter=INTERPRETER)
         member = wanted(self.rank, everybody, **fields)
         self.prober.follow({member.member_id: member}, {member.member_id: status})
 
@@ -77,9 +111,9 @@ class Rig:
 
 
 @asynccontextmanager
-async def rigs(*ranks: int) -> AsyncIterator[list[Rig]]:
+async def rigs(*ranks: int, torch: Torch = no_torch) -> AsyncIterator[list[Rig]]:
     async with AsyncExitStack() as stack:
-        made = [Rig(rank) for rank in ranks]
+        made = [Rig(rank, torch=torch) for rank in ranks]
         for rig in made:
             stack.push_async_callback(rig.prober.close)
         yield made
@@ -124,6 +158,47 @@ async def test_prober_each_pair_is_measured_once_and_the_first_of_the_ring_repor
         assert bus.bus_bits_per_s > 0
         assert not head.report.HasField("bus")
         assert not second.report.HasField("bus")
+
+
+async def test_prober_runtime_with_torch_has_its_figure_reported_in_place_of_the_rings() -> None:
+    torch = FakeTorch()
+    async with rigs(0, 1, 2, torch=torch) as (head, first, second):
+        for rig in (head, first, second):
+            rig.follow(peers(0, 1, 2))
+        await until(lambda: first.report.HasField("bus"), "the all-reduce")
+        bus = first.report.bus
+        assert (bus.method, bus.ranks, bus.size_bytes) == ("gloo", 2, 4 << 20)
+        assert bus.bus_bits_per_s == (4 << 20) * 8 * 1000
+        assert not second.report.HasField("bus")
+        plan = torch.plans[0]
+        assert (plan.namespace_pid, plan.interpreter, plan.interface) == (NAMESPACE, INTERPRETER, "overlay0")
+        assert (plan.host, plan.port, plan.rank, plan.ranks) == (address(1), TORCH_PORT, 0, 2)
+        assert torch.plans[1] == replace(plan, rank=1)
+
+
+async def test_prober_torch_that_fails_leaves_the_rings_figure() -> None:
+    torch = FakeTorch(1)
+    async with rigs(0, 1, 2, torch=torch) as (head, first, second):
+        for rig in (head, first, second):
+            rig.follow(peers(0, 1, 2))
+        await until(lambda: first.report.HasField("bus"), "the all-reduce")
+        assert set(torch.plans) == {0, 1}
+        assert (first.report.bus.method, first.report.bus.size_bytes) == ("ring", 4 << 20)
+
+
+async def test_prober_while_torch_measures_no_figure_is_reported_and_closing_ends_it() -> None:
+    """The network keeps the first figure that it hears."""
+    torch = FakeTorch()
+    first, second = Rig(1, torch=torch), Rig(2)
+    async with rigs(0) as (head,):
+        for rig in (head, first, second):
+            rig.follow(peers(0, 1, 2))
+        # The second one has no torch: the first waits for it.
+        await until(lambda: set(torch.plans) == {0}, "torch to be asked")
+        assert not first.report.HasField("bus")
+        await first.prober.close()
+        await second.prober.close()
+        assert torch.cancelled == [0]
 
 
 async def test_prober_peer_that_is_not_there_is_shown_without_answer_and_measured_once_it_comes() -> None:

@@ -36,7 +36,7 @@ BASIS_POINTS: Final = 10_000
 LINE_CHARACTERS_MAX: Final = 4096
 """One line of JSON of five figures or one sentence; a box is a tenant's ground, so it is bounded."""
 
-RingMethod = Literal["ring", "gloo", "nccl"]
+ReduceMethod = Literal["ring", "gloo", "nccl"]
 """Which all-reduce was run: ours over TCP, or torch's over TCP or over GPUs."""
 
 _MEASURED_FIELDS = frozenset(("method", "ranks", "bytes", "duration_us", "bus_bits_per_s"))
@@ -105,20 +105,20 @@ class BandwidthMeasured:
 
 
 @dataclass(frozen=True, slots=True)
-class RingMeasured:
+class ReduceMeasured:
     """One all-reduce of ``bytes`` among ``ranks``; the time is that of the slowest rank."""
 
     ranks: int
     bytes: int
     duration_us: int
-    method: RingMethod
+    method: ReduceMethod
 
     def __post_init__(self) -> None:
         _check("ranks", self.ranks, RANKS_MIN, RANKS_MAX)
         _check("bytes", self.bytes, 1, BYTES_MAX)
         _check("duration_us", self.duration_us, 1, DURATION_US_MAX)
-        if self.method not in get_args(RingMethod):
-            raise ValueError(f"method is {self.method!r:.40}; known are {', '.join(get_args(RingMethod))}")
+        if self.method not in get_args(ReduceMethod):
+            raise ValueError(f"method is {self.method!r:.40}; known are {', '.join(get_args(ReduceMethod))}")
         _check("bus_bits_per_s", self.bus_bits_per_s, 0, BITS_PER_S_MAX)
 
     @property
@@ -127,7 +127,7 @@ class RingMeasured:
         return self.bytes * 8 * US_PER_S * 2 * (self.ranks - 1) // (self.ranks * self.duration_us)
 
 
-def read_ring_line(line: str) -> RingMeasured:
+def read_reduce_line(line: str) -> ReduceMeasured:
     """What ``gloo.py`` printed; ValueError, with its own words if it failed, for anything but a measurement."""
     if len(line) > LINE_CHARACTERS_MAX:
         raise ValueError(
@@ -141,7 +141,7 @@ def read_ring_line(line: str) -> RingMeasured:
         raise ValueError(f"the all-reduce failed: {found['error']!r:.500}")
     if not isinstance(found, dict) or set(found) != _MEASURED_FIELDS:
         raise ValueError(f"the all-reduce printed other fields than {', '.join(sorted(_MEASURED_FIELDS))}")
-    measured = RingMeasured(
+    measured = ReduceMeasured(
         ranks=found["ranks"], bytes=found["bytes"], duration_us=found["duration_us"], method=found["method"]
     )
     if found["bus_bits_per_s"] != measured.bus_bits_per_s:

@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.adapters.probes.records import DURATION_US_MAX, RANKS_MAX, RANKS_MIN, RingMeasured
+from orchestrator.adapters.probes.records import DURATION_US_MAX, RANKS_MAX, RANKS_MIN, ReduceMeasured
 from orchestrator.adapters.probes.wire import (
     GREETING_MS_MAX,
     Instruments,
@@ -122,7 +122,7 @@ class _Links:
 
 async def measure_ring(
     plan: RingPlan, listener: socket.socket, key: bytes, instruments: Instruments
-) -> RingMeasured:
+) -> ReduceMeasured:
     """Take part as ``plan.rank``, reached through ``listener``, which stays the caller's.
 
     Raises:
@@ -306,7 +306,7 @@ class _Ring:
         return int(WORD.unpack(room)[0])
 
 
-async def _measure(plan: RingPlan, ring: _Ring, clock_ns: Callable[[], int]) -> RingMeasured:
+async def _measure(plan: RingPlan, ring: _Ring, clock_ns: Callable[[], int]) -> ReduceMeasured:
     """One round to open TCP's windows, then those that count; of the slowest rank's times the median."""
     durations_us = []
     for number in range(plan.rounds + 1):
@@ -327,7 +327,7 @@ async def _measure(plan: RingPlan, ring: _Ring, clock_ns: Callable[[], int]) -> 
                 raise ProbeFailed(f"{plan.name(rank)} reports a round of {told_us} µs, which cannot be")
         durations_us.append(max(told))
     counted_us = sorted(durations_us[1:])
-    return RingMeasured(len(plan.ranks), plan.bytes, counted_us[len(counted_us) // 2], "ring")
+    return ReduceMeasured(len(plan.ranks), plan.bytes, counted_us[len(counted_us) // 2], "ring")
 
 
 def _vector(plan: RingPlan, factor: int, offset: int) -> Vector:

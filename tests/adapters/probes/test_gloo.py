@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from orchestrator.adapters.probes import gloo
-from orchestrator.adapters.probes.records import RANKS_MAX, read_ring_line
+from orchestrator.adapters.probes.records import RANKS_MAX, read_reduce_line
 from tests.adapters.probes.instruments import LOOPBACK, closed_port
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -36,7 +36,7 @@ def test_gloo_runtime_without_torch_says_so_in_one_line() -> None:
     assert out.count("\n") == 1
     assert "torch is not importable" in json.loads(out)["error"]
     with pytest.raises(ValueError, match="torch is not importable"):
-        read_ring_line(out)
+        read_reduce_line(out)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_gloo_two_ranks_measure_or_both_say_that_torch_is_missing() -> None:
     scripts = [start(rank=rank, port=port) for rank in range(2)]
     lines = [script.communicate(timeout=60)[0] for script in scripts]
     if HAS_TORCH:
-        found = {read_ring_line(line) for line in lines}
+        found = {read_reduce_line(line) for line in lines}
         assert [(measured.ranks, measured.bytes) for measured in found] == [(2, 1 << 16)]
     else:
         assert [script.returncode for script in scripts] == [gloo.EXIT_NO_TORCH] * 2

@@ -11,13 +11,13 @@ from orchestrator.adapters.probes.records import (
     BandwidthMeasured,
     Direction,
     PathMeasured,
-    RingMeasured,
-    read_ring_line,
+    ReduceMeasured,
+    read_reduce_line,
 )
 from orchestrator.adapters.probes.wire import Target, purpose_key
 
 PATH = PathMeasured("wrk_1", 3, 3, 100, 200, 300, 50)
-RING = RingMeasured(4, 1_000_000, 1000, "gloo")
+RING = ReduceMeasured(4, 1_000_000, 1000, "gloo")
 LINE = {
     "method": "gloo",
     "ranks": 4,
@@ -77,7 +77,7 @@ def test_ring_number_of_ranks_outside_bounds_is_refused(ranks: int) -> None:
 
 
 def test_ring_line_of_the_script_is_read() -> None:
-    assert read_ring_line(json.dumps(LINE)) == RING
+    assert read_reduce_line(json.dumps(LINE)) == RING
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_ring_line_of_the_script_is_read() -> None:
 )
 def test_ring_line_made_up_is_refused_with_a_reason(line: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        read_ring_line(line)
+        read_reduce_line(line)
 
 
 @pytest.mark.parametrize(("host", "port", "field"), [("head.example", 1, "host"), ("127.0.0.1", 0, "port")])

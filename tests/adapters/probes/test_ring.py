@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import pytest
 
-from orchestrator.adapters.probes.records import RingMeasured
+from orchestrator.adapters.probes.records import ReduceMeasured
 from orchestrator.adapters.probes.ring import RingPlan, measure_ring
 from orchestrator.adapters.probes.wire import Instruments, ProbeFailed, Target, listen
 from tests.adapters.probes.instruments import KEY, LOOPBACK, OTHER_KEY, REAL, closed_port, target_of
@@ -32,13 +32,13 @@ class Ring:
         *,
         absent: frozenset[int] = frozenset(),
         instruments: Mapping[int, Instruments] = MappingProxyType({}),
-    ) -> dict[int, RingMeasured | str]:
+    ) -> dict[int, ReduceMeasured | str]:
         """What each rank that takes part found, or complained of."""
         present = [rank for rank in range(len(self.listeners)) if rank not in absent]
         found = await asyncio.gather(*(self.outcome(rank, instruments.get(rank, REAL)) for rank in present))
         return dict(zip(present, found, strict=True))
 
-    async def outcome(self, rank: int, instruments: Instruments = REAL) -> RingMeasured | str:
+    async def outcome(self, rank: int, instruments: Instruments = REAL) -> ReduceMeasured | str:
         plan = RingPlan(self.runs[rank], tuple(self.targets), rank, **self.fields)
         try:
             return await measure_ring(plan, self.listeners[rank], self.keys[rank], instruments)
@@ -59,7 +59,7 @@ async def test_ring_all_there_report_the_same_true_measurement(count: int) -> No
         found = await ring.outcomes()
     assert len(set(found.values())) == 1
     measured = found[0]
-    assert isinstance(measured, RingMeasured)
+    assert isinstance(measured, ReduceMeasured)
     assert (measured.ranks, measured.bytes, measured.method) == (count, VECTOR_BYTES + 28, "ring")
     assert measured.bus_bits_per_s > 0
 
@@ -116,7 +116,7 @@ async def test_ring_rank_that_comes_later_is_waited_for() -> None:
             ring.listeners = [*ring.listeners[:2], listener]
             late = await ring.outcome(2)
             found = await early
-    assert isinstance(late, RingMeasured)
+    assert isinstance(late, ReduceMeasured)
     assert set(found.values()) == {late}
 
 
