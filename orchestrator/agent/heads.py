@@ -39,6 +39,10 @@ every fifth look has them, and every one only after an attempt, when the next ma
 TRIES_MAX = 60
 """Of giving one attempt to a head that is up: half a minute at least, ten times what a slow one needs."""
 
+STOP_S = 60.0
+"""For a driver that was told to end. Ray kills one after three seconds, unless it has no processor left to do so: a
+tenant's code may take all that its box has."""
+
 TERMINAL = {
     "SUCCEEDED": worker_pb2.ATTEMPT_STATUS_SUCCEEDED,
     "FAILED": worker_pb2.ATTEMPT_STATUS_FAILED,
@@ -62,6 +66,8 @@ class _Attempt:
     tries: int = 0
     """To submit it, in vain for reasons that lie on this machine."""
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    ending: asyncio.Task[None] | None = None
+    """It was told to stop, and this waits for it to have."""
 
     @property
     def ended(self) -> bool:
@@ -140,6 +146,9 @@ class HeadDuty:
                 known.tasks.append(asyncio.create_task(self._drive(known)))
                 known.tasks.append(asyncio.create_task(self._ship(known)))
             known.wanted = wanted
+            if wanted.stop and known.ending is None:
+                known.ending = asyncio.create_task(self._await_end(known))
+                known.tasks.append(known.ending)
         for attempt_id in [one for one in self._attempts if one not in listed]:
             gone = self._attempts.pop(attempt_id)
             for task in gone.tasks:
@@ -216,6 +225,15 @@ class HeadDuty:
             attempt.ground_failure = True
             message = f"the head did not take the job: {reason}"
             self._become(attempt, worker_pb2.ATTEMPT_STATUS_FAILED, message, None)
+
+    async def _await_end(self, attempt: _Attempt) -> None:
+        """Take a driver that Ray does not end for ended: its cluster never gets clean, so it goes, and all in it."""
+        driving, *_ = attempt.tasks
+        await asyncio.wait([driving], timeout=STOP_S)
+        if not attempt.ended:
+            driving.cancel()
+            message = f"Job was intentionally stopped; Ray did not say so within {STOP_S:g} s."
+            self._become(attempt, worker_pb2.ATTEMPT_STATUS_STOPPED, message, None)
 
     async def _advance(self, attempt: _Attempt) -> None:
         attempt_id = attempt.wanted.attempt_id

@@ -229,6 +229,27 @@ async def test_duty_stop_before_the_submission_never_submits(beside: Beside) -> 
     assert beside.head.submitted == []
 
 
+async def test_duty_stop_that_ray_does_not_answer_is_over_in_the_end_and_the_cluster_not_clean(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "STOP_S", 0.01)
+    beside.want(attempt())
+    await beside.until_status(RUNNING)
+    beside.head.logs["a-1"] = b"last words"
+    beside.head.unreachable = True
+    beside.want(attempt(stop=True))
+    ended = await beside.until_status(STOPPED)
+    assert "Ray did not say so" in ended.message
+    await beside.until_complete()
+    assert beside.control.stored["a-1"] == b"last words"
+    assert not beside.report().clean
+    # Should Ray have a word again, the attempt stays what the control plane was told it is.
+    beside.head.unreachable = False
+    beside.head.clean = False
+    beside.want(attempt(stop=True))
+    assert (beside.observed().status, beside.head.stopped) == (STOPPED, [])
+
+
 async def test_duty_running_attempt_no_longer_listed_is_stopped(beside: Beside) -> None:
     beside.want(attempt())
     await beside.until_status(RUNNING)

@@ -5,25 +5,21 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Self
 
 import pytest
 
 from examples.demo.network import Machine
-from orchestrator.adapters.process_tree import descendants
 from orchestrator.api.v1 import jobs_pb2
 from orchestrator.receipts.receipt import Receipt
-from tests.integration.network import START_S, Node, command_of
+from tests.integration.network import START_S, Node
 from tests.integration.tenants import TRAIN_DIGITS, end, verified
 from tests.lab.lab import missing
 from tests.lab.network import CONTROL, LAB_JOB_S, LabNetwork, LabTenant
+from tests.lab.talking import ECHO_PORT, Watch, echo, nebula_below, talk_in
 from tests.lab.topology import LabHost
 from tests.polling import wait_until
 
@@ -64,12 +60,9 @@ MOVED_BYTES = 20 * MEGABYTE
 ASIDE_BYTES = 5 * MEGABYTE
 """Heartbeats, logs and Ray's own talk while a job runs for some seconds: far less than what it moves."""
 
-TALK = Path(__file__).with_name("talk.py")
 BURST, BURST_BYTES = 200, 1000
 SETTLED_S = 30
 """A path that was relayed at first is tried directly now and then, the more often the more it is used."""
-ECHO_PORT = 45_000
-"""Above Ray's ports and below the ones that the kernel gives away."""
 
 MOVE = """
 import sys
@@ -214,56 +207,6 @@ def settle(network: LabNetwork, source: Node, target: Node, *, relayed: bool) ->
         wait_until(settled, what=f"{source.worker} and {target.worker} to settle", deadline_s=SETTLED_S)
 
 
-@contextmanager
-def echo(network: LabNetwork, node: Node) -> Iterator[None]:
-    """Answer datagrams in a member's network meanwhile."""
-    command = talk_in(node, "udp-serve", node.spec.node_ip, str(ECHO_PORT))
-    process = network.lab.popen(node.worker, command, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
-def talk_in(node: Node, *arguments: str) -> list[str]:
-    """The command for small talk in a member's network."""
-    network = f"--net=/proc/{node.namespace_pid}/ns/net"
-    return ["nsenter", network, sys.executable, "-I", str(TALK), *arguments]
-
-
-def relay_pid(network: LabNetwork) -> int:
-    """The nebula beside the control plane; 0 while there is none."""
-    for pid in descendants({network.processes["serve"].pid}):
-        if Path(command_of(pid).partition(" ")[0]).name == "nebula":
-            return pid
-    return 0
-
-
-class Watch:
-    """Asks one member from another's box, again and again, and notes when it is answered."""
-
-    def __init__(self, network: LabNetwork, asking: Node, asked: Node, output: Path) -> None:
-        self.output = output
-        command = talk_in(asking, "udp-watch", f"{asked.spec.node_ip}:{ECHO_PORT}")
-        with output.open("wb") as file:
-            self.process = network.lab.popen(asking.worker, command, stdout=file)
-
-    @property
-    def answered_s(self) -> list[float]:
-        """When, by the monotonic clock."""
-        return [float(line) for line in self.output.read_text().splitlines()]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
 def test_relay_killed_while_a_job_runs_then_the_overlay_is_back_in_time_and_the_job_succeeds(
     network: LabNetwork, tenant: LabTenant, tmp_path: Path
 ) -> None:
@@ -274,14 +217,17 @@ def test_relay_killed_while_a_job_runs_then_the_overlay_is_back_in_time_and_the_
         nodes = nodes_of(network, tenant.job("relay"))
         with (
             echo(network, nodes["w4"]),
-            Watch(network, nodes["w3"], nodes["w4"], tmp_path / "watched") as watch,
+            Watch(network, "w3", nodes["w4"], tmp_path / "watched", inside=nodes["w3"]) as watch,
         ):
             wait_until(lambda: len(watch.answered_s) > 5, what="the relayed path", deadline_s=RELAY_BACK_S)
-            killed = relay_pid(network)
+            serve_pid = network.processes["serve"].pid
+            killed = nebula_below(serve_pid)
             os.kill(killed, signal.SIGKILL)
             killed_s = time.monotonic()
             wait_until(
-                lambda: relay_pid(network) not in (0, killed), what="a new relay", deadline_s=RELAY_BACK_S
+                lambda: nebula_below(serve_pid) not in (0, killed),
+                what="a new relay",
+                deadline_s=RELAY_BACK_S,
             )
 
             def back_s() -> float:

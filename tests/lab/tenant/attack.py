@@ -1,7 +1,8 @@
-"""A tenant's code that takes all there is of one thing; usage: attack.py disk | memory | forks."""
+"""A tenant's code that takes all there is of one thing; usage: attack.py disk | memory | forks | spin."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -41,7 +42,7 @@ def fill_memory() -> None:
 
 
 def fork_on() -> None:
-    """Each child forks on too; who is refused stays where it is, as the machine of the tests is not the rig's alone."""
+    """Each child forks on too; who is refused stays where it is."""
     try:
         while True:
             os.fork()
@@ -49,5 +50,13 @@ def fork_on() -> None:
         signal.pause()
 
 
+def spin_on() -> None:
+    """Each child forks on too; who is refused tries again at once."""
+    while True:
+        with contextlib.suppress(OSError):
+            os.fork()
+
+
 if __name__ == "__main__":
-    {"disk": fill_disk, "memory": fill_memory, "forks": fork_on}[sys.argv[1]]()
+    attacks = {"disk": fill_disk, "memory": fill_memory, "forks": fork_on, "spin": spin_on}
+    attacks[sys.argv[1]]()
