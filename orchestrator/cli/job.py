@@ -10,6 +10,7 @@ import typer
 
 from orchestrator.api.v1 import jobs_pb2
 from orchestrator.cli.client import Client, Unreachable, connect
+from orchestrator.cli.job_explanation import print_explanation
 from orchestrator.cli.output import (
     Output,
     OutputFormat,
@@ -86,6 +87,17 @@ def show(job: JobName, output: Output = OutputFormat.TABLE) -> None:
     )
     for attempt in found.attempts:
         print_attempt(attempt)
+
+
+@app.command()
+def explain(job: JobName, output: Output = OutputFormat.TABLE) -> None:
+    """Say why a job waits and what would have to change, or why it runs where it runs."""
+    with connect() as client:
+        answer = client.call(client.jobs.ExplainJob, jobs_pb2.ExplainJobRequest(job=job))
+    if output is OutputFormat.JSON:
+        print_json(answer)
+    else:
+        print_explanation(answer)
 
 
 @app.command()

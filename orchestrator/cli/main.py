@@ -26,6 +26,7 @@ from orchestrator.cli import (
 )
 from orchestrator.cli.errors import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_USAGE, CliError
 from orchestrator.cli.output import clean
+from orchestrator.cli.quote import quote
 from orchestrator.cli.serve import serve
 from orchestrator.cli.status import status
 from orchestrator.core.errors import RefusalCode, RefusedError
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(status)
+app.command()(quote)
 machine.register(worker.app)
 owner.register(worker.app)
 worker_actions.register(worker.app)

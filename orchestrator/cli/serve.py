@@ -79,6 +79,10 @@ OverlayBridgeAddress = Annotated[
 RuntimesDir = Annotated[
     Path | None, typer.Option(help="Runtimes of your own, NAME.toml with NAME.lock each.")
 ]
+PriceFile = Annotated[
+    Path | None,
+    typer.Option(help="TOML file with dated prices of clouds; machines without a price follow it. [none]"),
+]
 DatabaseUrl = Annotated[
     str | None, typer.Option(help="SQLAlchemy URL; ORCH_DATABASE_URL hides a password. [SQLite file]")
 ]
@@ -107,6 +111,7 @@ def serve(
     overlay_bridge_listen: OverlayBridgeListen = None,
     overlay_bridge_address: OverlayBridgeAddress = None,
     runtimes_dir: RuntimesDir = None,
+    price_file: PriceFile = None,
     database_url: DatabaseUrl = None,
     heartbeat_interval_ms: Annotated[int | None, typer.Option(help="How often workers are heard.")] = None,
     suspect_after_ms: Annotated[int | None, typer.Option(help="Silence that makes a worker suspect.")] = None,

@@ -96,6 +96,8 @@ class ServeSettings(BaseSettings):
     overlay_bridge_address: str = ""
     runtimes_dir: Path | None = None
     """An operator's own runtimes, beside those that come with the project."""
+    price_file: Path | None = None
+    """Prices of clouds: quotes are compared with them, and machines without a price of their own follow them."""
     database_url: SecretStr | None = None
     private_webhooks: bool = False
     """Whether owners whom an operator vouched for may have alerts sent to private addresses."""

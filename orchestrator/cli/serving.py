@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +33,7 @@ from orchestrator.adapters.metrics import Metrics, MetricsServer
 from orchestrator.adapters.overlay.bridge import BridgeServer
 from orchestrator.adapters.overlay.process import OverlayError
 from orchestrator.adapters.packages import PackageStore
+from orchestrator.adapters.price_file import PriceFileError, read_price_file
 from orchestrator.adapters.runtimes import CatalogueError, Runtime, catalogue
 from orchestrator.adapters.store import SqlStore
 from orchestrator.adapters.webhooks import Webhooks
@@ -52,6 +54,7 @@ from orchestrator.control.beacon import OwnBeacon
 from orchestrator.control.overlay import bridge_owner
 from orchestrator.control.services.enrolment import EnrolLimits
 from orchestrator.control.services.operator import Addresses
+from orchestrator.core.pricing import CloudMedian, auto_asks, cloud_medians
 from orchestrator.core.state import Policies
 from orchestrator.gateway.app import Gateway, start_gateway
 from orchestrator.gateway.config import GatewayConfig
@@ -216,11 +219,28 @@ def _policies(settings: ServeSettings, runtimes: Sequence[Runtime], planned: Ove
     policies = settings.policies
     offered = tuple((runtime.name, str(runtime.digest)) for runtime in runtimes)
     hosts_max = 0 if planned is None else planned.hosts_max
+    medians = _medians(settings.price_file)
     return replace(
         policies,
+        market=auto_asks(medians, policies.prices),
+        medians=medians,
         clusters=replace(policies.clusters, overlay_hosts_max=hosts_max),
         jobs=replace(policies.jobs, runtimes=offered),
     )
+
+
+def _medians(path: Path | None) -> dict[str, CloudMedian]:
+    """What clouds ask, by model; says what the operator should know of the file. Raises a usage error."""
+    if path is None:
+        return {}
+    today = datetime.fromtimestamp(clock.SystemClock().now().wall_ms / 1000, tz=UTC).date()
+    try:
+        found = read_price_file(path.expanduser(), today)
+    except PriceFileError as error:
+        raise usage_error(f"--price-file: {error}") from None
+    for warning in found.warnings:
+        log.warning("price_file", said=warning)
+    return cloud_medians(found.prices, today)
 
 
 def _runtimes(settings: ServeSettings) -> list[Runtime]:

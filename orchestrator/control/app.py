@@ -159,7 +159,8 @@ class ControlPlane:
             Alerts(self.loop, parts.webhooks),
             parts.secrets.receipt_key,
         )
-        self.planner = Planner(self.loop, parts.new_id, Budget(), parts.observer)
+        wish = None if self.paths is None else self.paths.wish
+        self.planner = Planner(self.loop, parts.new_id, Budget(), parts.observer, wish)
         self.jobs = ControlJobs(self.loop, self.logs, parts.packages, parts.new_id)
         self.access = Access(self.loop, self.sessions)
         self.telemetry = TelemetryServicer(self.access)

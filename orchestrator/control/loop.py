@@ -12,17 +12,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from orchestrator.adapters.store import Transaction
+from orchestrator.core.assembling import KNOWN_MS_MAX
 from orchestrator.core.decide import effects_of, handle, pending_effects
 from orchestrator.core.errors import RefusalCode, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from orchestrator.core import messages as m
     from orchestrator.core.ids import Now, WorkerId
     from orchestrator.core.state import State
 
 T = TypeVar("T")
+
+REFITTED = 16
+"""Workers whose coordinates are fitted again with each report: some tens of microseconds, and all of them in turn."""
 
 INBOX_MAX = 10_000
 """Some seconds of work at full speed: beyond it a caller is better told to come back."""
@@ -140,6 +144,13 @@ class Loop:
         self._state.heartbeats.heard(worker_id, self._clock.now().monotonic_ms)
         worker = self._state.workers.get(worker_id)
         return worker is not None and worker.liveness == "live"
+
+    def measured(self, worker_id: WorkerId, found: Iterable[tuple[WorkerId, int]]) -> None:
+        """Record round trips in microseconds as a worker measured them: measurements, never events."""
+        at_ms, latency = self._state.time_ms(self._clock.now()), self._state.latency
+        for peer_id, rtt_us in found:
+            latency.observe(worker_id, peer_id, rtt_us, at_ms)
+        latency.update(at_ms, KNOWN_MS_MAX, REFITTED)
 
     @property
     def network_id(self) -> str:

@@ -1,12 +1,14 @@
 """Ways between workers before any cluster: who measures which now, and what was found last.
 
-Measurements are kept in memory alone: they are true for minutes, and made again after a restart.
+A few are chosen by the network itself, within a budget (``LatencyMap``); those of a gang that was proposed, and that a
+job waits for, come at once. Measurements are kept in memory alone: they are true for minutes, and made again after a
+restart.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,25 +16,32 @@ from orchestrator.adapters.overlay.certificates import next_window_ms
 from orchestrator.api.v1 import overlay_pb2, worker_pb2
 from orchestrator.control.overlay import WORKER_LIFE_MS
 from orchestrator.control.wire import path_from
+from orchestrator.core.assembling import KNOWN_MS_MAX
 from orchestrator.core.fleet import Liveness
 from orchestrator.core.ids import MemberId, WorkerId
+from orchestrator.core.latency import PROBES_PER_ORDER_MAX, RTT_MAX_US
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from orchestrator.control.connected import Session
     from orchestrator.control.loop import Loop
     from orchestrator.control.overlay import Overlay
+    from orchestrator.core.ids import Now
     from orchestrator.core.state import State
 
-PEERS_PER_ORDER = 4
-"""Chosen anew each time: in an hour a worker knows the way to two dozen others, for two kilobytes each."""
-
+PEERS_PER_ORDER = PROBES_PER_ORDER_MAX
 ORDER_INTERVAL_MS = 600_000
-"""Between two orders that name peers, whatever sessions a worker opens meanwhile: six in an hour."""
+"""Between two orders by the network's own choice, whatever sessions a worker opens meanwhile: six in an hour."""
+
+WISHES_PER_ORDER = 16
+"""Pairs of proposed gangs, which a job waits for: as many as an agent measures at once."""
+
+ANSWER_MS_MAX = 30_000
+"""An order without a report for so long is given up: what was wished of it is ordered again."""
 
 LOOK_S = 15.0
-"""How soon a worker is given its first peers once there are any."""
+"""How soon a worker is given its first peers once there are any, where no job wants them sooner."""
 
 PATHS_PER_WORKER = 64
 """The newest; more than ten orders' peers."""
@@ -62,6 +71,10 @@ class Paths:
         """Those that have been told of their membership in this session, and so can be measured."""
         self._asked: dict[WorkerId, overlay_pb2.ProbeOrder] = {}
         self._ordered_ms: dict[WorkerId, int] = {}
+        self._wishes: dict[WorkerId, dict[WorkerId, None]] = {}
+        """Whom a worker should measure because a job waits for it."""
+        self._woken: dict[WorkerId, asyncio.Event] = {}
+        """Of the open sessions."""
         self._known: dict[WorkerId, dict[str, PathKnown]] = {}
 
     async def attend(
@@ -69,8 +82,10 @@ class Paths:
     ) -> None:
         """Give one session its orders, until cancelled; a worker that has no place in the overlay gets none."""
         number, renew_ms = 0, 0
+        woken = self._woken[session.worker_id] = asyncio.Event()
         try:
             while True:
+                woken.clear()
                 now = self._loop.now()
                 order = await self._loop.read(lambda state: self._order(state, session))
                 if order is not None and (order.targets or now.wall_ms >= renew_ms):
@@ -80,10 +95,33 @@ class Paths:
                     self._asked[session.worker_id] = order
                     await send(worker_pb2.SessionResponse(probe_order=order))
                     self._ready.add(session.worker_id)
-                await asyncio.sleep(LOOK_S)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(woken.wait(), LOOK_S)
         finally:
             self._ready.discard(session.worker_id)
             self._asked.pop(session.worker_id, None)
+            if self._woken.get(session.worker_id) is woken:
+                del self._woken[session.worker_id]
+
+    def wish(self, pairs: Iterable[tuple[WorkerId, WorkerId]]) -> None:
+        """Have these measured soon, by either end that can; what is on its way already is not asked for again."""
+        for one, other in pairs:
+            ends = [end for end in ((one, other), (other, one)) if set(end) <= self._ready]
+            if not ends or any(self._is_asked(*end) for end in ends):
+                continue
+            # The end that has less to do.
+            who, whom = min(ends, key=lambda end: len(self._wishes.get(end[0], ())))
+            self._wishes.setdefault(who, {})[whom] = None
+            self._woken[who].set()
+
+    def _is_asked(self, who: WorkerId, whom: WorkerId) -> bool:
+        order = self._asked.get(who)
+        on_its_way = (
+            order is not None
+            and any(target.worker_id == whom for target in order.targets)
+            and self._loop.now().monotonic_ms - self._ordered_ms[who] < ANSWER_MS_MAX
+        )
+        return on_its_way or whom in self._wishes.get(who, ())
 
     def take(self, worker_id: WorkerId, report: overlay_pb2.ProbeReport) -> None:
         """Keep what was asked for, once. Raises RefusedError for figures that no network shows."""
@@ -96,6 +134,7 @@ class Paths:
         for path in found:
             path_from(MemberId(worker_id), path)
         del self._asked[worker_id]
+        self._loop.measured(worker_id, [(WorkerId(path.peer_id), rtt_us_of(path)) for path in found])
         known = self._known.setdefault(worker_id, {})
         for path in found:
             known.pop(path.peer_id, None)
@@ -117,31 +156,44 @@ class Paths:
         for forgotten in self._known.keys() - state.workers.keys():
             del self._known[forgotten]
             self._ordered_ms.pop(forgotten, None)
-        targets = []
-        ordered_ms = self._ordered_ms.get(worker.worker_id)
-        if ordered_ms is None or now.monotonic_ms - ordered_ms >= ORDER_INTERVAL_MS:
-            targets = self._targets(state, worker.worker_id)
-        if targets:
-            self._ordered_ms[worker.worker_id] = now.monotonic_ms
+        targets = self._targets(state, worker.worker_id, now)
         return overlay_pb2.ProbeOrder(
             overlay=self._overlay.own_membership(worker, session.overlay_key, now.wall_ms),
             key=self._overlay.probe_key,
             targets=targets,
         )
 
-    def _targets(self, state: State, worker_id: WorkerId) -> list[overlay_pb2.ProbeTarget]:
-        """A few live ones by chance, each time others."""
-        salt = self._random_bytes(CHOICE_BYTES)
-        live = [
-            worker
+    def _targets(self, state: State, worker_id: WorkerId, now: Now) -> list[overlay_pb2.ProbeTarget]:
+        """What jobs wait for, else what the network wants to know when it is time; none while one order is under way."""
+        ordered_ms = self._ordered_ms.get(worker_id)
+        waited_ms = ORDER_INTERVAL_MS if ordered_ms is None else now.monotonic_ms - ordered_ms
+        if worker_id in self._asked and self._asked[worker_id].targets and waited_ms < ANSWER_MS_MAX:
+            return []
+        live = {
+            one
             for one in self._ready
             if one != worker_id and (worker := state.workers.get(one)) is not None
             if worker.liveness is Liveness.LIVE and worker.overlay_host
-        ]
-        live.sort(key=lambda worker: hashlib.sha256(salt + worker.worker_id.encode()).digest())
-        return [
-            overlay_pb2.ProbeTarget(
-                worker_id=worker.worker_id, address=self._overlay.bare_address(worker.overlay_host)
+        }
+        wishes = self._wishes.pop(worker_id, {})
+        chosen = [one for one in wishes if one in live][:WISHES_PER_ORDER]
+        at_ms = state.time_ms(now)
+        if not chosen and waited_ms >= ORDER_INTERVAL_MS:
+            seed = int.from_bytes(self._random_bytes(CHOICE_BYTES))
+            chosen = list(
+                state.latency.probe_targets(worker_id, live, PEERS_PER_ORDER, seed, at_ms, KNOWN_MS_MAX)
             )
-            for worker in live[:PEERS_PER_ORDER]
+        if not chosen:
+            return []
+        state.latency.spend(worker_id, len(chosen), at_ms)
+        self._ordered_ms[worker_id] = now.monotonic_ms
+        addresses = [self._overlay.bare_address(state.workers[one].overlay_host) for one in chosen]
+        return [
+            overlay_pb2.ProbeTarget(worker_id=one, address=address)
+            for one, address in zip(chosen, addresses, strict=True)
         ]
+
+
+def rtt_us_of(path: overlay_pb2.PathMeasured) -> int:
+    """The round trip as it counts: without an answer as long as any."""
+    return path.rtt_median_us if path.received else RTT_MAX_US

@@ -6,14 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.core import messages as m
-from orchestrator.core.decide import needs
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.ids import ClusterId
+from orchestrator.core.ids import ClusterId, WorkerId
 from orchestrator.core.placement import Budget, Plan
+from orchestrator.core.queueing import Queue
 from orchestrator.core.scheduling import plan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from orchestrator.control.loop import Loop
     from orchestrator.core.state import State
@@ -38,9 +38,16 @@ class Planner:
     """One per loop."""
 
     def __init__(
-        self, loop: Loop, new_id: Callable[[str], str], budget: Budget, observer: PlanObserver | None = None
+        self,
+        loop: Loop,
+        new_id: Callable[[str], str],
+        budget: Budget,
+        observer: PlanObserver | None = None,
+        measure: Callable[[Sequence[tuple[WorkerId, WorkerId]]], None] | None = None,
     ) -> None:
+        """``measure`` has the round trip between pairs of workers measured; without it nothing is."""
         self._loop = loop
+        self._measure = measure
         self._new_id = new_id
         self._budget = budget
         self._observer = observer
@@ -73,6 +80,8 @@ class Planner:
         if self._observer is not None and made is not None:
             placed = len(made.placements) + len(made.reuses) + len(made.fillings)
             self._observer.planned(seconds, placed, len(made.deferrals))
+        if made is not None and made.pairs and self._measure is not None:
+            self._measure(made.pairs)
         if made is None or made.empty:
             return False
         ids = tuple(ClusterId(self._new_id("cl")) for _ in made.placements)
@@ -95,7 +104,7 @@ class Planner:
         seen = (state.capacity_version, state.queue_version)
         if seen == self._fruitless and at_ms - self._fruitless_ms < REVISIT_MS:
             return None
-        made = plan(state, needs(state, at_ms), at_ms, self._budget)
+        made = plan(state, Queue(state, at_ms), at_ms, self._budget)
         if not (made.placements or made.reuses or made.fillings):
             self._fruitless, self._fruitless_ms = seen, at_ms
         state.waiting.update((one.job_id, one.reason) for one in made.deferrals)

@@ -6,12 +6,16 @@ from dataclasses import replace
 from typing import assert_never
 
 from orchestrator.core import messages as m
+from orchestrator.core.catalogue import CPU_MODEL
 from orchestrator.core.claims import claiming
 from orchestrator.core.clusters import ClusterPhase, Member, MemberPhase, OverlayIdentity
 from orchestrator.core.entities import Control, RequestRecord
+from orchestrator.core.fairness import NOTHING, Amounts, changed, moment
 from orchestrator.core.fleet import Liveness
 from orchestrator.core.holds import HoldKind
+from orchestrator.core.ids import TenantId
 from orchestrator.core.jobs import AttemptPhase, JobStatus, Outcome
+from orchestrator.core.quotas import after_use
 from orchestrator.core.standing import bounded, standing_after
 from orchestrator.core.state import State
 
@@ -29,6 +33,12 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
     if isinstance(event, m.WorkerEvent):
         _apply_worker(state, event, at_ms)
         return
+    if isinstance(event, m.RegistryEvent):
+        _apply_registry(state, event)
+        return
+    if isinstance(event, m.ClusterEvent):
+        _apply_cluster(state, event, at_ms)
+        return
     match event:
         case m.ControlStarted():
             overlay_host = state.control.overlay_host
@@ -41,19 +51,6 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
             state.put(RequestRecord(event.key, event.request_sha256, event.result_id, at_ms))
         case m.RequestForgotten():
             state.remove_request(event.key)
-        case m.TenantCreated() | m.SupplierCreated() | m.TokenCreated() | m.TokenRevoked():
-            _apply_registry(state, event)
-        case (
-            m.ClusterPlanned()
-            | m.ClusterAdvanced()
-            | m.ClusterReady()
-            | m.ClusterBusMeasured()
-            | m.SpareReleased()
-            | m.ClusterIdled()
-            | m.ClusterClosing()
-            | m.ClusterClosed()
-        ):
-            _apply_cluster(state, event, at_ms)
         case (
             m.MemberProvisioning()
             | m.MemberPrepared()
@@ -64,8 +61,15 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
             | m.MemberNoticed()
             | m.MemberReleased()
         ):
-            _apply_member(state, event)
-        case m.JobSubmitted() | m.JobStopRequested() | m.JobRequeued() | m.JobEnded() | m.JobDeleted():
+            _apply_member(state, event, at_ms)
+        case (
+            m.JobSubmitted()
+            | m.JobStopRequested()
+            | m.JobOvertaken()
+            | m.JobRequeued()
+            | m.JobEnded()
+            | m.JobDeleted()
+        ):
             _apply_job(state, event, at_ms)
         case m.AttemptPlaced() | m.AttemptStarted() | m.AttemptEnded() | m.LogCompleted():
             _apply_attempt(state, event, at_ms)
@@ -83,12 +87,13 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
             assert_never(event)
 
 
-def _apply_registry(
-    state: State, event: m.TenantCreated | m.SupplierCreated | m.TokenCreated | m.TokenRevoked
-) -> None:
+def _apply_registry(state: State, event: m.RegistryEvent) -> None:
     match event:
         case m.TenantCreated():
             state.put(event.tenant)
+        case m.TenantChanged():
+            tenant = state.tenants[event.tenant_id]
+            state.put(replace(tenant, weight=event.weight, quota=event.quota))
         case m.SupplierCreated():
             state.put(event.supplier)
         case m.TokenCreated():
@@ -147,22 +152,14 @@ def _apply_worker(state: State, event: m.WorkerEvent, at_ms: int) -> None:
                 state.put(replace(state.control, overlay_host=event.overlay_host))
 
 
-def _apply_cluster(
-    state: State,
-    event: m.ClusterPlanned
-    | m.ClusterAdvanced
-    | m.ClusterReady
-    | m.ClusterBusMeasured
-    | m.SpareReleased
-    | m.ClusterIdled
-    | m.ClusterClosing
-    | m.ClusterClosed,
-    at_ms: int,
-) -> None:
+def _apply_cluster(state: State, event: m.ClusterEvent, at_ms: int) -> None:
     if isinstance(event, m.ClusterPlanned):
+        gained = NOTHING
         for member in event.members:
             _put_new(state, member)
+            gained = gained.plus(member.held)
         state.put(event.cluster)
+        _use(state, event.cluster.tenant_id, at_ms, gained=gained)
         return
     cluster = state.clusters[event.cluster_id]
     match event:
@@ -201,6 +198,17 @@ def _apply_cluster(
             state.put(replace(cluster, phase=ClusterPhase.CLOSED, phase_since_ms=at_ms))
 
 
+def _use(
+    state: State, tenant_id: TenantId, at_ms: int, gained: Amounts = NOTHING, lost: Amounts = NOTHING
+) -> None:
+    """A tenant holds more or less from now on."""
+    if gained == lost:
+        return
+    tenant = state.tenants[tenant_id]
+    now = moment(at_ms, state.policies.fairness.half_life_ms)
+    state.put(replace(tenant, usage=changed(tenant.usage, now, gained, lost)))
+
+
 def _put_new(state: State, member: Member) -> None:
     """A member that was not there before; its number in the address plan is given out."""
     state.put(member)
@@ -224,10 +232,12 @@ def _apply_member(
     | m.MemberStopping
     | m.MemberNoticed
     | m.MemberReleased,
+    at_ms: int,
 ) -> None:
     if isinstance(event, m.MemberReplaced):
         cluster = state.clusters[event.cluster_id]
         _put_new(state, event.member)
+        _use(state, cluster.tenant_id, at_ms, gained=event.member.held)
         state.put(
             replace(
                 cluster,
@@ -271,11 +281,13 @@ def _apply_member(
             state.put(replace(member, notice=event.notice))
         case m.MemberReleased():
             state.put(replace(member, phase=MemberPhase.RELEASED))
+            tenant_id = state.clusters[member.cluster_id].tenant_id
+            _use(state, tenant_id, at_ms, lost=member.held)
 
 
 def _apply_job(
     state: State,
-    event: m.JobSubmitted | m.JobStopRequested | m.JobRequeued | m.JobEnded | m.JobDeleted,
+    event: m.JobSubmitted | m.JobStopRequested | m.JobOvertaken | m.JobRequeued | m.JobEnded | m.JobDeleted,
     at_ms: int,
 ) -> None:
     if isinstance(event, m.JobSubmitted):
@@ -288,6 +300,8 @@ def _apply_job(
     match event:
         case m.JobStopRequested():
             state.put(replace(job, stop_requested=True))
+        case m.JobOvertaken():
+            state.put(replace(job, overtaken=job.overtaken + event.times))
         case m.JobRequeued():
             state.put(
                 replace(
@@ -371,6 +385,10 @@ def _apply_lease(
         case m.LeaseEnded():
             lease = state.leases[event.lease_id]
             length_ms = event.ended_ms - lease.started_ms
+            tenant = state.tenants[lease.tenant_id]
+            gpus = sum(model != CPU_MODEL for model in lease.device_models)
+            month = after_use(tenant.month, gpus, lease.started_ms, event.ended_ms)
+            state.put(replace(tenant, month=month))
             state.put(
                 replace(
                     lease, ended_ms=event.ended_ms, billed_offset_ms=min(lease.billed_offset_ms, length_ms)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from orchestrator.core.fairness import NOTHING, Amounts
 from orchestrator.core.fleet import HardwareClass, Isolation
 from orchestrator.core.ids import ClusterId, DeviceId, JobId, MemberId, SupplierId, TenantId, WorkerId
 from orchestrator.core.terms import Terms
@@ -151,6 +152,8 @@ class Member:
     """Its number in the overlay's address plan; 0: it has no overlay."""
     provisioning: bool = False
     """PLANNED, and its worker builds the runtime."""
+    held: Amounts = NOTHING
+    """What its tenant holds by it."""
 
     @property
     def overlay_identity(self) -> OverlayIdentity | None:

@@ -7,7 +7,6 @@ them to a fixed point. A refusal happens before anything is applied, so a refuse
 from __future__ import annotations
 
 from collections import deque
-from heapq import merge
 from typing import TYPE_CHECKING, assert_never
 
 from orchestrator.core import messages as m
@@ -33,7 +32,6 @@ from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.fleet import Liveness
 from orchestrator.core.ids import AttemptId, ClusterId, JobId, LeaseId, MemberId, ReceiptId, WorkerId
 from orchestrator.core.jobs import AttemptPhase, Job
-from orchestrator.core.placement import JobNeed, Need, VacancyNeed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -159,6 +157,8 @@ def _decide(state: State, command: m.Command, now: Now, at_ms: int) -> m.Decisio
             return _once(
                 state, command, command.request_id, lambda: operators.create_tenant(state, command, at_ms)
             )
+        case m.SetTenant():
+            return operators.set_tenant(state, command)
         case m.CreateToken():
             return _once(
                 state, command, command.request_id, lambda: operators.create_token(state, command, at_ms)
@@ -428,26 +428,3 @@ def worker_effects(state: State, worker_id: WorkerId) -> list[m.Effect]:
     """What a change of a worker itself made due."""
     shut_out: list[m.Effect] = [m.ShutOut(worker_id)] if worker_id in state.watched.shut_out else []
     return shut_out + alerts.alert_effects(state, (worker_id,))
-
-
-def needs(state: State, at_ms: int) -> Iterator[Need]:
-    """What a plan should serve: vacancies of forming clusters first, then queue and spares in the queue's order.
-
-    A cluster whose job was stopped gets nobody new: it is closed when its time to form is over.
-    """
-    for cluster_id in state.open_clusters:
-        cluster = state.clusters[cluster_id]
-        forming_for = spares.job_of(state, cluster) if cluster.vacancies else None
-        if forming_for is not None:
-            avoid = tuple(vacancy.failed_worker_id for vacancy in cluster.vacancies)
-            wanted = forming_for.request.requirements
-            yield VacancyNeed(cluster_id, cluster.vacancies[0].device_count, avoid, wanted)
-    ahead = {need.job_id: need for need in spares.spare_needs(state, at_ms)}
-    places = sorted(state.jobs[job_id].queue_place for job_id in ahead)
-    for _, _, job_id in merge(state.queue, places):
-        job = state.jobs[job_id]
-        if job_id in ahead:
-            yield ahead[job_id]
-        elif job.not_before_ms <= at_ms:
-            avoid = job.avoid if at_ms < job.not_before_ms + state.policies.jobs.avoid_ms else ()
-            yield JobNeed(job_id, job.tenant_id, job.request.requirements, avoid)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.core.clusters import Cluster, Member
-from orchestrator.core.fleet import Supplier, Tenant, Token, Worker
+from orchestrator.core.fleet import Supplier, Token, Worker
 from orchestrator.core.jobs import Attempt, Job
 from orchestrator.core.metering import Lease, Receipt, Statement
+from orchestrator.core.tenants import Tenant
 
 
 @dataclass(frozen=True, slots=True)

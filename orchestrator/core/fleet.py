@@ -8,7 +8,7 @@ from enum import StrEnum
 from orchestrator.core.alerts import Alert
 from orchestrator.core.evidence import DeviceEvidence, EvidenceClass, MachineEvidence
 from orchestrator.core.holds import SHUT_OUT, DeviceHold, Hold, HoldKind
-from orchestrator.core.ids import DeviceId, SupplierId, TenantId, TokenId, WorkerId
+from orchestrator.core.ids import DeviceId, SupplierId, TokenId, WorkerId
 from orchestrator.core.reliability import Flaps, Reliability
 from orchestrator.core.terms import Terms
 
@@ -147,15 +147,6 @@ class Supplier:
     created_at_ms: int
     vouched: bool = True
     """Whether an operator gave him a token; a stranger makes himself a supplier by joining."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tenant:
-    """Who submits jobs."""
-
-    tenant_id: TenantId
-    name: str
-    created_at_ms: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ by the agents after a restart of the control plane. What of it counts becomes pa
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,30 @@ class Formation:
             known.pop(member.member_id, None)
             found += sorted(known.values(), key=lambda path: rank[path.to_id])
         return tuple(found)
+
+    def farthest(self, members: Sequence[Member], bound_ms: int) -> tuple[Member, PathSeen] | None:
+        """The member with most ways to others beyond a bound, and its longest; of equals the newest.
+
+        None where all that was measured is within it, or there is no bound (0).
+        """
+        if not bound_ms:
+            return None
+        of = {member.member_id: member for member in members}
+        beyond = [
+            path
+            for path in self.paths_between(members)
+            if path.rtt_median_us > bound_ms * 1_000
+            and MemberRole.HEAD not in (of[path.from_id].role, of[path.to_id].role)
+        ]
+        ends = Counter(end for path in beyond for end in (path.from_id, path.to_id))
+        if not ends:
+            return None
+        worst = max(ends, key=lambda member_id: (ends[member_id], of[member_id].ordinal))
+        longest = max(
+            (path for path in beyond if worst in (path.from_id, path.to_id)),
+            key=lambda path: path.rtt_median_us,
+        )
+        return of[worst], longest
 
     def bus_of(self, members: Sequence[Member]) -> BusSeen | None:
         """What the all-reduce over exactly these members came to."""

@@ -35,6 +35,21 @@ class HoldKind(StrEnum):
     """Its agent is older than the supported window, and the time to upgrade is over."""
 
 
+PHRASES = {
+    HoldKind.OWNER: "cordoned by its owner",
+    HoldKind.OPERATOR: "cordoned by an operator",
+    HoldKind.RECLAIMED: "taken back by its owner",
+    HoldKind.BUSY: "in use by its owner",
+    HoldKind.SCHEDULE: "outside its owner's hours",
+    HoldKind.PROBATION: "on probation",
+    HoldKind.QUARANTINED: "in quarantine",
+    HoldKind.CLONED: "shut out as a copy",
+    HoldKind.REVOKED: "shut out by an operator",
+    HoldKind.FLAPPING: "backing off after coming and going",
+    HoldKind.OUTDATED: "with an outdated agent",
+}
+"""What a tenant is told of workers so held."""
+
 SHUT_OUT = frozenset({HoldKind.CLONED, HoldKind.REVOKED})
 """Holds whose bearer gets no session at all."""
 

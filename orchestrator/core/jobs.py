@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from orchestrator.core.evidence import EvidenceClass
 from orchestrator.core.fleet import HardwareClass, Isolation
 from orchestrator.core.ids import AttemptId, ClusterId, JobId, TenantId, WorkerId
 
@@ -42,6 +43,17 @@ class Outcome(StrEnum):
     GROUND = "ground"
 
 
+class Pattern(StrEnum):
+    """How the members of a gang talk, which says what distance costs."""
+
+    ALL_REDUCE = "all-reduce"
+    """Everybody waits for the slowest pair."""
+    PIPELINE = "pipeline"
+    """Each hands on to the next."""
+    INDEPENDENT = "independent"
+    """Hardly at all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Requirements:
     """What the machines must be. Equal requirements have equal answers, so this is a dictionary key."""
@@ -61,6 +73,21 @@ class Requirements:
     driver_memory_bytes: int = 0
     one_machine: bool = False
     """The driver wants several GPUs for itself, which only one machine can give."""
+    gpus_per_worker: int = 0
+    """What each member brings; 0: as it comes, a single machine first."""
+    min_compute_capability: int = 0
+    """MAJOR · 100 + MINOR."""
+    region: str = ""
+    """Where all of it has to stand."""
+    max_price: int = 0
+    """Microcredits per device and hour; 0: whatever is asked."""
+    min_reliability_bp: int = 0
+    min_evidence: EvidenceClass = EvidenceClass.T0
+    committed: bool = False
+    """Only machines whose owners give a long notice."""
+    max_rtt_ms: int = 0
+    """Between any two members, as measured; 0: no bound."""
+    pattern: Pattern = Pattern.ALL_REDUCE
 
     @property
     def device_count(self) -> int:
@@ -120,6 +147,8 @@ class Job:
     avoid: tuple[WorkerId, ...]
     """Workers that failed this job before it started; not asked again for it."""
     formation_failures: int
+    overtaken: int = 0
+    """How often a later job was given devices that would have served this one, since it entered the queue."""
     preemptions: int = 0
     """Starts whose ground was taken back; they do not count against ``max_attempts``."""
 
@@ -153,6 +182,8 @@ class Attempt:
 class JobPolicy:
     """Bounds on requests and the pace of retries."""
 
+    overtaken_max: int = 16
+    """A job that so many later ones overtook has machines kept for it: large gangs would wait for ever."""
     gang_gpus_max: int = 64
     """Above this a request is refused at once: nothing in this network could ever form it."""
     max_attempts_max: int = 10

@@ -9,15 +9,13 @@ from orchestrator.core.ids import ClusterId, DeviceId, JobId, MemberId, TenantId
 from orchestrator.core.jobs import Requirements
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from orchestrator.core.clusters import Cluster, Member
     from orchestrator.core.fleet import Worker
     from orchestrator.core.ids import AttemptId
-
-
-BucketKey = tuple[str, str, int]
-"""(hardware class, device model, free devices of that model on the worker)."""
+    from orchestrator.core.latency import LatencyMap
+    from orchestrator.core.offers import Offers
 
 
 class PlacementView(Protocol):
@@ -34,7 +32,7 @@ class PlacementView(Protocol):
     @property
     def free_devices(self) -> Mapping[WorkerId, Mapping[DeviceId, None]]: ...
     @property
-    def buckets(self) -> Mapping[BucketKey, Mapping[WorkerId, None]]: ...
+    def offers(self) -> Offers: ...
     @property
     def head_hosts(self) -> Mapping[WorkerId, int]: ...
     @property
@@ -49,6 +47,11 @@ class PlacementView(Protocol):
     def default_runtime(self) -> str: ...
     @property
     def spares(self) -> Mapping[JobId, ClusterId]: ...
+    @property
+    def latency(self) -> LatencyMap: ...
+    @property
+    def reliability_half_life_ms(self) -> int: ...
+    def market_price(self, model: str) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,10 @@ class JobNeed:
     tenant_id: TenantId
     requirements: Requirements
     avoid: tuple[WorkerId, ...] = ()
+    entitled: bool = False
+    """It was overtaken often enough: what is free of the machines that it will need is kept for it."""
+    refused: str = ""
+    """Why its tenant's quota does not let it start now, whatever is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +147,17 @@ class Deferral:
     reason: str
 
 
+Served = Placement | Reuse | Filling | Deferral | None
+"""What a plan made of a need; None where it did not get to it."""
+
+
+class Needs(Protocol):
+    """What a plan should serve. It says of each need what became of it before it asks for the next."""
+
+    def __iter__(self) -> Iterator[Need]: ...
+    def settled(self, need: Need, outcome: Served) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What should become true, if ``capacity_version`` still is."""
@@ -149,6 +167,10 @@ class Plan:
     reuses: tuple[Reuse, ...] = ()
     fillings: tuple[Filling, ...] = ()
     deferrals: tuple[Deferral, ...] = ()
+    overtaken: tuple[tuple[JobId, int], ...] = ()
+    """Jobs that find no place, and how many of the placements would have served them in part."""
+    pairs: tuple[tuple[WorkerId, WorkerId], ...] = ()
+    """Workers between which the round trip has to be measured before a gang of them may start."""
 
     @property
     def empty(self) -> bool:

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.core.catalogue import CPU_MODEL, MODELS, find_model, nearest
 from orchestrator.core.errors import invalid
+from orchestrator.core.evidence import EvidenceClass
 from orchestrator.core.fleet import HardwareClass, Isolation
 from orchestrator.core.images import reference_fault
-from orchestrator.core.jobs import Requirements
+from orchestrator.core.jobs import Pattern, Requirements
+from orchestrator.core.offers import capability_number
+from orchestrator.core.reliability import BASIS_POINTS
+from orchestrator.core.terms import REGION, Tier
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from orchestrator.core.jobs import JobPolicy
 
-Choice = TypeVar("Choice", HardwareClass, Isolation)
+Choice = TypeVar("Choice", HardwareClass, Isolation, EvidenceClass, Tier, Pattern)
 
 PREFIX = "orch."
 
 KEYS = (
     "orch.gpus",
+    "orch.gpus_per_worker",
     "orch.gpu_model",
     "orch.hardware_class",
     "orch.min_gpu_memory_gb",
+    "orch.min_compute_capability",
+    "orch.region",
+    "orch.max_price",
+    "orch.min_reliability",
+    "orch.evidence",
+    "orch.tier",
+    "orch.max_rtt_ms",
+    "orch.pattern",
     "orch.isolation",
     "orch.runtime",
     "orch.image",
@@ -32,13 +46,20 @@ KEYS = (
     "orch.max_attempts",
 )
 
-NOT_OFFERED = ("orch.max_rtt_ms", "orch.region", "orch.max_price")
-"""Known words that this version cannot honour: accepting one would promise what is not kept."""
-
 DIGITS_MAX = 9
 """No count in a request needs more digits, and Python's integers would take millions."""
 
 PRIORITY_MAX = 100
+
+RTT_MS_MAX = 5_000
+"""No two places on earth are farther apart; whoever means no bound leaves it out."""
+
+MICROCREDITS = 1_000_000
+
+PRICE = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
+"""Credits per GPU-hour, to the microcredit."""
+
+PERCENT = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,2})?")
 
 DIGEST_PREFIX_MIN = 12
 """Of a runtime's digest in hex: as many as are shown, and no name is that by chance."""
@@ -50,9 +71,7 @@ def parse_requirements(
     """``(requirements, priority, max_attempts)``; raises RefusedError naming the key at fault."""
     for key in metadata:
         if key.startswith(PREFIX) and key not in KEYS:
-            if key in NOT_OFFERED:
-                raise invalid(key, f"{key} is not offered by this network yet; leave it out")
-            hint = nearest(key[:80], [*KEYS, *NOT_OFFERED])
+            hint = nearest(key[:80], list(KEYS))
             raise invalid(key[:80], f"unknown key {key[:80]!r}: did you mean {hint!r}?")
     asked = _whole_number(metadata, "orch.gpus", None)
     of_driver = _whole_gpus(entrypoint_num_gpus)
@@ -72,6 +91,15 @@ def parse_requirements(
         isolation=_isolation(metadata),
         runtime=_runtime(metadata, policy),
         image=_image(metadata),
+        gpus_per_worker=_whole_number(metadata, "orch.gpus_per_worker", 0) or 0,
+        min_compute_capability=_capability(metadata),
+        region=_region(metadata),
+        max_price=_price(metadata),
+        min_reliability_bp=_percent_bp(metadata),
+        min_evidence=_choice(metadata, "orch.evidence", EvidenceClass) or EvidenceClass.T0,
+        committed=_choice(metadata, "orch.tier", Tier) is Tier.COMMITTED,
+        max_rtt_ms=_rtt_ms(metadata),
+        pattern=_choice(metadata, "orch.pattern", Pattern) or Pattern.ALL_REDUCE,
     )
     _refuse_contradictions(requirements)
     priority = _whole_number(metadata, "orch.priority", 0) or 0
@@ -99,6 +127,12 @@ def for_driver(
         )
     if not 0 <= num_cpus <= 10**DIGITS_MAX:
         raise invalid("entrypoint_num_cpus", f"entrypoint_num_cpus={num_cpus!r} is not a count of CPUs")
+    if num_gpus > 1 and wanted.gpus_per_worker not in (0, wanted.gpus):
+        message = (
+            f"entrypoint_num_gpus={num_gpus:g} wants the whole gang on one machine, and contradicts"
+            f" orch.gpus_per_worker={wanted.gpus_per_worker}"
+        )
+        raise invalid("entrypoint_num_gpus", message)
     return replace(
         wanted,
         driver_cpus=int(-(-num_cpus // 1)),
@@ -165,6 +199,69 @@ def _image(metadata: Mapping[str, str]) -> str:
     return image
 
 
+def _capability(metadata: Mapping[str, str]) -> int:
+    text = metadata.get("orch.min_compute_capability")
+    if text is None:
+        return 0
+    number = capability_number(text.strip())
+    if number == 0:
+        raise invalid(
+            "orch.min_compute_capability",
+            f"orch.min_compute_capability={text[:40]!r} is not MAJOR.MINOR, such as 8.9",
+        )
+    return number
+
+
+def _region(metadata: Mapping[str, str]) -> str:
+    text = metadata.get("orch.region")
+    if text is None:
+        return ""
+    region = text.strip()
+    if REGION.fullmatch(region) is None:
+        raise invalid(
+            "orch.region", f"orch.region={text[:40]!r} is not lower-case letters, digits and dashes"
+        )
+    return region
+
+
+def _decimal(
+    metadata: Mapping[str, str], key: str, pattern: re.Pattern[str], unit: int, what: str
+) -> int | None:
+    """A decimal number in whole units of which ``unit`` make one; never by way of a float."""
+    text = metadata.get(key)
+    if text is None:
+        return None
+    text = text.strip()
+    if pattern.fullmatch(text) is None:
+        raise invalid(key, f"{key}={text[:40]!r} is not {what}")
+    whole, _, part = text.partition(".")
+    places = len(str(unit)) - 1
+    return int(whole) * unit + int(part.ljust(places, "0") or 0)
+
+
+def _price(metadata: Mapping[str, str]) -> int:
+    what = "a price per GPU-hour in credits such as 0.45, above 0 and with at most six decimals"
+    price = _decimal(metadata, "orch.max_price", PRICE, MICROCREDITS, what)
+    if price == 0:
+        raise invalid("orch.max_price", f"orch.max_price=0 is not {what}")
+    return price or 0
+
+
+def _percent_bp(metadata: Mapping[str, str]) -> int:
+    what = "a percentage from 0 to 100 such as 97.5"
+    found = _decimal(metadata, "orch.min_reliability", PERCENT, 100, what)
+    if found is not None and found > BASIS_POINTS:
+        raise invalid("orch.min_reliability", f"orch.min_reliability={found / 100:g} is not {what}")
+    return found or 0
+
+
+def _rtt_ms(metadata: Mapping[str, str]) -> int:
+    found = _whole_number(metadata, "orch.max_rtt_ms", None)
+    if found is not None and not 1 <= found <= RTT_MS_MAX:
+        raise invalid("orch.max_rtt_ms", f"orch.max_rtt_ms must be from 1 to {RTT_MS_MAX}")
+    return found or 0
+
+
 def _isolation(metadata: Mapping[str, str]) -> Isolation:
     """The weakest that serves; only containers have images."""
     wanted = _choice(metadata, "orch.isolation", Isolation) or Isolation.BOX
@@ -199,6 +296,15 @@ def _refuse_contradictions(wanted: Requirements) -> None:
         )
     if wanted.gpus == 0 and wanted.hardware_class not in (None, HardwareClass.CPU):
         raise invalid("orch.hardware_class", f"orch.gpus=0 runs on class cpu, not on {wanted.hardware_class}")
+    if wanted.gpus_per_worker and wanted.gpus % wanted.gpus_per_worker:
+        raise invalid(
+            "orch.gpus_per_worker",
+            f"orch.gpus={wanted.gpus} cannot be shared out by {wanted.gpus_per_worker} on each machine",
+        )
+    if wanted.gpus == 0 and (wanted.gpus_per_worker or wanted.min_compute_capability):
+        raise invalid(
+            "orch.gpus", "orch.gpus=0 asks for CPU work and contradicts GPUs per worker or their capability"
+        )
     if wanted.gpu_model is not None:
         model = MODELS[wanted.gpu_model]
         if wanted.min_gpu_memory_gb > model.memory_gb:

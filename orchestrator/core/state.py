@@ -7,7 +7,8 @@ those of an applied one. What they touched is what the store writes and what eff
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from orchestrator.core.claims import Claims
 from orchestrator.core.clusters import (
@@ -28,7 +29,8 @@ from orchestrator.core.entities import (
     RequestRecord,
     key_of,
 )
-from orchestrator.core.fleet import FleetPolicy, Supplier, Tenant, Token, Worker
+from orchestrator.core.fairness import FairnessPolicy
+from orchestrator.core.fleet import FleetPolicy, Supplier, Token, Worker
 from orchestrator.core.formation import Formation
 from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import (
@@ -44,11 +46,17 @@ from orchestrator.core.ids import (
     WorkerId,
 )
 from orchestrator.core.jobs import Attempt, AttemptPhase, Job, JobPolicy, JobStatus
+from orchestrator.core.latency import LatencyMap
 from orchestrator.core.liveness import HeartbeatTable
 from orchestrator.core.metering import Lease, MeteringPolicy, Receipt, Statement
 from orchestrator.core.newcomers import Newcomers
-from orchestrator.core.placement import BucketKey
+from orchestrator.core.offers import Offers
+from orchestrator.core.pricing import AutoAsk, CloudMedian, PricePolicy, auto_asks
+from orchestrator.core.tenants import Tenant
 from orchestrator.core.watched import Watched, mark
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,13 @@ class Policies:
     clusters: ClusterPolicy = ClusterPolicy()
     jobs: JobPolicy = JobPolicy()
     metering: MeteringPolicy = MeteringPolicy()
+    fairness: FairnessPolicy = FairnessPolicy()
+    market: Mapping[str, AutoAsk] = field(default_factory=lambda: auto_asks({}, PricePolicy()))
+    """What each model costs where its owner leaves that to the market."""
+    medians: Mapping[str, CloudMedian] = field(default_factory=dict)
+    """What clouds ask, by model: quotes are compared with it, and the market follows it."""
+    prices: PricePolicy = PricePolicy()
+    """Fees, and how far below the clouds the market stays."""
 
 
 class State:
@@ -75,6 +90,8 @@ class State:
         self.queue_version = 0
         """Changes whenever a job enters the queue; not stored either."""
         self.heartbeats = HeartbeatTable()
+        self.latency = LatencyMap()
+        """Round trips between workers: measurements, never stored."""
         self.zones_held: frozenset[str] = frozenset()
         """Zones of which so much is silent that nobody is evicted: a measurement, never stored."""
         self.waiting: dict[JobId, str] = {}
@@ -121,18 +138,21 @@ class State:
         self.members_on: dict[WorkerId, dict[MemberId, None]] = {}
         """Members not RELEASED, by worker."""
         self.free_devices: dict[WorkerId, dict[DeviceId, None]] = {}
-        self.buckets: dict[BucketKey, dict[WorkerId, None]] = {}
-        """Workers that could take a new member now, by what they have free."""
+        self.offers = Offers()
         self.head_hosts: dict[WorkerId, int] = {}
         """Free head slots of placeable head hosts."""
         self.open_clusters: dict[ClusterId, None] = {}
+        self.clusters_of: dict[TenantId, dict[ClusterId, None]] = {}
+        """Clusters not CLOSED, by tenant."""
         self.members_of: dict[ClusterId, dict[MemberId, None]] = {}
         """Members not RELEASED, by cluster: replaced ones too, until they are gone."""
         self.attempt_in: dict[ClusterId, AttemptId] = {}
         """The attempt not ENDED in a cluster: one at a time."""
         self.logs_open_in: dict[ClusterId, dict[AttemptId, None]] = {}
-        self.queue: list[tuple[int, int, JobId]] = []
-        """Queued jobs as (-priority, submitted_at_ms, job_id), in order."""
+        self.queues: dict[TenantId, list[tuple[int, int, JobId]]] = {}
+        """Queued jobs by tenant as (-priority, submitted_at_ms, job_id), in order; none for a tenant without any."""
+        self.entitled: dict[JobId, None] = {}
+        """Queued jobs that were overtaken often enough, in the order in which they became so."""
         self.jobs_by_submission: dict[tuple[TenantId, str], JobId] = {}
         self.jobs_of: dict[TenantId, dict[JobId, None]] = {}
         self.leases_of: dict[AttemptId, dict[LeaseId, None]] = {}
@@ -145,7 +165,6 @@ class State:
         self.unsigned: dict[str, None] = {}
         self.unposted: dict[str, None] = {}
         self.watched = Watched()
-        self._bucket_keys: dict[WorkerId, tuple[BucketKey, ...]] = {}
 
     # ------------------------------------------------------------ time
 
@@ -164,6 +183,16 @@ class State:
     def default_runtime(self) -> str:
         """Digest of the runtime of a job that names none."""
         return self.policies.jobs.default_runtime
+
+    @property
+    def reliability_half_life_ms(self) -> int:
+        """How long what a worker did counts more than half."""
+        return self.policies.fleet.reliability_half_life_ms
+
+    def market_price(self, model: str) -> int:
+        """Microcredits per device and hour of a model whose owner asks no price of his own."""
+        known = self.policies.market.get(model)
+        return 0 if known is None else known.microcredits_per_gpu_hour
 
     # ------------------------------------------------------------ writing
 
@@ -222,9 +251,11 @@ class State:
         self.newcomers.remove(worker_id)
         self.watched.remove_worker(worker_id)
         self.heartbeats.forget(worker_id)
+        self.latency.forget(worker_id)
         for index in (self.on_probation, self.outdated, self.alerting):
             index.pop(worker_id, None)
-        self._unindex(worker_id)
+        self.head_hosts.pop(worker_id, None)
+        self.offers.remove(worker_id)
         del self.free_devices[worker_id]
         self.capacity_version += 1
         self._touched["workers", worker_id] = None
@@ -280,6 +311,7 @@ class State:
         mark(self.outdated, worker.worker_id, on=worker.outdated_since_ms is not None)
         mark(self.alerting, worker.worker_id, on=any(not alert.settled for alert in worker.alerts))
         self.watched.put_worker(worker)
+        self.offers.put(worker)
         self._reindex(worker.worker_id)
 
     def _put_member(self, member: Member) -> None:
@@ -311,30 +343,12 @@ class State:
         held.update(hold.device_id for hold in worker.device_holds)
         free = {device.device_id: None for device in worker.inventory.devices if device.device_id not in held}
         self.free_devices[worker_id] = free
-        self._unindex(worker_id)
-        if not worker.placeable:
-            return
+        self.offers.hold(worker_id, free, worker.inventory.slots - (len(members) - heads))
         free_heads = worker.inventory.head_slots - heads
-        if free_heads > 0 and worker.head_host:
+        if free_heads > 0 and worker.head_host and worker.placeable:
             self.head_hosts[worker_id] = free_heads
-        if free and len(members) - heads < worker.inventory.slots:
-            counts: dict[str, int] = {}
-            for device in worker.inventory.devices:
-                if device.device_id in free:
-                    counts[device.model] = counts.get(device.model, 0) + 1
-            hardware_class = worker.inventory.hardware_class.value
-            keys = tuple((hardware_class, model, count) for model, count in counts.items())
-            self._bucket_keys[worker_id] = keys
-            for bucket_key in keys:
-                self.buckets.setdefault(bucket_key, {})[worker_id] = None
-
-    def _unindex(self, worker_id: WorkerId) -> None:
-        for bucket_key in self._bucket_keys.pop(worker_id, ()):
-            bucket = self.buckets[bucket_key]
-            del bucket[worker_id]
-            if not bucket:
-                del self.buckets[bucket_key]
-        self.head_hosts.pop(worker_id, None)
+        else:
+            self.head_hosts.pop(worker_id, None)
 
     def _put_cluster(self, cluster: Cluster) -> None:
         old = self.clusters.get(cluster.cluster_id)
@@ -350,19 +364,25 @@ class State:
             self.formations.pop(cluster.cluster_id, None)
         if cluster.phase is ClusterPhase.CLOSED:
             self.open_clusters.pop(cluster.cluster_id, None)
+            self.clusters_of.get(cluster.tenant_id, {}).pop(cluster.cluster_id, None)
         else:
             self.open_clusters[cluster.cluster_id] = None
+            self.clusters_of.setdefault(cluster.tenant_id, {})[cluster.cluster_id] = None
 
     def _put_job(self, job: Job) -> None:
         old = self.jobs.get(job.job_id)
-        was_queued = old is not None and _is_queued(old)
-        if _is_queued(job) and not was_queued:
-            bisect.insort(self.queue, job.queue_place)
+        was_queued, queued = old is not None and is_queued(old), is_queued(job)
+        if queued and not was_queued:
+            bisect.insort(self.queues.setdefault(job.tenant_id, []), job.queue_place)
             self.queue_version += 1
-        elif was_queued and not _is_queued(job):
-            del self.queue[bisect.bisect_left(self.queue, job.queue_place)]
+        elif was_queued and not queued:
+            queue = self.queues[job.tenant_id]
+            del queue[bisect.bisect_left(queue, job.queue_place)]
+            if not queue:
+                del self.queues[job.tenant_id]
             self.waiting.pop(job.job_id, None)
         self.jobs[job.job_id] = job
+        mark(self.entitled, job.job_id, on=queued and job.overtaken >= self.policies.jobs.overtaken_max)
         self.watched.put_job(job)
         if old is None:
             self.jobs_by_submission[job.tenant_id, job.submission_id] = job.job_id
@@ -421,6 +441,13 @@ class State:
         """The members that count, in order of their ordinals."""
         return [self.members[member_id] for member_id in cluster.member_ids]
 
+    def job_of(self, cluster: Cluster) -> Job | None:
+        """The job that a cluster runs or forms for."""
+        attempt_id = self.attempt_in.get(cluster.cluster_id)
+        if attempt_id is not None:
+            return self.jobs[self.attempts[attempt_id].job_id]
+        return self.jobs.get(cluster.spare_for) if cluster.spare_for is not None else None
+
     def wanted_on(self, worker_id: WorkerId) -> list[Member]:
         """Members the worker is told to have."""
         members = (self.members[member_id] for member_id in self.members_on.get(worker_id, ()))
@@ -432,9 +459,19 @@ class State:
         return next(slot for slot in range(len(held) + 1) if slot not in held)
 
     def shown(self, job: Job) -> Job:
-        """A job as people see it: a queued one with the reason why it waits."""
+        """A job as people see it: a queued one with the reason why it waits, or how many come before it."""
         reason = self.waiting.get(job.job_id)
-        return job if reason is None else replace(job, message=reason)
+        if reason is None:
+            before = self.jobs_before(job)
+            if before == 0:
+                return job
+            reason = f"{job.message.removesuffix('.')}, behind {before} of your jobs"
+        return replace(job, message=reason)
+
+    def jobs_before(self, job: Job) -> int:
+        """How many jobs of its tenant a queued job waits behind; 0 for one that is not queued."""
+        queue = self.queues.get(job.tenant_id, []) if is_queued(job) else []
+        return bisect.bisect_left(queue, job.queue_place)
 
     def free_slots(self, worker_id: WorkerId) -> int:
         """How many more members with devices a worker can take."""
@@ -454,5 +491,6 @@ class State:
         return job if job is not None and job.tenant_id == tenant_id else None
 
 
-def _is_queued(job: Job) -> bool:
+def is_queued(job: Job) -> bool:
+    """Whether a job waits for its cluster."""
     return job.status is JobStatus.PENDING and job.attempt_id is None

@@ -5,6 +5,7 @@ The owner may change them at any time. A member keeps the terms it was placed un
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,6 +15,12 @@ WEEK_MS = WEEK_MINUTES * MINUTE_MS
 
 MONDAY_MS = 4 * 24 * 60 * MINUTE_MS
 """1970-01-01 was a Thursday: this much later the first Monday began."""
+
+REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+"""Of a region's name, which owners and tenants write alike."""
+
+NEVER_MS = 2**62
+"""When hours end that never end."""
 
 
 class Tier(StrEnum):
@@ -79,3 +86,15 @@ class Terms:
         if left >= WEEK_MINUTES:
             return None
         return max(0, left * MINUTE_MS - into_ms % MINUTE_MS)
+
+    def hours(self, at_ms: int) -> tuple[int, int]:
+        """``(closes_ms, true_until_ms)``: when the hours of now end, 0 outside them, and until when that is so."""
+        open_ms = self.open_for_ms(at_ms)
+        if open_ms is None:
+            return NEVER_MS, NEVER_MS
+        if open_ms > 0:
+            return at_ms + open_ms, at_ms + open_ms
+        into_ms = (at_ms - MONDAY_MS) % WEEK_MS
+        minute = into_ms // MINUTE_MS
+        wait = min((window.start_minute - minute) % WEEK_MINUTES for window in self.schedule)
+        return 0, at_ms + wait * MINUTE_MS - into_ms % MINUTE_MS

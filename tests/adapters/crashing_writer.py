@@ -13,9 +13,9 @@ from typing import NoReturn
 
 from orchestrator.adapters.store import SqlStore, Transaction
 from orchestrator.core import messages as m
-from orchestrator.core.fleet import Tenant
 from orchestrator.core.ids import TenantId
 from orchestrator.core.state import Policies
+from orchestrator.core.tenants import Tenant
 
 SIZES = 7
 

@@ -11,7 +11,15 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orchestrator.adapters.runtimes import Runtime
-from orchestrator.api.v1 import common_pb2, jobs_pb2, ledger_pb2, operator_pb2, overlay_pb2, telemetry_pb2
+from orchestrator.api.v1 import (
+    common_pb2,
+    jobs_pb2,
+    ledger_pb2,
+    operator_pb2,
+    overlay_pb2,
+    scheduling_pb2,
+    telemetry_pb2,
+)
 from orchestrator.api.v1.jobs_pb2_grpc import JobsServiceServicer
 from orchestrator.api.v1.ledger_pb2_grpc import LedgerServiceServicer
 from orchestrator.api.v1.operator_pb2_grpc import OperatorServiceServicer
@@ -48,6 +56,16 @@ def worker() -> operator_pb2.Worker:
         connected=True,
         devices_held=1,
         joined_at=Timestamp(seconds=1_700_000_000),
+    )
+
+
+def tenant() -> operator_pb2.Tenant:
+    """With two of three limits."""
+    return operator_pb2.Tenant(
+        tenant_id="ten_1",
+        name="lab",
+        weight=200,
+        quota=operator_pb2.TenantQuota(gpus=8, microcredits_per_month=50_000_000),
     )
 
 
@@ -120,8 +138,29 @@ class FakeOperator(OperatorServiceServicer):
 
     def ListTenants(self, request: Any, context: Any) -> operator_pb2.ListTenantsResponse:
         return operator_pb2.ListTenantsResponse(
-            tenants=[operator_pb2.Tenant(tenant_id="ten_1", name=HOSTILE_NAME)]
+            tenants=[operator_pb2.Tenant(tenant_id="ten_1", name=HOSTILE_NAME, weight=100)]
         )
+
+    def GetTenant(
+        self, request: operator_pb2.GetTenantRequest, context: Any
+    ) -> operator_pb2.GetTenantResponse:
+        return operator_pb2.GetTenantResponse(
+            tenant=tenant(),
+            gpus_held=3,
+            month="2026-11",
+            gpu_ms_used=5_400_000,
+            microcredits_spent=12_345_678,
+            share_ppm=123_456,
+            lately_ppm=23_400,
+            fair_ppm=500_000,
+            jobs_queued=2,
+        )
+
+    def SetTenant(
+        self, request: operator_pb2.SetTenantRequest, context: Any
+    ) -> operator_pb2.SetTenantResponse:
+        self.asked.append(request)
+        return operator_pb2.SetTenantResponse(tenant=tenant())
 
     def CreateToken(
         self, request: operator_pb2.CreateTokenRequest, context: Any
@@ -266,11 +305,55 @@ def small_runtime(name: str, extra: str = "") -> common_pb2.Runtime:
     )
 
 
+def wait() -> scheduling_pb2.JobWait:
+    """Of a job for which machines are kept."""
+    return scheduling_pb2.JobWait(
+        reason="waiting for 2 × RTX4090",
+        removed=[
+            scheduling_pb2.FilterRemoval(name="gpu_model", phrase="not a RTX4090", workers=7, alone=3),
+        ],
+        changes=[scheduling_pb2.RequestChange(key="orch.region", says="without orch.region: enough")],
+        fitting=4,
+        free=1,
+        needed=2,
+        largest=1,
+        jobs_before=5,
+        position="behind 5 of its tenant's jobs",
+        overtaken=16,
+        overtaken_max=16,
+        entitled=True,
+        not_before=Timestamp(seconds=1_700_000_000),
+        estimate="when it starts is not known",
+    )
+
+
+def quote() -> scheduling_pb2.Quote:
+    """Of machines that are free."""
+    return scheduling_pb2.Quote(
+        model="RTX4090",
+        gpus=8,
+        duration_ms=5_400_000,
+        available_now=True,
+        microcredits_per_gpu_hour=300_001,
+        price_microcredits=3_600_012,
+        payment_fee_microcredits=72_000,
+        reservation_fee_microcredits=9_000,
+        total_microcredits=3_681_012,
+        currency="stablecoin",
+        cloud_median_microcredits=450_000,
+        below_median_bp=3_183,
+        sources=[scheduling_pb2.PriceSource(provider="cloud-a", date="2026-11-03")],
+        reasons=["free now, on 2 machines", "31.83 % below the median of 3 clouds"],
+    )
+
+
 class FakeJobs(JobsServiceServicer):
     """One job, whose log may break off in the middle."""
 
     def __init__(self) -> None:
         self.runtimes = [small_runtime("default"), small_runtime("torch", "torch==2.12.0")]
+        self.quotes: list[jobs_pb2.GetQuoteRequest] = []
+        self.priced = quote()
         self.break_after: int | None = None
         self.hold: Callable[[], None] | None = None
         self.offsets: list[int] = []
@@ -299,6 +382,34 @@ class FakeJobs(JobsServiceServicer):
                 grpc.StatusCode.NOT_FOUND, f"no job {request.job!r}; list them to see the right name"
             )
         return jobs_pb2.GetJobResponse(job=job())
+
+    def ExplainJob(self, request: jobs_pb2.ExplainJobRequest, context: Any) -> jobs_pb2.ExplainJobResponse:
+        answer = jobs_pb2.ExplainJobResponse(job_id="job_1", status=jobs_pb2.JOB_STATUS_PENDING)
+        if request.job == "waiting":
+            answer.wait.CopyFrom(wait())
+        elif request.job == "job_1":
+            answer.placement.CopyFrom(
+                scheduling_pb2.JobPlacement(
+                    attempt_id="job_1-1",
+                    cluster_id="clu_1",
+                    phase="running",
+                    explanation=["chosen over cellar: nearer"],
+                    diameter_us=21_400,
+                    devices=2,
+                    microcredits_per_hour=750_000,
+                )
+            )
+        else:
+            answer.message = "Job was intentionally stopped."
+        return answer
+
+    def GetQuote(self, request: jobs_pb2.GetQuoteRequest, context: Any) -> jobs_pb2.GetQuoteResponse:
+        self.quotes.append(request)
+        if "orch.runtime" in request.metadata:
+            context.abort(
+                grpc.StatusCode.INVALID_ARGUMENT, "orch.runtime: unknown runtime: did you mean 'default'?"
+            )
+        return jobs_pb2.GetQuoteResponse(quote=self.priced)
 
     def ReadJobLog(
         self, request: jobs_pb2.ReadJobLogRequest, context: Any

@@ -9,10 +9,10 @@ import pytest
 from orchestrator.control import loop as loops
 from orchestrator.control.loop import Committed, Loop
 from orchestrator.core import messages as m
-from orchestrator.core.decide import needs
 from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.ids import ClusterId, TenantId
 from orchestrator.core.placement import Budget
+from orchestrator.core.queueing import Queue
 from orchestrator.core.scheduling import plan
 from orchestrator.core.state import Policies, State
 from tests.control.looping import HandClock, HeldStore, rigged, settle
@@ -136,7 +136,7 @@ async def test_loop_performs_only_what_is_committed() -> None:
     running = asyncio.create_task(loop.run())
     await settle()
     assert performed == [], "nothing was pending at the start"
-    made = plan(state, needs(state, world.at_ms), world.at_ms, Budget())
+    made = plan(state, Queue(state, world.at_ms), world.at_ms, Budget())
     planning = asyncio.create_task(loop.submit(m.ApplyPlan(made, (ClusterId("cl_1"),))))
     await store.busy.wait()
     await settle()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import TypeVar, cast
@@ -47,6 +47,10 @@ class WorldLoop:
 
     def now(self) -> Now:
         return self._world.now()
+
+    def measured(self, worker_id: WorkerId, found: Iterable[tuple[WorkerId, int]]) -> None:
+        for peer_id, rtt_us in found:
+            self._world.state.latency.observe(worker_id, peer_id, rtt_us, self._world.at_ms)
 
 
 @dataclass
@@ -164,7 +168,51 @@ async def test_order_names_few_live_peers_and_not_again_before_its_time() -> Non
         assert len(last.targets) == PEERS_PER_ORDER
         network.world.live_on(ORDER_INTERVAL_MS)
         await wait_until_async(
-            lambda: len(last.targets) >= 2 * PEERS_PER_ORDER, what="the next order", deadline_s=5
+            lambda: len(last.targets) > PEERS_PER_ORDER, what="the next order", deadline_s=5
+        )
+        network.end()
+
+
+async def test_order_for_what_a_job_waits_for_comes_at_once_and_once_to_one_end() -> None:
+    async with asyncio.TaskGroup() as group:
+        network = a_network(group)
+        one, two, three = [await network.join() for _ in range(3)]
+        await wait_until_async(lambda: bool(three.targets), what="the first orders", deadline_s=5)
+        for worker in (one, two, three):
+            network.paths.take(worker.worker_id, report_of(worker.orders[-1].number, *worker.targets))
+        before = len(one.orders), len(two.orders)
+        for _ in range(2):
+            network.paths.wish([(one.worker_id, two.worker_id), (two.worker_id, one.worker_id)])
+        await wait_until_async(
+            lambda: (len(one.orders), len(two.orders)) != before, what="the order", deadline_s=5
+        )
+        await network.looked()
+        asked = [w for w, count in zip((one, two), before, strict=True) if len(w.orders) > count]
+        (asker,) = asked
+        assert len(asker.orders[-1].targets) == 1
+        other = two if asker is one else one
+        assert asker.orders[-1].targets[0].worker_id == other.worker_id
+        network.paths.take(
+            asker.worker_id, report_of(asker.orders[-1].number, other.worker_id, rtt_us=32_000)
+        )
+        known = network.world.state.latency
+        assert known.measured_us(one.worker_id, two.worker_id, network.world.at_ms, 60_000) == 32_000
+        network.end()
+
+
+async def test_order_without_a_report_is_given_up_and_wished_again() -> None:
+    async with asyncio.TaskGroup() as group:
+        network = a_network(group)
+        one, two = await network.join(), await network.join()
+        await wait_until_async(lambda: bool(one.targets and two.targets), what="orders", deadline_s=5)
+        count = len(one.orders) + len(two.orders)
+        network.paths.wish([(one.worker_id, two.worker_id)])
+        await network.looked()
+        assert len(one.orders) + len(two.orders) == count
+        network.world.live_on(module.ANSWER_MS_MAX)
+        network.paths.wish([(one.worker_id, two.worker_id)])
+        await wait_until_async(
+            lambda: len(one.orders) + len(two.orders) > count, what="another order", deadline_s=5
         )
         network.end()
 

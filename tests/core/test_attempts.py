@@ -122,7 +122,7 @@ def test_stop_queued_job_ends_at_once() -> None:
     job_id = world.submit()
     assert world.do(m.StopJob(job_id)).result is True
     assert world.job(job_id).status is JobStatus.STOPPED
-    assert world.state.queue == []
+    assert world.state.queues == {}
 
 
 def test_stop_forming_job_ends_at_once_and_frees_its_cluster_for_the_next() -> None:

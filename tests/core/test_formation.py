@@ -8,12 +8,13 @@ import pytest
 
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase, ClusterPolicy, MemberPhase, MemberRole, NodeSeen
-from orchestrator.core.decide import effects_of, needs, pending_effects
+from orchestrator.core.decide import effects_of, pending_effects
 from orchestrator.core.desired import desired_members
 from orchestrator.core.fleet import HardwareClass
 from orchestrator.core.ids import JobId, WorkerId
 from orchestrator.core.jobs import JobStatus, Requirements
 from orchestrator.core.placement import VacancyNeed
+from orchestrator.core.queueing import Queue
 from orchestrator.core.state import Policies
 from tests.core.worlds import World, inventory
 
@@ -167,7 +168,7 @@ def test_formation_vacancy_of_a_stopped_job_asks_for_nobody() -> None:
     world.fail(next(member for member in world.members(job_id) if member.worker_id == two))
     world.do(m.StopJob(job_id))
     assert world.job(job_id).status is JobStatus.STOPPED
-    assert not [need for need in needs(world.state, world.at_ms) if isinstance(need, VacancyNeed)]
+    assert not [need for need in Queue(world.state, world.at_ms) if isinstance(need, VacancyNeed)]
     world.tick(POLICY.prepare_deadline_ms + 1)
     world.reports()
     assert world.state.clusters[cluster.cluster_id].phase is ClusterPhase.CLOSED

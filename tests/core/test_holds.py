@@ -10,9 +10,8 @@ from orchestrator.core.clusters import ClusterPhase, ClusterPolicy, MemberPhase
 from orchestrator.core.decide import effects_of, pending_effects
 from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.evidence import EvidenceClass
-from orchestrator.core.filters import HOLD_PHRASES
 from orchestrator.core.fleet import FleetPolicy
-from orchestrator.core.holds import MISTRUSTED, SHUT_OUT, Hold, HoldKind
+from orchestrator.core.holds import MISTRUSTED, PHRASES, SHUT_OUT, Hold, HoldKind
 from orchestrator.core.ids import DeviceId, SupplierId, WorkerId
 from orchestrator.core.jobs import JobStatus, Requirements
 from orchestrator.core.state import Policies
@@ -45,7 +44,7 @@ def test_hold_of_any_kind_keeps_new_work_away_and_says_why(kind: HoldKind) -> No
     hold(world, worker_id, kind)
     job_id = world.submit()
     assert world.plan().placements == ()
-    assert HOLD_PHRASES[kind] in world.job(job_id).message
+    assert PHRASES[kind] in world.job(job_id).message
     world.do(m.LiftHold(worker_id, kind))
     assert [one.job_id for one in world.plan().placements] == [job_id]
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.core import messages as m
-from orchestrator.core.decide import needs
 from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.fleet import HardwareClass, Isolation
 from orchestrator.core.ids import JobId, WorkerId
 from orchestrator.core.jobs import Requirements
 from orchestrator.core.placement import Budget, Placement
+from orchestrator.core.queueing import Queue
 from orchestrator.core.scheduling import plan
 from tests.core.worlds import World, inventory
 
@@ -122,11 +122,14 @@ def test_plan_made_on_an_older_state_is_refused_as_stale() -> None:
     world = World()
     world.worker()
     world.submit()
-    made = plan(world.state, needs(world.state, world.at_ms), world.at_ms, Budget())
+    made = plan(world.state, Queue(world.state, world.at_ms), world.at_ms, Budget())
     world.apply(made)
     world.submit()
     stale = replace(
-        made, placements=tuple(replace(one, job_id=world.state.queue[0][2]) for one in made.placements)
+        made,
+        placements=tuple(
+            replace(one, job_id=next(iter(world.state.queues.values()))[0][2]) for one in made.placements
+        ),
     )
     before = world.state.rows()
     with pytest.raises(RefusedError) as refusal:
@@ -139,7 +142,7 @@ def test_plan_passes_over_a_job_that_left_the_queue() -> None:
     world = World()
     world.worker()
     job_id = world.submit()
-    made = plan(world.state, needs(world.state, world.at_ms), world.at_ms, Budget())
+    made = plan(world.state, Queue(world.state, world.at_ms), world.at_ms, Budget())
     world.do(m.StopJob(job_id))
     assert world.apply(made).events == ()
 
@@ -165,7 +168,7 @@ def test_plan_reason_is_shown_and_never_stored() -> None:
     world = World()
     job_id = world.submit()
     before = world.state.rows()
-    made = plan(world.state, needs(world.state, world.at_ms), world.at_ms, Budget())
+    made = plan(world.state, Queue(world.state, world.at_ms), world.at_ms, Budget())
     assert world.apply(made).events == ()
     assert world.job(job_id).message == made.deferrals[0].reason
     assert world.state.rows() == before

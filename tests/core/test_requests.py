@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.errors import RefusalCode, RefusedError
+from orchestrator.core.evidence import EvidenceClass
 from orchestrator.core.fleet import HardwareClass, Isolation
-from orchestrator.core.jobs import JobPolicy, Requirements
-from orchestrator.core.requests import KEYS, NOT_OFFERED, parse_requirements
+from orchestrator.core.jobs import JobPolicy, Pattern, Requirements
+from orchestrator.core.requests import KEYS, parse_requirements
 
 POLICY = JobPolicy()
 
@@ -84,12 +85,37 @@ def test_request_with_every_key_is_understood() -> None:
         "orch.min_gpu_memory_gb": "24",
         "orch.isolation": "container",
         "orch.runtime": "torch-3.11",
+        "orch.gpus_per_worker": "2",
+        "orch.min_compute_capability": "8.9",
+        "orch.region": "eu-west",
+        "orch.max_price": "0.45",
+        "orch.min_reliability": "97.5",
+        "orch.evidence": "T2",
+        "orch.tier": "committed",
+        "orch.max_rtt_ms": "20",
+        "orch.pattern": "pipeline",
         "orch.priority": "7",
         "orch.max_attempts": "10",
     }
     # An image stands in place of a runtime.
     assert set(metadata) == set(KEYS) - {"orch.image"}
-    wanted = Requirements(4, "RTX4090", HardwareClass.MINER, 24, Isolation.CONTAINER, TORCH)
+    wanted = Requirements(
+        4,
+        "RTX4090",
+        HardwareClass.MINER,
+        24,
+        Isolation.CONTAINER,
+        TORCH,
+        gpus_per_worker=2,
+        min_compute_capability=809,
+        region="eu-west",
+        max_price=450_000,
+        min_reliability_bp=9_750,
+        min_evidence=EvidenceClass.T2,
+        committed=True,
+        max_rtt_ms=20,
+        pattern=Pattern.PIPELINE,
+    )
     assert parse_requirements(metadata, 1.0, OFFERING) == (wanted, 7, 10)
 
 
@@ -103,7 +129,26 @@ BAD: list[tuple[dict[str, str], float, str, str]] = [
     ({"orch.gpumodel": "T4"}, 0, "orch.gpumodel", "'orch.gpu_model'"),
     ({"orch.": "x"}, 0, "orch.", "did you mean"),
     ({"orch." + "x" * 500: "1"}, 0, ("orch." + "x" * 500)[:80], "did you mean"),
-    *(({key: "1"}, 0, key, "not offered") for key in NOT_OFFERED),
+    ({"orch.gpus": "6", "orch.gpus_per_worker": "4"}, 0, "orch.gpus_per_worker", "cannot be shared out by 4"),
+    ({"orch.gpus": "0", "orch.gpus_per_worker": "1"}, 0, "orch.gpus", "contradicts GPUs per worker"),
+    ({"orch.min_compute_capability": "eight"}, 0, "orch.min_compute_capability", "such as 8.9"),
+    ({"orch.min_compute_capability": "8"}, 0, "orch.min_compute_capability", "such as 8.9"),
+    ({"orch.region": "EU West"}, 0, "orch.region", "lower-case letters"),
+    ({"orch.max_price": "0"}, 0, "orch.max_price", "above 0"),
+    ({"orch.max_price": "0.0000001"}, 0, "orch.max_price", "at most six decimals"),
+    ({"orch.max_price": "-1"}, 0, "orch.max_price", "is not a price"),
+    ({"orch.max_price": "NaN"}, 0, "orch.max_price", "is not a price"),
+    ({"orch.max_price": "1e3"}, 0, "orch.max_price", "is not a price"),
+    ({"orch.min_reliability": "100.01"}, 0, "orch.min_reliability", "from 0 to 100"),
+    ({"orch.min_reliability": "most"}, 0, "orch.min_reliability", "from 0 to 100"),
+    ({"orch.evidence": "t9"}, 0, "orch.evidence", "did you mean"),
+    ({"orch.tier": "comitted"}, 0, "orch.tier", "'committed'"),
+    ({"orch.pattern": "allreduce"}, 0, "orch.pattern", "'all-reduce'"),
+    ({"orch.max_rtt_ms": "0"}, 0, "orch.max_rtt_ms", "from 1 to 5000"),
+    ({"orch.max_rtt_ms": "1000000000"}, 0, "orch.max_rtt_ms", "at most 9 digits"),
+    ({"orch.max_rtt_ms": "99999"}, 0, "orch.max_rtt_ms", "from 1 to 5000"),
+    ({"orch.max_rtt_ms": "-5"}, 0, "orch.max_rtt_ms", "whole number"),
+    ({"orch.max_rtt_ms": "NaN"}, 0, "orch.max_rtt_ms", "whole number"),
     ({"orch.gpus": "one"}, 0, "orch.gpus", "whole number"),
     ({"orch.gpus": ""}, 0, "orch.gpus", "whole number"),
     ({"orch.gpus": "-1"}, 0, "orch.gpus", "whole number"),

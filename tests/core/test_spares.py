@@ -6,7 +6,6 @@ import pytest
 
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import Cluster, ClusterPhase, ClusterPolicy
-from orchestrator.core.decide import needs
 from orchestrator.core.decisions.spares import SPARE_PAUSE_MS
 from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.fleet import FleetPolicy, HardwareClass, LeasePolicy
@@ -14,6 +13,7 @@ from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import JobId, WorkerId
 from orchestrator.core.jobs import JobStatus, Outcome, Requirements
 from orchestrator.core.placement import Budget, JobNeed, Plan, Reuse, SpareNeed, VacancyNeed
+from orchestrator.core.queueing import Queue
 from orchestrator.core.scheduling import plan
 from orchestrator.core.terms import Terms
 from tests.core.worlds import Driver, World
@@ -212,7 +212,7 @@ def test_spare_that_lost_a_member_while_forming_gets_another() -> None:
         one for one in world.state.cluster_members(spare_of(world, job_id)) if one.worker_id in fresh
     )
     world.fail(failed)
-    (need,) = needs(world.state, world.at_ms)
+    (need,) = Queue(world.state, world.at_ms)
     assert isinstance(need, VacancyNeed)
     assert need.requirements == Requirements(gpus=2)
     world.plan()
@@ -257,7 +257,7 @@ def test_spare_stands_in_the_queue_where_its_job_would() -> None:
     job_id, other = under_notice(world)
     urgent = world.submit(priority=1)
     world.submit()
-    kinds = [(type(need), need.job_id) for need in needs(world.state, world.at_ms) if hasattr(need, "job_id")]
+    kinds = [(type(need), need.job_id) for need in Queue(world.state, world.at_ms) if hasattr(need, "job_id")]
     assert kinds[:2] == [(JobNeed, urgent), (SpareNeed, job_id)]
     assert [kind for kind, _ in kinds[2:]] == [JobNeed]
     world.plan()
@@ -267,7 +267,7 @@ def test_spare_stands_in_the_queue_where_its_job_would() -> None:
 def test_spare_planned_for_a_job_that_has_ended_meanwhile_is_passed_over() -> None:
     world = World()
     job_id, _ = under_notice(world)
-    made = plan(world.state, needs(world.state, world.at_ms), world.at_ms, Budget())
+    made = plan(world.state, Queue(world.state, world.at_ms), world.at_ms, Budget())
     assert [one.spare for one in made.placements] == [True]
     world.end(job_id)
     world.apply(made)
@@ -282,7 +282,7 @@ def test_spare_avoids_every_machine_that_goes() -> None:
     for worker_id in both:
         reclaim(world, worker_id)
         world.do(m.LiftHold(worker_id, HoldKind.RECLAIMED))
-    (need,) = (one for one in needs(world.state, world.at_ms) if isinstance(one, SpareNeed))
+    (need,) = (one for one in Queue(world.state, world.at_ms) if isinstance(one, SpareNeed))
     assert (need.job_id, set(need.avoid)) == (job_id, set(both))
 
 
@@ -327,7 +327,7 @@ def test_spare_planned_for_a_suspect_machine_that_is_back_meanwhile_is_passed_ov
     world.running()
     world.worker()
     world.live_on(FleetPolicy().suspect_after_ms + 5_000, silent=frozenset({worker_id}))
-    made = plan(world.state, needs(world.state, world.at_ms), world.at_ms, Budget())
+    made = plan(world.state, Queue(world.state, world.at_ms), world.at_ms, Budget())
     assert [one.spare for one in made.placements] == [True]
     world.do(m.ConnectWorker(worker_id, None))
     world.apply(made)

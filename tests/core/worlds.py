@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from orchestrator.core import messages as m
 from orchestrator.core.catalogue import CPU_MODEL, GIB, MODELS
 from orchestrator.core.clusters import Cluster, Member, NodeAddress, NodeSeen, PathSeen
-from orchestrator.core.decide import handle, needs
+from orchestrator.core.decide import handle
 from orchestrator.core.desired import desired_members
 from orchestrator.core.fleet import (
     Device,
@@ -34,7 +35,8 @@ from orchestrator.core.ids import (
 )
 from orchestrator.core.jobs import Attempt, Job, JobRequest, Outcome, Requirements
 from orchestrator.core.metering import Lease, Receipt
-from orchestrator.core.placement import Budget, Plan
+from orchestrator.core.placement import Budget, Need, Plan, Served
+from orchestrator.core.queueing import Queue
 from orchestrator.core.scheduling import plan
 from orchestrator.core.state import Policies, State
 
@@ -115,6 +117,19 @@ def path_seen(member: Member, peer: Member, *, received: int = 20) -> PathSeen:
     """The way to a peer as a member's agent measured it."""
     times_us = (20_000, 21_000, 25_000, 900) if received else (0, 0, 0, 0)
     return PathSeen(member.member_id, peer.member_id, 20, received, *times_us)
+
+
+@dataclass(slots=True)
+class Listed:
+    """Needs in the order given, whatever becomes of them."""
+
+    needs: list[Need]
+
+    def __iter__(self) -> Iterator[Need]:
+        return iter(self.needs)
+
+    def settled(self, need: Need, outcome: Served) -> None:
+        """Nothing follows from it."""
 
 
 @dataclass(slots=True)
@@ -284,7 +299,7 @@ class World:
 
     def plan(self, budget: Budget | None = None) -> Plan:
         """Make a plan and apply it, as the planner does."""
-        made = plan(self.state, needs(self.state, self.at_ms), self.at_ms, budget or Budget())
+        made = plan(self.state, Queue(self.state, self.at_ms), self.at_ms, budget or Budget())
         self.apply(made)
         return made
 

@@ -17,6 +17,7 @@ GPUs; its name is its host's. `await_live`, `kill`, `interrupt`, `start_agent`, 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -38,7 +39,7 @@ from tests.integration.network import SETTINGS, START_S, Network, Node
 from tests.integration.tenants import Tenant, end
 from tests.lab.lab import RUN_S, Lab
 from tests.lab.topology import LabHost
-from tests.runtimes import shared_folder
+from tests.runtimes import default_runtime, shared_folder
 
 CONTROL = "control"
 """The host of the control plane, and of whoever operates the network or submits to it."""
@@ -122,6 +123,8 @@ class LabNetwork(Network):
 
     def start(self, machines: Sequence[Machine]) -> None:
         """The control plane, then all agents; return when they can be given work."""
+        # All agents share one folder of runtimes; where the first test finds none, nobody else is to wait for it.
+        asyncio.run(default_runtime())
         self.start_serve("--gateway-tls", "own")
         for machine in machines:
             self.start_agent(machine)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from orchestrator.adapters.store import Transaction
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import WANTED, ClusterPhase
-from orchestrator.core.decide import needs
 from orchestrator.core.errors import RefusedError
 from orchestrator.core.fleet import NEBULA, HardwareClass, Isolation, LeasePolicy, Reconcile, TokenRole
 from orchestrator.core.holds import HoldKind
@@ -28,6 +27,7 @@ from orchestrator.core.ids import (
 )
 from orchestrator.core.jobs import AttemptPhase, Outcome, Requirements
 from orchestrator.core.placement import Budget
+from orchestrator.core.queueing import Queue
 from orchestrator.core.scheduling import plan
 from orchestrator.core.state import State
 from orchestrator.core.terms import WEEK_MINUTES, Terms, WeekWindow
@@ -105,7 +105,7 @@ def check_held(state: State) -> None:
 
 def check_jobs(state: State) -> None:
     """No job is forgotten, each has one spare at most, and no spare outlives its job."""
-    queued = {job_id for _, _, job_id in state.queue}
+    queued = {job_id for queue in state.queues.values() for _, _, job_id in queue}
     for job in state.jobs.values():
         placed = job.attempt_id is not None and state.attempts[job.attempt_id].phase is not AttemptPhase.ENDED
         assert job.status.terminal or placed or job.job_id in queued, f"{job.job_id} is nowhere"
@@ -327,7 +327,7 @@ class Story:
 
     def _plan(self) -> None:
         state, at_ms = self.world.state, self.world.at_ms
-        made = plan(state, needs(state, at_ms), at_ms, Budget())
+        made = plan(state, Queue(state, at_ms), at_ms, Budget())
         fresh = tuple(ClusterId(self.world.name("cl")) for _ in made.placements)
         self.do(m.ApplyPlan(made, fresh))
 

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.core.decide import needs
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.filters import device_rejection, worker_rejection
 from orchestrator.core.fleet import NEBULA, HardwareClass, Inventory, Isolation
 from orchestrator.core.ids import JobId, WorkerId
 from orchestrator.core.jobs import Outcome, Requirements
 from orchestrator.core.placement import Budget, JobNeed, Plan
+from orchestrator.core.queueing import Queue
 from orchestrator.core.scheduling import plan
 from orchestrator.core.state import State
-from tests.core.worlds import World
+from tests.core.rejections import device_rejection, worker_rejection
+from tests.core.worlds import Listed, World
 
 GROUNDS = (
     ("RTX4090", HardwareClass.CONSUMER),
@@ -110,7 +110,7 @@ def world_of(
 
 
 def make(state: State, world: World) -> Plan:
-    return plan(state, needs(state, world.at_ms), world.at_ms, Budget())
+    return plan(state, Queue(state, world.at_ms), world.at_ms, Budget())
 
 
 def check_fits(world: World, made: Plan) -> None:
@@ -225,6 +225,6 @@ def check_waits(world: World, job_id: JobId) -> None:
     """Alone, with nothing else to place, the job still does not fit."""
     job = world.job(job_id)
     wanted = job.request.requirements
-    alone = plan(world.state, [JobNeed(job_id, job.tenant_id, wanted)], world.at_ms, Budget())
+    alone = plan(world.state, Listed([JobNeed(job_id, job.tenant_id, wanted)]), world.at_ms, Budget())
     assert [one.job_id for one in alone.deferrals] == [job_id]
     assert not could_run(world.state, wanted)

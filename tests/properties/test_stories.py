@@ -18,14 +18,15 @@ def index_view(state: State) -> dict[str, object]:
     """Every public index, without the order in which it was filled."""
     return {
         "free_devices": {key: set(value) for key, value in state.free_devices.items()},
-        "buckets": {key: set(value) for key, value in state.buckets.items() if value},
+        "offers": state.offers.shown(),
         "head_hosts": dict(state.head_hosts),
         "open_clusters": set(state.open_clusters),
+        "clusters_of": {key: set(value) for key, value in state.clusters_of.items() if value},
         "members_on": {key: set(value) for key, value in state.members_on.items() if value},
         "members_of": {key: set(value) for key, value in state.members_of.items() if value},
         "attempt_in": dict(state.attempt_in),
         "logs_open_in": {key: set(value) for key, value in state.logs_open_in.items() if value},
-        "queue": list(state.queue),
+        "queues": dict(state.queues),
         "jobs_by_submission": dict(state.jobs_by_submission),
         "leases_of": {key: set(value) for key, value in state.leases_of.items() if value},
         "leases_on": {key: set(value) for key, value in state.leases_on.items() if value},

@@ -9,12 +9,13 @@ import pytest
 
 from orchestrator.agent.meter import Meter
 from orchestrator.control import planner
-from orchestrator.core import decide, scheduling
+from orchestrator.core import scheduling
 from orchestrator.core.decisions import jobs, metering
 from orchestrator.core.jobs import Outcome
 from orchestrator.core.messages import AttemptEnded
 from orchestrator.core.metering import sealable
 from orchestrator.core.placement import JobNeed, Placement
+from orchestrator.core.queueing import Queue
 from orchestrator.sim.memory import MemoryStore
 from orchestrator.sim.ray import Machine
 from orchestrator.sim.world import run_seed
@@ -161,14 +162,13 @@ def plant_acknowledged_before_durable(patch: pytest.MonkeyPatch) -> None:
 
 
 def plant_job_forgotten(patch: pytest.MonkeyPatch) -> None:
-    real = decide.needs
+    class Selective(Queue):
+        def __iter__(self) -> Iterator[Any]:
+            for need in super().__iter__():
+                if not (isinstance(need, JobNeed) and self._state.jobs[need.job_id].attempts > 0):
+                    yield need
 
-    def selective(state: Any, at_ms: int) -> Iterator[Any]:
-        for need in real(state, at_ms):
-            if not (isinstance(need, JobNeed) and state.jobs[need.job_id].attempts > 0):
-                yield need
-
-    patch.setattr(planner, "needs", selective)
+    patch.setattr(planner, "Queue", Selective)
 
 
 PLANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {

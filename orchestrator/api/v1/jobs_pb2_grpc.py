@@ -55,6 +55,16 @@ class JobsServiceStub:
                 request_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.StopJobRequest.SerializeToString,
                 response_deserializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.StopJobResponse.FromString,
                 _registered_method=True)
+        self.ExplainJob = channel.unary_unary(
+                '/orchestrator.api.v1.JobsService/ExplainJob',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.ExplainJobRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.ExplainJobResponse.FromString,
+                _registered_method=True)
+        self.GetQuote = channel.unary_unary(
+                '/orchestrator.api.v1.JobsService/GetQuote',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetQuoteRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetQuoteResponse.FromString,
+                _registered_method=True)
         self.ListRuntimes = channel.unary_unary(
                 '/orchestrator.api.v1.JobsService/ListRuntimes',
                 request_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.ListRuntimesRequest.SerializeToString,
@@ -96,6 +106,20 @@ class JobsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainJob(self, request, context):
+        """ExplainJob says why a job waits, or why it runs where it runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetQuote(self, request, context):
+        """GetQuote says what machines would cost and whether they can be had now; it holds nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListRuntimes(self, request, context):
         """ListRuntimes names what a job may ask for, the default first.
         """
@@ -132,6 +156,16 @@ def add_JobsServiceServicer_to_server(servicer, server):
                     servicer.StopJob,
                     request_deserializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.StopJobRequest.FromString,
                     response_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.StopJobResponse.SerializeToString,
+            ),
+            'ExplainJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainJob,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.ExplainJobRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.ExplainJobResponse.SerializeToString,
+            ),
+            'GetQuote': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQuote,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetQuoteRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetQuoteResponse.SerializeToString,
             ),
             'ListRuntimes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRuntimes,
@@ -253,6 +287,60 @@ class JobsService:
             '/orchestrator.api.v1.JobsService/StopJob',
             orchestrator_dot_api_dot_v1_dot_jobs__pb2.StopJobRequest.SerializeToString,
             orchestrator_dot_api_dot_v1_dot_jobs__pb2.StopJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.JobsService/ExplainJob',
+            orchestrator_dot_api_dot_v1_dot_jobs__pb2.ExplainJobRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_jobs__pb2.ExplainJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetQuote(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.JobsService/GetQuote',
+            orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetQuoteRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetQuoteResponse.FromString,
             options,
             channel_credentials,
             insecure,

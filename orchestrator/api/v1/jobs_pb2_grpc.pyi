@@ -38,6 +38,10 @@ class JobsServiceStub:
     ReadJobLog: _grpc.UnaryStreamMultiCallable[_jobs_pb2.ReadJobLogRequest, _jobs_pb2.ReadJobLogResponse]
     """ReadJobLog streams the log from offset on; with follow until the job has ended."""
     StopJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.StopJobRequest, _jobs_pb2.StopJobResponse]
+    ExplainJob: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ExplainJobRequest, _jobs_pb2.ExplainJobResponse]
+    """ExplainJob says why a job waits, or why it runs where it runs."""
+    GetQuote: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetQuoteRequest, _jobs_pb2.GetQuoteResponse]
+    """GetQuote says what machines would cost and whether they can be had now; it holds nothing."""
     ListRuntimes: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListRuntimesRequest, _jobs_pb2.ListRuntimesResponse]
     """ListRuntimes names what a job may ask for, the default first."""
     GetRuntime: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetRuntimeRequest, _jobs_pb2.GetRuntimeResponse]
@@ -53,6 +57,10 @@ class JobsServiceAsyncStub(JobsServiceStub):
     ReadJobLog: _aio.UnaryStreamMultiCallable[_jobs_pb2.ReadJobLogRequest, _jobs_pb2.ReadJobLogResponse]  # type: ignore[assignment]
     """ReadJobLog streams the log from offset on; with follow until the job has ended."""
     StopJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.StopJobRequest, _jobs_pb2.StopJobResponse]  # type: ignore[assignment]
+    ExplainJob: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ExplainJobRequest, _jobs_pb2.ExplainJobResponse]  # type: ignore[assignment]
+    """ExplainJob says why a job waits, or why it runs where it runs."""
+    GetQuote: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetQuoteRequest, _jobs_pb2.GetQuoteResponse]  # type: ignore[assignment]
+    """GetQuote says what machines would cost and whether they can be had now; it holds nothing."""
     ListRuntimes: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListRuntimesRequest, _jobs_pb2.ListRuntimesResponse]  # type: ignore[assignment]
     """ListRuntimes names what a job may ask for, the default first."""
     GetRuntime: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetRuntimeRequest, _jobs_pb2.GetRuntimeResponse]  # type: ignore[assignment]
@@ -89,6 +97,22 @@ class JobsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _jobs_pb2.StopJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.StopJobResponse, _abc.Awaitable[_jobs_pb2.StopJobResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ExplainJob(
+        self,
+        request: _jobs_pb2.ExplainJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.ExplainJobResponse, _abc.Awaitable[_jobs_pb2.ExplainJobResponse]]:
+        """ExplainJob says why a job waits, or why it runs where it runs."""
+
+    @_abc_1.abstractmethod
+    def GetQuote(
+        self,
+        request: _jobs_pb2.GetQuoteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_jobs_pb2.GetQuoteResponse, _abc.Awaitable[_jobs_pb2.GetQuoteResponse]]:
+        """GetQuote says what machines would cost and whether they can be had now; it holds nothing."""
 
     @_abc_1.abstractmethod
     def ListRuntimes(

@@ -232,24 +232,71 @@ class Tenant(_message.Message):
     TENANT_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     name: _builtins.str
+    weight: _builtins.int
+    """Twice as much is twice the share of a fleet that everybody wants; 100 is everybody's."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def quota(self) -> Global___TenantQuota: ...
     def __init__(
         self,
         *,
         tenant_id: _builtins.str = ...,
         name: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        weight: _builtins.int = ...,
+        quota: Global___TenantQuota | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "quota", b"quota"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "name", b"name", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "name", b"name", "quota", b"quota", "tenant_id", b"tenant_id", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Tenant: _TypeAlias = Tenant  # noqa: Y015
+
+@_typing.final
+class TenantQuota(_message.Message):
+    """TenantQuota limits a tenant; what is unset is not limited. Months are those of UTC's calendar."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GPUS_FIELD_NUMBER: _builtins.int
+    GPU_MS_PER_MONTH_FIELD_NUMBER: _builtins.int
+    MICROCREDITS_PER_MONTH_FIELD_NUMBER: _builtins.int
+    gpus: _builtins.int
+    """At once."""
+    gpu_ms_per_month: _builtins.int
+    microcredits_per_month: _builtins.int
+    def __init__(
+        self,
+        *,
+        gpus: _builtins.int | None = ...,
+        gpu_ms_per_month: _builtins.int | None = ...,
+        microcredits_per_month: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_ms_per_month", b"_gpu_ms_per_month", "_gpus", b"_gpus", "_microcredits_per_month", b"_microcredits_per_month", "gpu_ms_per_month", b"gpu_ms_per_month", "gpus", b"gpus", "microcredits_per_month", b"microcredits_per_month"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_ms_per_month", b"_gpu_ms_per_month", "_gpus", b"_gpus", "_microcredits_per_month", b"_microcredits_per_month", "gpu_ms_per_month", b"gpu_ms_per_month", "gpus", b"gpus", "microcredits_per_month", b"microcredits_per_month"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gpu_ms_per_month: _TypeAlias = _typing.Literal["gpu_ms_per_month"]  # noqa: Y015
+    _WhichOneofArgType__gpu_ms_per_month: _TypeAlias = _typing.Literal["_gpu_ms_per_month", b"_gpu_ms_per_month"]  # noqa: Y015
+    _WhichOneofReturnType__gpus: _TypeAlias = _typing.Literal["gpus"]  # noqa: Y015
+    _WhichOneofArgType__gpus: _TypeAlias = _typing.Literal["_gpus", b"_gpus"]  # noqa: Y015
+    _WhichOneofReturnType__microcredits_per_month: _TypeAlias = _typing.Literal["microcredits_per_month"]  # noqa: Y015
+    _WhichOneofArgType__microcredits_per_month: _TypeAlias = _typing.Literal["_microcredits_per_month", b"_microcredits_per_month"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_ms_per_month) -> _WhichOneofReturnType__gpu_ms_per_month | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpus) -> _WhichOneofReturnType__gpus | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__microcredits_per_month) -> _WhichOneofReturnType__microcredits_per_month | None: ...
+
+Global___TenantQuota: _TypeAlias = TenantQuota  # noqa: Y015
 
 @_typing.final
 class CreateTenantRequest(_message.Message):
@@ -327,6 +374,156 @@ class ListTenantsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListTenantsResponse: _TypeAlias = ListTenantsResponse  # noqa: Y015
+
+@_typing.final
+class GetTenantRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """tenant_id or name."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTenantRequest: _TypeAlias = GetTenantRequest  # noqa: Y015
+
+@_typing.final
+class GetTenantResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    GPUS_HELD_FIELD_NUMBER: _builtins.int
+    MONTH_FIELD_NUMBER: _builtins.int
+    GPU_MS_USED_FIELD_NUMBER: _builtins.int
+    MICROCREDITS_SPENT_FIELD_NUMBER: _builtins.int
+    SHARE_PPM_FIELD_NUMBER: _builtins.int
+    LATELY_PPM_FIELD_NUMBER: _builtins.int
+    FAIR_PPM_FIELD_NUMBER: _builtins.int
+    JOBS_QUEUED_FIELD_NUMBER: _builtins.int
+    gpus_held: _builtins.int
+    month: _builtins.str
+    """The month that the next two are of, such as 2026-11."""
+    gpu_ms_used: _builtins.int
+    """What runs counts as used until now."""
+    microcredits_spent: _builtins.int
+    share_ppm: _builtins.int
+    """Of the resource of which it holds the largest part, in millionths of the fleet: now, and lately in the mean."""
+    lately_ppm: _builtins.int
+    fair_ppm: _builtins.int
+    """What its weight is of the weights of all tenants that hold or want something."""
+    jobs_queued: _builtins.int
+    @_builtins.property
+    def tenant(self) -> Global___Tenant: ...
+    def __init__(
+        self,
+        *,
+        tenant: Global___Tenant | None = ...,
+        gpus_held: _builtins.int = ...,
+        month: _builtins.str = ...,
+        gpu_ms_used: _builtins.int = ...,
+        microcredits_spent: _builtins.int = ...,
+        share_ppm: _builtins.int = ...,
+        lately_ppm: _builtins.int = ...,
+        fair_ppm: _builtins.int = ...,
+        jobs_queued: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fair_ppm", b"fair_ppm", "gpu_ms_used", b"gpu_ms_used", "gpus_held", b"gpus_held", "jobs_queued", b"jobs_queued", "lately_ppm", b"lately_ppm", "microcredits_spent", b"microcredits_spent", "month", b"month", "share_ppm", b"share_ppm", "tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTenantResponse: _TypeAlias = GetTenantResponse  # noqa: Y015
+
+@_typing.final
+class SetTenantRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    GPU_MS_PER_MONTH_FIELD_NUMBER: _builtins.int
+    MICROCREDITS_PER_MONTH_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """tenant_id or name."""
+    weight: _builtins.int
+    """What is unset stays as it is."""
+    @_builtins.property
+    def gpus(self) -> Global___QuotaLimit: ...
+    @_builtins.property
+    def gpu_ms_per_month(self) -> Global___QuotaLimit: ...
+    @_builtins.property
+    def microcredits_per_month(self) -> Global___QuotaLimit: ...
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        weight: _builtins.int | None = ...,
+        gpus: Global___QuotaLimit | None = ...,
+        gpu_ms_per_month: Global___QuotaLimit | None = ...,
+        microcredits_per_month: Global___QuotaLimit | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "gpu_ms_per_month", b"gpu_ms_per_month", "gpus", b"gpus", "microcredits_per_month", b"microcredits_per_month", "weight", b"weight"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "gpu_ms_per_month", b"gpu_ms_per_month", "gpus", b"gpus", "microcredits_per_month", b"microcredits_per_month", "tenant", b"tenant", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
+
+Global___SetTenantRequest: _TypeAlias = SetTenantRequest  # noqa: Y015
+
+@_typing.final
+class QuotaLimit(_message.Message):
+    """QuotaLimit is a limit as an operator sets it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AT_MOST_FIELD_NUMBER: _builtins.int
+    at_most: _builtins.int
+    """Unset: no limit."""
+    def __init__(
+        self,
+        *,
+        at_most: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_at_most", b"_at_most", "at_most", b"at_most"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_at_most", b"_at_most", "at_most", b"at_most"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__at_most: _TypeAlias = _typing.Literal["at_most"]  # noqa: Y015
+    _WhichOneofArgType__at_most: _TypeAlias = _typing.Literal["_at_most", b"_at_most"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__at_most) -> _WhichOneofReturnType__at_most | None: ...
+
+Global___QuotaLimit: _TypeAlias = QuotaLimit  # noqa: Y015
+
+@_typing.final
+class SetTenantResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tenant(self) -> Global___Tenant: ...
+    def __init__(
+        self,
+        *,
+        tenant: Global___Tenant | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetTenantResponse: _TypeAlias = SetTenantResponse  # noqa: Y015
 
 @_typing.final
 class Token(_message.Message):

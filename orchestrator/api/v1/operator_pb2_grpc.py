@@ -50,6 +50,16 @@ class OperatorServiceStub:
                 request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.ListTenantsRequest.SerializeToString,
                 response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.ListTenantsResponse.FromString,
                 _registered_method=True)
+        self.GetTenant = channel.unary_unary(
+                '/orchestrator.api.v1.OperatorService/GetTenant',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetTenantRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetTenantResponse.FromString,
+                _registered_method=True)
+        self.SetTenant = channel.unary_unary(
+                '/orchestrator.api.v1.OperatorService/SetTenant',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.SetTenantRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.SetTenantResponse.FromString,
+                _registered_method=True)
         self.CreateToken = channel.unary_unary(
                 '/orchestrator.api.v1.OperatorService/CreateToken',
                 request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.CreateTokenRequest.SerializeToString,
@@ -165,6 +175,20 @@ class OperatorServiceServicer:
 
     def ListTenants(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTenant(self, request, context):
+        """GetTenant shows what a tenant may hold, holds and has used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTenant(self, request, context):
+        """SetTenant changes a tenant's weight and quota.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -312,6 +336,16 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.ListTenants,
                     request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.ListTenantsRequest.FromString,
                     response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.ListTenantsResponse.SerializeToString,
+            ),
+            'GetTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTenant,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetTenantRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetTenantResponse.SerializeToString,
+            ),
+            'SetTenant': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTenant,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.SetTenantRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.SetTenantResponse.SerializeToString,
             ),
             'CreateToken': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateToken,
@@ -491,6 +525,60 @@ class OperatorService:
             '/orchestrator.api.v1.OperatorService/ListTenants',
             orchestrator_dot_api_dot_v1_dot_operator__pb2.ListTenantsRequest.SerializeToString,
             orchestrator_dot_api_dot_v1_dot_operator__pb2.ListTenantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.OperatorService/GetTenant',
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.GetTenantRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.GetTenantResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTenant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.OperatorService/SetTenant',
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.SetTenantRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_operator__pb2.SetTenantResponse.FromString,
             options,
             channel_credentials,
             insecure,

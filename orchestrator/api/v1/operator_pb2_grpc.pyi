@@ -36,6 +36,10 @@ class OperatorServiceStub:
     GetStatus: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetStatusRequest, _operator_pb2.GetStatusResponse]
     CreateTenant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateTenantRequest, _operator_pb2.CreateTenantResponse]
     ListTenants: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListTenantsRequest, _operator_pb2.ListTenantsResponse]
+    GetTenant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetTenantRequest, _operator_pb2.GetTenantResponse]
+    """GetTenant shows what a tenant may hold, holds and has used."""
+    SetTenant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetTenantRequest, _operator_pb2.SetTenantResponse]
+    """SetTenant changes a tenant's weight and quota."""
     CreateToken: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateTokenRequest, _operator_pb2.CreateTokenResponse]
     ListTokens: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListTokensRequest, _operator_pb2.ListTokensResponse]
     RevokeToken: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RevokeTokenRequest, _operator_pb2.RevokeTokenResponse]
@@ -76,6 +80,10 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     GetStatus: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetStatusRequest, _operator_pb2.GetStatusResponse]  # type: ignore[assignment]
     CreateTenant: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateTenantRequest, _operator_pb2.CreateTenantResponse]  # type: ignore[assignment]
     ListTenants: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListTenantsRequest, _operator_pb2.ListTenantsResponse]  # type: ignore[assignment]
+    GetTenant: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetTenantRequest, _operator_pb2.GetTenantResponse]  # type: ignore[assignment]
+    """GetTenant shows what a tenant may hold, holds and has used."""
+    SetTenant: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetTenantRequest, _operator_pb2.SetTenantResponse]  # type: ignore[assignment]
+    """SetTenant changes a tenant's weight and quota."""
     CreateToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateTokenRequest, _operator_pb2.CreateTokenResponse]  # type: ignore[assignment]
     ListTokens: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListTokensRequest, _operator_pb2.ListTokensResponse]  # type: ignore[assignment]
     RevokeToken: _aio.UnaryUnaryMultiCallable[_operator_pb2.RevokeTokenRequest, _operator_pb2.RevokeTokenResponse]  # type: ignore[assignment]
@@ -131,6 +139,22 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.ListTenantsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.ListTenantsResponse, _abc.Awaitable[_operator_pb2.ListTenantsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetTenant(
+        self,
+        request: _operator_pb2.GetTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.GetTenantResponse, _abc.Awaitable[_operator_pb2.GetTenantResponse]]:
+        """GetTenant shows what a tenant may hold, holds and has used."""
+
+    @_abc_1.abstractmethod
+    def SetTenant(
+        self,
+        request: _operator_pb2.SetTenantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operator_pb2.SetTenantResponse, _abc.Awaitable[_operator_pb2.SetTenantResponse]]:
+        """SetTenant changes a tenant's weight and quota."""
 
     @_abc_1.abstractmethod
     def CreateToken(

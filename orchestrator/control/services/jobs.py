@@ -10,14 +10,17 @@ from orchestrator.api.v1 import common_pb2, jobs_pb2, jobs_pb2_grpc
 from orchestrator.control.follow import PIECE_BYTES, follow, shown_attempt
 from orchestrator.control.services import views
 from orchestrator.control.services.access import Access
+from orchestrator.control.services.scheduling import currency_of, explained, quote_message
 from orchestrator.control.words import word
 from orchestrator.core import messages as m
 from orchestrator.core.catalogue import nearest
 from orchestrator.core.decisions.operators import find_tenant
 from orchestrator.core.errors import NAME_CHARACTERS_MAX, RefusalCode, RefusedError, invalid, not_found
+from orchestrator.core.explanations import explain
 from orchestrator.core.fleet import Token, TokenRole
 from orchestrator.core.ids import JobId, TenantId
-from orchestrator.core.requests import find_runtime
+from orchestrator.core.quoting import quote
+from orchestrator.core.requests import find_runtime, parse_requirements
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
@@ -98,6 +101,34 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         name = word("job", request.job)
         job = await self._loop.read(lambda state: views.job_message(state, find_job(state, token, name)))
         return jobs_pb2.GetJobResponse(job=job)
+
+    async def ExplainJob(  # noqa: N802 -- the proto's name
+        self, request: jobs_pb2.ExplainJobRequest, context: Context
+    ) -> jobs_pb2.ExplainJobResponse:
+        """Why a job waits, or runs where it runs."""
+        token = await self._access.tenant_or_operator(context)
+        name = word("job", request.job)
+
+        def find(state: State) -> jobs_pb2.ExplainJobResponse:
+            job = find_job(state, token, name)
+            return explained(job, explain(state, job, state.time_ms(self._loop.now())))
+
+        return await self._loop.read(find)
+
+    async def GetQuote(  # noqa: N802 -- the proto's name
+        self, request: jobs_pb2.GetQuoteRequest, context: Context
+    ) -> jobs_pb2.GetQuoteResponse:
+        """What machines would cost; nothing is held by it."""
+        await self._access.tenant_or_operator(context)
+        currency = currency_of(word("currency", request.currency, empty=True))
+
+        def find(state: State) -> jobs_pb2.GetQuoteResponse:
+            wanted, _, _ = parse_requirements(request.metadata, 0, state.policies.jobs)
+            at_ms = state.time_ms(self._loop.now())
+            made = quote(state, wanted, request.duration_ms, currency, at_ms)
+            return jobs_pb2.GetQuoteResponse(quote=quote_message(made))
+
+        return await self._loop.read(find)
 
     async def ReadJobLog(  # noqa: N802 -- the proto's name
         self, request: jobs_pb2.ReadJobLogRequest, context: Context

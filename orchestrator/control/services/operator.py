@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.api.v1 import operator_pb2
 from orchestrator.control.secrets import digest_of, pinned
@@ -18,9 +18,11 @@ from orchestrator.control.words import word
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase
 from orchestrator.core.decisions.clusters import delivered
+from orchestrator.core.decisions.operators import find_tenant
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
 from orchestrator.core.fleet import Isolation, Liveness, TokenRole
 from orchestrator.core.ids import ClusterId, JobId, SupplierId, TenantId, TokenId, WorkerId
+from orchestrator.core.tenant_standing import tenant_standing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -107,6 +109,34 @@ class OperatorServicer(WorkerActions):
         """All of them."""
         tenants = await self._loop.read(lambda state: list(state.tenants.values()))
         return operator_pb2.ListTenantsResponse(tenants=[views.tenant_message(one) for one in tenants])
+
+    async def GetTenant(  # noqa: N802 -- the proto's name
+        self, request: operator_pb2.GetTenantRequest, _context: Context
+    ) -> operator_pb2.GetTenantResponse:
+        """One of them, with what it holds and used."""
+        name = word("tenant", request.tenant)
+
+        def find(state: State) -> operator_pb2.GetTenantResponse:
+            tenant = find_tenant(state, name)
+            found = tenant_standing(state, tenant, state.time_ms(self._loop.now()))
+            return views.tenant_standing_message(tenant, found)
+
+        return await self._loop.read(find)
+
+    async def SetTenant(  # noqa: N802 -- the proto's name
+        self, request: operator_pb2.SetTenantRequest, _context: Context
+    ) -> operator_pb2.SetTenantResponse:
+        """Weight and quota; repeating it changes nothing."""
+        command = m.SetTenant(
+            word("tenant", request.tenant),
+            weight=request.weight if request.HasField("weight") else None,
+            gpus=_limit(request, "gpus"),
+            gpu_ms_per_month=_limit(request, "gpu_ms_per_month"),
+            microcredits_per_month=_limit(request, "microcredits_per_month"),
+        )
+        tenant_id = TenantId(str((await self._loop.submit(command)).result))
+        tenant = await self._loop.read(lambda state: state.tenants[tenant_id])
+        return operator_pb2.SetTenantResponse(tenant=views.tenant_message(tenant))
 
     async def CreateToken(  # noqa: N802 -- the proto's name
         self, request: operator_pb2.CreateTokenRequest, _context: Context
@@ -249,6 +279,17 @@ def _remarks(inventories: Iterable[Inventory]) -> list[operator_pb2.StatusRemark
     return [
         operator_pb2.StatusRemark(text=text, workers=count) for text, count in ordered[:STATUS_REMARKS_MAX]
     ]
+
+
+def _limit(
+    request: operator_pb2.SetTenantRequest,
+    field: Literal["gpus", "gpu_ms_per_month", "microcredits_per_month"],
+) -> m.QuotaLimit | None:
+    """None where the request leaves it as it is."""
+    if not request.HasField(field):
+        return None
+    limit: operator_pb2.QuotaLimit = getattr(request, field)
+    return m.QuotaLimit(limit.at_most if limit.HasField("at_most") else None)
 
 
 def _check_fresh(state: State, secret_sha256: str, request_id: str) -> None:

@@ -9,6 +9,7 @@ from orchestrator.control.inventory_wire import CLASS_NUMBERS, inventory_to
 from orchestrator.control.standing_wire import standing_to
 from orchestrator.control.wire import path_to, timestamp
 from orchestrator.core.decisions.fleet import recoveries_at
+from orchestrator.core.explanations import measured_words
 from orchestrator.core.fleet import TokenRole
 from orchestrator.core.hardware import worker_evidence_class
 from orchestrator.core.ids import WorkerId, attempt_id_of
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 
     from orchestrator.control.paths import PathKnown
     from orchestrator.core.clusters import Cluster, Member, PathSeen
-    from orchestrator.core.fleet import LeasePolicy, Tenant, Token, Worker
+    from orchestrator.core.fleet import LeasePolicy, Token, Worker
     from orchestrator.core.jobs import Attempt, Job
     from orchestrator.core.metering import Receipt
     from orchestrator.core.state import State
-
-US_PER_MS = 1000
+    from orchestrator.core.tenant_standing import TenantStanding
+    from orchestrator.core.tenants import Tenant
 
 ROLES = {
     operator_pb2.TOKEN_ROLE_OPERATOR: TokenRole.OPERATOR,
@@ -46,8 +47,32 @@ STATUS_NUMBERS = {
 
 def tenant_message(tenant: Tenant) -> operator_pb2.Tenant:
     """A tenant."""
+    quota = tenant.quota
     return operator_pb2.Tenant(
-        tenant_id=tenant.tenant_id, name=tenant.name, created_at=timestamp(tenant.created_at_ms)
+        tenant_id=tenant.tenant_id,
+        name=tenant.name,
+        created_at=timestamp(tenant.created_at_ms),
+        weight=tenant.weight,
+        quota=operator_pb2.TenantQuota(
+            gpus=quota.gpus,
+            gpu_ms_per_month=quota.gpu_ms_per_month,
+            microcredits_per_month=quota.microcredits_per_month,
+        ),
+    )
+
+
+def tenant_standing_message(tenant: Tenant, found: TenantStanding) -> operator_pb2.GetTenantResponse:
+    """A tenant with what it holds and used."""
+    return operator_pb2.GetTenantResponse(
+        tenant=tenant_message(tenant),
+        gpus_held=found.use.gpus_held,
+        month=str(found.use.month),
+        gpu_ms_used=found.use.gpu_ms_used,
+        microcredits_spent=found.use.microcredits_spent,
+        share_ppm=found.share_ppm,
+        lately_ppm=found.lately_ppm,
+        fair_ppm=found.fair_ppm,
+        jobs_queued=found.jobs_queued,
     )
 
 
@@ -180,24 +205,9 @@ def _attempt(state: State, attempt: Attempt) -> jobs_pb2.Attempt:
         cluster_id=attempt.cluster_id,
         phase=attempt.phase.value,
         message=attempt.message,
-        explanation=(*attempt.explanation, *_diameter(state, cluster)),
+        explanation=(*attempt.explanation, *measured_words(state, cluster)),
         members=[_attempt_member(state, member) for member in state.cluster_members(cluster)],
         log_bytes=attempt.log_bytes,
-    )
-
-
-def _diameter(state: State, cluster: Cluster) -> tuple[str, ...]:
-    """The longest way within a cluster, in words; nothing where none was measured."""
-    answered = [path for path in cluster.paths if path.answered]
-    if not answered:
-        return ()
-    longest = max(answered, key=lambda path: path.rtt_median_us)
-    ends = [
-        state.workers[state.members[member_id].worker_id].name
-        for member_id in (longest.from_id, longest.to_id)
-    ]
-    return (
-        f"measured: round trips of up to {longest.rtt_median_us / US_PER_MS:.1f} ms, {ends[0]} to {ends[1]}",
     )
 
 

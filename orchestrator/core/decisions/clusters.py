@@ -105,6 +105,14 @@ def _observe_joining(
     if cluster.vacancies or any(one.phase is not MemberPhase.UP for one in members):
         return
     if formation.is_whole(members):
+        job = state.job_of(cluster)
+        bound_ms = 0 if job is None else job.request.requirements.max_rtt_ms
+        farthest = formation.farthest(members, bound_ms)
+        if farthest is not None:
+            far, path = farthest
+            reason = f"{path.rtt_median_us / 1_000:g} ms from another member, {bound_ms} ms were asked for"
+            yield fail_member(state, far, reason)
+            return
         nodes = tuple(formation.nodes[one.member_id] for one in members)
         paths, bus = formation.paths_between(members), formation.bus_of(members)
         yield m.ClusterReady(cluster.cluster_id, nodes, paths, bus)

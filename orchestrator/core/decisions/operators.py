@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, assert_never
 
 from orchestrator.core import messages as m
-from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
-from orchestrator.core.fleet import Supplier, Tenant, Token, TokenRole
+from orchestrator.core.catalogue import nearest
+from orchestrator.core.errors import NAME_CHARACTERS_MAX, RefusalCode, RefusedError, invalid, not_found
+from orchestrator.core.fairness import check_weight
+from orchestrator.core.fleet import Supplier, Token, TokenRole
 from orchestrator.core.ids import TenantId
+from orchestrator.core.quotas import check_quota
+from orchestrator.core.tenants import Tenant
 
 if TYPE_CHECKING:
     from orchestrator.core.state import State
@@ -18,6 +24,10 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,62}")
 
 TOKEN_TTL_MS_MAX = 366 * 24 * 3_600_000
 """A token nobody remembers giving out must end by itself."""
+
+
+HINTED_MAX = 1_000
+"""Names that a misspelt one is compared with: each comparison costs microseconds, and everybody waits."""
 
 
 def check_name(field: str, name: str) -> None:
@@ -36,6 +46,24 @@ def create_tenant(state: State, command: m.CreateTenant, at_ms: int) -> m.Decisi
         )
     tenant = Tenant(command.tenant_id, command.name, at_ms)
     return m.Decision((m.TenantCreated(tenant),), tenant.tenant_id)
+
+
+def set_tenant(state: State, command: m.SetTenant) -> m.Decision:
+    """Another weight or quota; setting what is set already changes nothing."""
+    tenant = find_tenant(state, command.tenant)
+    quota = tenant.quota
+    if command.gpus is not None:
+        quota = replace(quota, gpus=command.gpus.at_most)
+    if command.gpu_ms_per_month is not None:
+        quota = replace(quota, gpu_ms_per_month=command.gpu_ms_per_month.at_most)
+    if command.microcredits_per_month is not None:
+        quota = replace(quota, microcredits_per_month=command.microcredits_per_month.at_most)
+    weight = tenant.weight if command.weight is None else command.weight
+    check_weight(weight)
+    check_quota(quota)
+    if (weight, quota) == (tenant.weight, tenant.quota):
+        return m.Decision((), tenant.tenant_id)
+    return m.Decision((m.TenantChanged(tenant.tenant_id, weight, quota),), tenant.tenant_id)
 
 
 def create_token(state: State, command: m.CreateToken, at_ms: int) -> m.Decision:
@@ -76,12 +104,19 @@ def create_token(state: State, command: m.CreateToken, at_ms: int) -> m.Decision
 
 
 def find_tenant(state: State, name: str) -> Tenant:
-    """A tenant by id or name."""
+    """A tenant by id or name; the refusal names the nearest, as only operators name tenants."""
     by_id = state.tenants.get(TenantId(name))
     found = by_id or next((tenant for tenant in state.tenants.values() if tenant.name == name), None)
-    if found is None:
-        raise not_found("tenant", name)
-    return found
+    if found is not None:
+        return found
+    names = [tenant.name for tenant in islice(state.tenants.values(), HINTED_MAX)]
+    if not names:
+        raise RefusedError(
+            RefusalCode.NOT_FOUND, "there are no tenants yet: `orch tenant create NAME` makes one", "tenant"
+        )
+    shown = name[:NAME_CHARACTERS_MAX]
+    message = f"no tenant named {shown!r}: did you mean {nearest(shown, names)!r}?"
+    raise RefusedError(RefusalCode.NOT_FOUND, message, "tenant")
 
 
 def revoke_token(state: State, command: m.RevokeToken) -> m.Decision:

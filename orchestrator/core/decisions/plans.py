@@ -13,6 +13,7 @@ from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.fleet import OVERLAY, DeviceKind
 from orchestrator.core.ids import attempt_id_of, member_id_of
 from orchestrator.core.jobs import Attempt, AttemptPhase, JobStatus, Outcome
+from orchestrator.core.tenants import held_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,9 @@ def apply_plan(state: State, command: m.ApplyPlan, at_ms: int) -> m.Decision:
             events.extend(_form(state, placement, next(fresh), slots, hosts, at_ms))
     events.extend(_reuse(state, one, at_ms) for one in plan.reuses if _is_waiting(state, one.job_id))
     events.extend(_fill(state, filling, slots, hosts) for filling in plan.fillings)
+    events.extend(
+        m.JobOvertaken(job_id, times) for job_id, times in plan.overtaken if _is_waiting(state, job_id)
+    )
     return m.Decision(tuple(events), len(events))
 
 
@@ -178,6 +182,7 @@ def _member(
         reason="",
         terms=worker.terms,
         isolation=worker.inventory.isolation,
+        held=held_by(worker.inventory, [device.model for device in devices]),
     )
 
 

@@ -73,14 +73,6 @@ def _failed_lately(state: State, job_id: JobId, at_ms: int) -> Iterator[WorkerId
             yield member.worker_id
 
 
-def job_of(state: State, cluster: Cluster) -> Job | None:
-    """The job that a forming cluster forms for."""
-    attempt_id = state.attempt_in.get(cluster.cluster_id)
-    if attempt_id is not None:
-        return state.jobs[state.attempts[attempt_id].job_id]
-    return state.jobs.get(cluster.spare_for) if cluster.spare_for is not None else None
-
-
 # ---------------------------------------------------------------- consequences and time
 
 

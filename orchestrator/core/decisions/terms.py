@@ -6,7 +6,7 @@ import re
 
 from orchestrator.core.catalogue import MODELS, nearest
 from orchestrator.core.errors import invalid
-from orchestrator.core.terms import WEEK_MINUTES, Terms, Tier, WeekWindow
+from orchestrator.core.terms import REGION, WEEK_MINUTES, Terms, Tier, WeekWindow
 
 NOTICE_MS_MIN = 1_000
 NOTICE_MS_MAX = 3_600_000
@@ -25,7 +25,6 @@ WINDOWS_MAX = 64
 REGIONS_MAX = 16
 WEBHOOK_CHARACTERS_MAX = 500
 
-_REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _WEBHOOK = re.compile(r"https?://[!-~]+")
 
 
@@ -42,7 +41,7 @@ def check_terms(terms: Terms) -> None:
         if not 0 <= ask.microcredits_per_gpu_hour <= ASK_MICROCREDITS_MAX:
             limit = ASK_MICROCREDITS_MAX // 1_000_000
             raise invalid("terms.asks", f"the price of {ask.model} must be 0 to {limit} credits per GPU-hour")
-    if len(terms.regions) > REGIONS_MAX or not all(_REGION.fullmatch(region) for region in terms.regions):
+    if len(terms.regions) > REGIONS_MAX or not all(REGION.fullmatch(region) for region in terms.regions):
         raise invalid(
             "terms.regions", f"at most {REGIONS_MAX} regions of lower-case letters, digits and dashes"
         )

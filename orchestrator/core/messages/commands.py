@@ -52,6 +52,25 @@ class CreateTenant:
 
 
 @dataclass(frozen=True, slots=True)
+class QuotaLimit:
+    """A limit as it is set; None lifts it."""
+
+    at_most: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetTenant:
+    """What a tenant's share is and what it may hold; None leaves a thing as it is."""
+
+    tenant: str
+    """Name or id."""
+    weight: int | None = None
+    gpus: QuotaLimit | None = None
+    gpu_ms_per_month: QuotaLimit | None = None
+    microcredits_per_month: QuotaLimit | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class CreateToken:
     """``subject`` names a tenant, a supplier (made at its first token), or nothing for an operator."""
 
@@ -361,6 +380,7 @@ Command = (
     StartControl
     | PassTerm
     | CreateTenant
+    | SetTenant
     | CreateToken
     | RevokeToken
     | ObserveWorker

@@ -14,7 +14,7 @@ from orchestrator.core.clusters import (
     PathSeen,
     Vacancy,
 )
-from orchestrator.core.fleet import Supplier, Tenant, Token
+from orchestrator.core.fleet import Supplier, Token
 from orchestrator.core.ids import (
     AttemptId,
     ClusterId,
@@ -22,12 +22,15 @@ from orchestrator.core.ids import (
     LeaseId,
     MemberId,
     ReceiptId,
+    TenantId,
     TokenId,
     WorkerId,
 )
 from orchestrator.core.jobs import Attempt, Job, JobStatus, Outcome
 from orchestrator.core.messages.fleet_events import StandingEvent, WorkerEvent
 from orchestrator.core.metering import Lease, Receipt, Statement
+from orchestrator.core.quotas import Quota
+from orchestrator.core.tenants import Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,15 @@ class TenantCreated:
     """A tenant exists."""
 
     tenant: Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class TenantChanged:
+    """A tenant's weight and quota from now on."""
+
+    tenant_id: TenantId
+    weight: int
+    quota: Quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +243,14 @@ class JobStopRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class JobOvertaken:
+    """Later jobs were given devices that would have served this one, so many more of them."""
+
+    job_id: JobId
+    times: int
+
+
+@dataclass(frozen=True, slots=True)
 class JobRequeued:
     """The ground failed under the job; it waits for another try."""
 
@@ -357,22 +377,26 @@ class ReceiptPosted:
     transfer_id: str
 
 
+RegistryEvent = TenantCreated | TenantChanged | SupplierCreated | TokenCreated | TokenRevoked
+
+ClusterEvent = (
+    ClusterPlanned
+    | ClusterAdvanced
+    | ClusterReady
+    | ClusterBusMeasured
+    | SpareReleased
+    | ClusterIdled
+    | ClusterClosing
+    | ClusterClosed
+)
+
 Event = (
     ControlStarted
     | TermPassed
     | RequestRecorded
     | RequestForgotten
-    | TenantCreated
-    | SupplierCreated
-    | TokenCreated
-    | TokenRevoked
-    | ClusterPlanned
-    | ClusterAdvanced
-    | ClusterReady
-    | ClusterBusMeasured
-    | ClusterIdled
-    | ClusterClosing
-    | ClusterClosed
+    | RegistryEvent
+    | ClusterEvent
     | MemberProvisioning
     | MemberPrepared
     | MemberUp
@@ -380,10 +404,10 @@ Event = (
     | MemberReplaced
     | MemberStopping
     | MemberNoticed
-    | SpareReleased
     | MemberReleased
     | JobSubmitted
     | JobStopRequested
+    | JobOvertaken
     | JobRequeued
     | JobEnded
     | JobDeleted
