@@ -79,7 +79,7 @@ def show(
         }
     )
     names = device_names(workers)
-    columns = ("MEMBER", "ROLE", "PHASE", "WORKER", "SLOT", "NODE", "DEVICES", "REASON")
+    columns = ("MEMBER", "ROLE", "PHASE", "WORKER", "SLOT", "NODE", "DEVICES", "EVIDENCE", "REASON")
     print_table(columns, [member_row(member, names) for member in cluster.members], "no members")
     if answer.paths:
         workers_of = {member.member_id: member.worker_name for member in cluster.members}
@@ -124,5 +124,6 @@ def member_row(member: operator_pb2.ClusterMember, names: Mapping[str, str]) -> 
         str(member.slot),
         member.node_ip,
         ", ".join(names.get(device_id, device_id) for device_id in member.device_ids),
+        member.evidence_class.upper(),
         member.reason,
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from orchestrator.core.evidence import EvidenceClass
 from orchestrator.core.fairness import NOTHING, Amounts
 from orchestrator.core.fleet import HardwareClass, Isolation
 from orchestrator.core.ids import ClusterId, DeviceId, JobId, MemberId, SupplierId, TenantId, WorkerId
@@ -154,6 +155,8 @@ class Member:
     """PLANNED, and its worker builds the runtime."""
     held: Amounts = NOTHING
     """What its tenant holds by it."""
+    evidence: EvidenceClass = EvidenceClass.T0
+    """Of its weakest device when it was placed."""
 
     @property
     def overlay_identity(self) -> OverlayIdentity | None:

@@ -286,7 +286,9 @@ class FakeOperator(OperatorServiceServicer):
 
     @staticmethod
     def cluster() -> operator_pb2.Cluster:
-        member = operator_pb2.ClusterMember(member_id="clu_1-1", worker_name="attic", device_ids=["dev_1"])
+        member = operator_pb2.ClusterMember(
+            member_id="clu_1-1", worker_name="attic", device_ids=["dev_1"], evidence_class="t2"
+        )
         return operator_pb2.Cluster(cluster_id="clu_1", phase="ready", members=[member])
 
 

@@ -96,7 +96,7 @@ def test_isolation_text_tells_consent_where_there_is_none(inventory: common_pb2.
 
 
 def test_cluster_show_simulated_device_is_shown_as_such(admin: Orch) -> None:
-    assert lines_with(admin("cluster", "show", "clu_1").out, "clu_1-1", "RTX4090 (simulated)")
+    assert lines_with(admin("cluster", "show", "clu_1").out, "clu_1-1", "RTX4090 (simulated)", "T2")
 
 
 def test_cluster_show_tells_how_its_members_reach_each_other(admin: Orch) -> None:

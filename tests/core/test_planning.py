@@ -8,12 +8,14 @@ import pytest
 
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError
+from orchestrator.core.evidence import EvidenceClass
 from orchestrator.core.fleet import HardwareClass, Isolation
 from orchestrator.core.ids import JobId, WorkerId
 from orchestrator.core.jobs import Requirements
 from orchestrator.core.placement import Budget, Placement
 from orchestrator.core.queueing import Queue
 from orchestrator.core.scheduling import plan
+from tests.core.fleets import device
 from tests.core.worlds import World, inventory
 
 DATACENTER = HardwareClass.DATACENTER
@@ -336,3 +338,15 @@ def test_reason_describes_the_whole_request() -> None:
     wanted = Requirements(4, "H100", DATACENTER, 80, Isolation.CONTAINER)
     said = waits(World(), wanted)
     assert "4 × H100 of class datacenter with at least 80 GB with isolation container together" in said
+
+
+def test_member_keeps_what_its_devices_showed_when_it_was_placed() -> None:
+    world = World()
+    weak, strong = device("weak"), device("strong", proven=True)
+    world.join(replace(inventory(name="a"), devices=(weak,)))
+    job_id = world.ready(Requirements())
+    assert [one.evidence for one in world.members(job_id)] == [EvidenceClass.T0]
+    world.join(replace(inventory(name="b"), devices=(strong,)))
+    proven = world.ready(Requirements(min_evidence=EvidenceClass.T2))
+    (member,) = world.members(proven)
+    assert (member.device_ids, member.evidence) == ((strong.device_id,), EvidenceClass.T2)

@@ -1447,6 +1447,7 @@ class ClusterMember(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     NODE_IP_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    EVIDENCE_CLASS_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     worker_id: _builtins.str
     worker_name: _builtins.str
@@ -1456,6 +1457,8 @@ class ClusterMember(_message.Message):
     generation: _builtins.int
     node_ip: _builtins.str
     reason: _builtins.str
+    evidence_class: _builtins.str
+    """Of the weakest of its devices when it was placed: t0, t1 or t2; empty for a head, which has none."""
     @_builtins.property
     def device_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -1471,10 +1474,11 @@ class ClusterMember(_message.Message):
         generation: _builtins.int = ...,
         node_ip: _builtins.str = ...,
         reason: _builtins.str = ...,
+        evidence_class: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_ids", b"device_ids", "generation", b"generation", "member_id", b"member_id", "node_ip", b"node_ip", "phase", b"phase", "reason", b"reason", "role", b"role", "slot", b"slot", "worker_id", b"worker_id", "worker_name", b"worker_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_ids", b"device_ids", "evidence_class", b"evidence_class", "generation", b"generation", "member_id", b"member_id", "node_ip", b"node_ip", "phase", b"phase", "reason", b"reason", "role", b"role", "slot", b"slot", "worker_id", b"worker_id", "worker_name", b"worker_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

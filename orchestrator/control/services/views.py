@@ -172,6 +172,7 @@ def _cluster_member(state: State, member: Member) -> operator_pb2.ClusterMember:
         generation=member.generation,
         node_ip=member.address.node_ip if member.address is not None else "",
         reason=member.reason,
+        evidence_class=member.evidence.value if member.device_ids else "",
     )
 
 

@@ -11,6 +11,7 @@ from orchestrator.core.decisions.hosts import Hosts
 from orchestrator.core.decisions.spares import wants_spare
 from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.fleet import OVERLAY, DeviceKind
+from orchestrator.core.hardware import worker_evidence_class
 from orchestrator.core.ids import attempt_id_of, member_id_of
 from orchestrator.core.jobs import Attempt, AttemptPhase, JobStatus, Outcome
 from orchestrator.core.tenants import held_by
@@ -182,6 +183,7 @@ def _member(
         reason="",
         terms=worker.terms,
         isolation=worker.inventory.isolation,
+        evidence=worker_evidence_class(devices),
         held=held_by(worker.inventory, [device.model for device in devices]),
     )
 
