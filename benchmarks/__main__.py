@@ -29,6 +29,7 @@ FIGURES = {
     "P7-STORM": "benchmarks.p7_storm",
     "P8-LATENCY": "benchmarks.p8_latency",
     "P8-GANGS": "benchmarks.p8_gangs",
+    "P9": "benchmarks.p9_goodput",
     "P11": "benchmarks.p11_transfer",
     "RUNTIME": "benchmarks.runtime_provision",
     "HOSTILE": "benchmarks.hostile",

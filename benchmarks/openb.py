@@ -1,4 +1,4 @@
-"""Reader of the openb trace (Alibaba 2023, as published with FGD) and the load that is made of it.
+"""The openb trace (Alibaba 2023, as published with FGD) as machines and pods, and the load that is made of it.
 
 A pod asks for processors, memory, and ``num_gpu`` GPUs, or for ``gpu_milli`` thousandths of one where it asks for a
 single GPU; ``gpu_spec`` names the models that will do, separated by ``|`` (empty: any).
@@ -6,29 +6,22 @@ single GPU; ``gpu_spec`` names the models that will do, separated by ``|`` (empt
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from orchestrator.core.fragmentation import WHOLE_MILLI, Machines, Shape
+from orchestrator.sim.traces import OpenbPod, TraceError, openb_nodes, openb_pods
+
+__all__ = ["ROWS_MAX", "Cluster", "TraceError", "inflated", "pod_file", "read_nodes", "read_pods", "shuffled"]
 
 FOLDER = Path(__file__).parent / "data" / "openb"
 NODE_FILE = "openb_node_list_gpu_node.csv"
-NODE_COLUMNS = ("cpu_milli", "memory_mib", "gpu", "model")
-POD_COLUMNS = ("cpu_milli", "memory_mib", "num_gpu", "gpu_milli", "gpu_spec")
 
 ROWS_MAX = 1_000_000
 """A trace of more rows is refused before it fills the memory; openb has 8,152."""
-
-GPUS_MAX = 64
-"""Of one node: more than any machine holds."""
-
-
-class TraceError(ValueError):
-    """A trace file that cannot be read; the text names file and line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +40,8 @@ def read_nodes(path: Path = FOLDER / NODE_FILE) -> Cluster:
     """The node list. Raises TraceError."""
     models: dict[str, int] = {}
     rows = [
-        (
-            _number(row, "cpu_milli", at),
-            _number(row, "memory_mib", at),
-            _number(row, "gpu", at, GPUS_MAX),
-            models.setdefault(row["model"], len(models)),
-        )
-        for at, row in _rows(path, NODE_COLUMNS)
+        (node.cpu_milli, node.memory_mib, node.gpus, models.setdefault(node.model, len(models)))
+        for _, node in openb_nodes(path, ROWS_MAX)
     ]
     if not rows:
         raise TraceError(f"{path}: no node in it; give the node list of a trace")
@@ -65,7 +53,7 @@ def read_nodes(path: Path = FOLDER / NODE_FILE) -> Cluster:
 
 def read_pods(path: Path, models: Mapping[str, int]) -> list[Shape]:
     """A pod list, in the file's order. Raises TraceError."""
-    pods = [_pod(row, at, models) for at, row in _rows(path, POD_COLUMNS)]
+    pods = [_shape(pod, at, models) for at, pod in openb_pods(path, ROWS_MAX)]
     if not any(pod.asked_milli for pod in pods):
         raise TraceError(f"{path}: no pod in it asks for a GPU; give the pod list of a trace")
     return pods
@@ -95,51 +83,10 @@ def shuffled(machines: Machines, seed: int) -> Machines:
     return machines.rows(np.random.default_rng(seed).permutation(len(machines.cpu_milli)))
 
 
-def _pod(row: Mapping[str, str], at: str, models: Mapping[str, int]) -> Shape:
-    gpus = _number(row, "num_gpu", at, GPUS_MAX)
-    # Where no GPU is asked for, some lists leave the share empty.
-    share_milli = _number(row, "gpu_milli", at, WHOLE_MILLI) if gpus else 0
-    names = [name for name in row["gpu_spec"].split("|") if name]
+def _shape(pod: OpenbPod, at: str, models: Mapping[str, int]) -> Shape:
+    # A model that no node has is numbered past all others: the pod then fits nowhere.
+    numbers = frozenset(models.get(name, len(models)) for name in pod.models)
     try:
-        return Shape(
-            _number(row, "cpu_milli", at),
-            _number(row, "memory_mib", at),
-            gpus,
-            share_milli if gpus == 1 else WHOLE_MILLI,
-            # A model that no node has is numbered past all others: the pod then fits nowhere.
-            frozenset(models.get(name, len(models)) for name in names),
-        )
+        return Shape(pod.cpu_milli, pod.memory_mib, pod.gpus, pod.share_milli, numbers)
     except ValueError as error:
         raise TraceError(f"{at}: {error}") from error
-
-
-def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each row with where it stands, as ``file:line``."""
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            lacking = [name for name in columns if name not in (reader.fieldnames or ())]
-            if lacking:
-                raise TraceError(
-                    f"{path}:1: column {lacking[0]!r} is missing; the first line names {columns}"
-                )
-            for count, row in enumerate(reader):
-                at = f"{path}:{reader.line_num}"
-                if count >= ROWS_MAX:
-                    raise TraceError(f"{at}: more than {ROWS_MAX:,} rows; cut the trace")
-                if any(row[name] is None for name in columns):
-                    raise TraceError(f"{at}: fewer fields than columns")
-                yield at, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TraceError(f"{path}: cannot be read: {error}") from error
-
-
-def _number(row: Mapping[str, str], name: str, at: str, most: int = 1 << 50) -> int:
-    text = row[name]
-    try:
-        number = int(text)
-    except ValueError:
-        raise TraceError(f"{at}: {name} is {text[:40]!r}, not a whole number") from None
-    if not 0 <= number <= most:
-        raise TraceError(f"{at}: {name} is {number}; it must lie between 0 and {most:,}")
-    return number

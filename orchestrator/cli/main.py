@@ -28,6 +28,7 @@ from orchestrator.cli.errors import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_USAGE, 
 from orchestrator.cli.output import clean
 from orchestrator.cli.quote import quote
 from orchestrator.cli.serve import serve
+from orchestrator.cli.simulate import simulate
 from orchestrator.cli.status import status
 from orchestrator.core.errors import RefusalCode, RefusedError
 
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(status)
 app.command()(quote)
+app.command()(simulate)
 machine.register(worker.app)
 owner.register(worker.app)
 worker_actions.register(worker.app)

@@ -91,7 +91,7 @@ class Planner:
             if refusal.code not in (RefusalCode.STALE, RefusalCode.EXHAUSTED, RefusalCode.UNAVAILABLE):
                 raise
             return refusal.code is RefusalCode.STALE
-        return bool(made.placements or made.reuses or made.fillings)
+        return not made.empty
 
     def _measured(self, state: State) -> tuple[Plan | None, float]:
         """The plan and the seconds it took to make, without the wait for a commit before it."""
@@ -105,7 +105,7 @@ class Planner:
         if seen == self._fruitless and at_ms - self._fruitless_ms < REVISIT_MS:
             return None
         made = plan(state, Queue(state, at_ms), at_ms, self._budget)
-        if not (made.placements or made.reuses or made.fillings):
+        if made.empty:
             self._fruitless, self._fruitless_ms = seen, at_ms
         state.waiting.update((one.job_id, one.reason) for one in made.deferrals)
         return made

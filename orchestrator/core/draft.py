@@ -16,6 +16,7 @@ from orchestrator.core.reliability import BASIS_POINTS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from orchestrator.core.clusters import Cluster
     from orchestrator.core.filters import Mask
     from orchestrator.core.ids import ClusterId, DeviceId, TenantId, WorkerId
     from orchestrator.core.jobs import Requirements
@@ -41,6 +42,10 @@ class Draft:
         self.reused: set[ClusterId] = set()
         self.counted_on: set[ClusterId] = set()
         """Warm clusters that make a spare needless, each for one job; who comes first may have them all the same."""
+        self.closing: dict[ClusterId, None] = {}
+        """Warm clusters that give way."""
+        self.leaving: list[Cluster] | None = None
+        """Clusters that end, once somebody has asked."""
         self.spares_unplaced = 0
         self.kept = 0
         """Entitled jobs that machines are kept for."""
@@ -119,9 +124,8 @@ class Draft:
         """READY and clean clusters of a tenant, oldest first; spares are their job's alone."""
         if self._idle is None:
             self._idle = {}
-            for cluster_id in self.view.open_clusters:
+            for cluster_id in self.view.idle_clusters:
                 cluster = self.view.clusters[cluster_id]
-                idle = cluster.phase is ClusterPhase.READY and cluster.idle_since_ms is not None
-                if idle and cluster.spare_for is None:
+                if cluster.phase is ClusterPhase.READY and cluster.spare_for is None:
                     self._idle.setdefault(cluster.tenant_id, []).append(cluster_id)
         return self._idle.get(tenant_id, [])

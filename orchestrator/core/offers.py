@@ -195,6 +195,10 @@ class Offers:
         """Whose row it is."""
         return self.worker_ids[int(self._table[Column.WORKER, row])]
 
+    def slots_of(self, worker_id: WorkerId) -> int:
+        """Members with devices that a worker can still take."""
+        return max((int(self._table[Column.SLOTS, row]) for row in self.rows_of(worker_id)), default=0)
+
     def model_of(self, row: int) -> str:
         """The model of a row's devices."""
         return self.models.names[int(self._table[Column.MODEL, row])]

@@ -40,6 +40,8 @@ class PlacementView(Protocol):
     @property
     def open_clusters(self) -> Mapping[ClusterId, None]: ...
     @property
+    def idle_clusters(self) -> Mapping[ClusterId, None]: ...
+    @property
     def attempt_in(self) -> Mapping[ClusterId, AttemptId]: ...
     @property
     def overlay_offered(self) -> bool: ...
@@ -171,8 +173,10 @@ class Plan:
     """Jobs that find no place, and how many of the placements would have served them in part."""
     pairs: tuple[tuple[WorkerId, WorkerId], ...] = ()
     """Workers between which the round trip has to be measured before a gang of them may start."""
+    closings: tuple[ClusterId, ...] = ()
+    """Warm clusters that give way to jobs which wait."""
 
     @property
     def empty(self) -> bool:
         """Whether applying it would change nothing."""
-        return not (self.placements or self.reuses or self.fillings)
+        return not (self.placements or self.reuses or self.fillings or self.closings)

@@ -8,6 +8,7 @@ capacity it was made on is still there.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,8 @@ from orchestrator.core.clusters import ClusterPhase
 from orchestrator.core.draft import Draft
 from orchestrator.core.explaining import shortage, waiting_words
 from orchestrator.core.filters import describe, joins
+from orchestrator.core.gang_fields import US_PER_MS
+from orchestrator.core.making_room import make_room
 from orchestrator.core.offers import BY_OVERLAY, CLASS_NUMBER, Column
 from orchestrator.core.overtaking import Passed, keep
 from orchestrator.core.placement import (
@@ -32,10 +35,12 @@ from orchestrator.core.placement import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from orchestrator.core.clusters import Cluster, Member
     from orchestrator.core.fleet import Worker
     from orchestrator.core.ids import ClusterId, WorkerId
+    from orchestrator.core.jobs import Requirements
     from orchestrator.core.offers import Numbers
     from orchestrator.core.placement import Needs, PlacementView, Served
 
@@ -89,6 +94,7 @@ def plan(view: PlacementView, needs: Needs, now_ms: int, budget: Budget) -> Plan
         tuple(deferrals),
         passed.counts(),
         tuple(draft.pairs),
+        tuple(draft.closing),
     )
 
 
@@ -108,6 +114,7 @@ def _place(draft: Draft, need: JobNeed, budget: Budget) -> Placement | Reuse | D
     if placed is not None:
         return placed
     kept = keep(draft, need) if need.entitled else None
+    make_room(draft, need)
     if kept is not None or known is not None:
         return Deferral(need.job_id, kept or known or "")
     if len(draft.unfit) >= budget.explained_max:
@@ -154,7 +161,7 @@ def _warm(draft: Draft, need: JobNeed | SpareNeed, given: set[ClusterId]) -> tup
         return None
     fits, hosts = draft.fits(wanted, need.avoid)
     for cluster_id in idle:
-        if cluster_id in given or cluster_id in view.attempt_in:
+        if cluster_id in given or cluster_id in view.attempt_in or cluster_id in draft.closing:
             continue
         cluster = view.clusters[cluster_id]
         members = [view.members[member_id] for member_id in cluster.member_ids]
@@ -163,7 +170,7 @@ def _warm(draft: Draft, need: JobNeed | SpareNeed, given: set[ClusterId]) -> tup
             continue
         if cluster.runtime != (wanted.runtime or (view.default_runtime if cluster.runtime else "")):
             continue
-        if cluster.image != wanted.image:
+        if cluster.image != wanted.image or not _is_shaped(cluster, bearing, wanted):
             continue
         # The members' own: a worker that is boxed now may have been bare when they were placed.
         if not all(member.isolation.at_least(wanted.isolation) for member in members):
@@ -176,6 +183,22 @@ def _warm(draft: Draft, need: JobNeed | SpareNeed, given: set[ClusterId]) -> tup
             (draft.reused if isinstance(need, JobNeed) else draft.counted_on).add(cluster_id)
             return cluster_id, ", ".join(view.workers[member.worker_id].name for member in bearing)
     return None
+
+
+def _is_shaped(cluster: Cluster, bearing: Sequence[Member], wanted: Requirements) -> bool:
+    """Whether a warm cluster's machines bring as many devices each, and are as near by what was delivered, as asked."""
+    if wanted.gpus_per_worker and any(len(one.device_ids) != wanted.gpus_per_worker for one in bearing):
+        return False
+    if not wanted.max_rtt_ms or len(bearing) <= 1:
+        return True
+    bound_us = wanted.max_rtt_ms * US_PER_MS
+    near = {
+        frozenset((path.from_id, path.to_id))
+        for path in cluster.paths
+        if path.answered and path.rtt_median_us <= bound_us
+    }
+    ids = [one.member_id for one in bearing]
+    return all(frozenset(pair) in near for pair in combinations(ids, 2))
 
 
 def _fill(draft: Draft, need: VacancyNeed) -> Filling | None:

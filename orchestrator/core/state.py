@@ -141,7 +141,13 @@ class State:
         self.offers = Offers()
         self.head_hosts: dict[WorkerId, int] = {}
         """Free head slots of placeable head hosts."""
+        self.watched = Watched()
+        self._init_indexes_of_work()
+
+    def _init_indexes_of_work(self) -> None:
         self.open_clusters: dict[ClusterId, None] = {}
+        self.idle_clusters: dict[ClusterId, None] = {}
+        """Clusters that are kept warm without a job."""
         self.clusters_of: dict[TenantId, dict[ClusterId, None]] = {}
         """Clusters not CLOSED, by tenant."""
         self.members_of: dict[ClusterId, dict[MemberId, None]] = {}
@@ -164,7 +170,6 @@ class State:
         self.receipts_of: dict[LeaseId, list[str]] = {}
         self.unsigned: dict[str, None] = {}
         self.unposted: dict[str, None] = {}
-        self.watched = Watched()
 
     # ------------------------------------------------------------ time
 
@@ -360,6 +365,7 @@ class State:
         self.clusters[cluster.cluster_id] = cluster
         self.watched.put_cluster(cluster, self.jobs.get(cluster.spare_for) if cluster.spare_for else None)
         self.capacity_version += 1
+        mark(self.idle_clusters, cluster.cluster_id, on=cluster.idle_since_ms is not None and not closing)
         if cluster.phase is not ClusterPhase.JOINING:
             self.formations.pop(cluster.cluster_id, None)
         if cluster.phase is ClusterPhase.CLOSED:
@@ -472,12 +478,6 @@ class State:
         """How many jobs of its tenant a queued job waits behind; 0 for one that is not queued."""
         queue = self.queues.get(job.tenant_id, []) if is_queued(job) else []
         return bisect.bisect_left(queue, job.queue_place)
-
-    def free_slots(self, worker_id: WorkerId) -> int:
-        """How many more members with devices a worker can take."""
-        members = (self.members[member_id] for member_id in self.members_on.get(worker_id, ()))
-        busy = sum(member.role is not MemberRole.HEAD for member in members)
-        return self.workers[worker_id].inventory.slots - busy
 
     def is_idle(self, cluster_id: ClusterId) -> bool:
         """Whether a cluster is READY and clean, free for its tenant's next job."""

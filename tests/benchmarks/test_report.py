@@ -106,7 +106,7 @@ def test_paired_interval_unequal_sides_are_refused() -> None:
 def test_registry_lists_every_figure_with_a_module_that_measures() -> None:
     assert list(FIGURES) == [
         *("P1", "P2", "P3", "P4", "P5", "P7-BEATS", "P7-SESSIONS", "P7-STORM"),
-        *("P8-LATENCY", "P8-GANGS"),
+        *("P8-LATENCY", "P8-GANGS", "P9"),
         *("P11", "RUNTIME", "HOSTILE", "DEMO"),
     ]
     assert all(callable(figure_module(name).measure) for name in FIGURES)

@@ -196,7 +196,8 @@ def test_image_job_waits_where_there_are_boxes_only() -> None:
 @pytest.mark.parametrize("other", [replace(BOXED, isolation=CONTAINER), replace(IMAGED, image=OTHER_IMAGE)])
 def test_image_cluster_is_reused_for_the_same_image_only(other: Requirements) -> None:
     world = World(Policies(jobs=RUNTIMES))
-    world.worker(isolation=CONTAINER)
+    for _ in range(2):
+        world.worker(isolation=CONTAINER)
     world.finish(world.running(IMAGED))
     world.submit(other)
     assert world.plan().reuses == ()

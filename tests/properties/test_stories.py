@@ -21,6 +21,8 @@ def index_view(state: State) -> dict[str, object]:
         "offers": state.offers.shown(),
         "head_hosts": dict(state.head_hosts),
         "open_clusters": set(state.open_clusters),
+        "idle_clusters": set(state.idle_clusters),
+        "entitled": set(state.entitled),
         "clusters_of": {key: set(value) for key, value in state.clusters_of.items() if value},
         "members_on": {key: set(value) for key, value in state.members_on.items() if value},
         "members_of": {key: set(value) for key, value in state.members_of.items() if value},

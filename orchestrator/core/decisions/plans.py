@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from orchestrator.core.placement import Filling, Placement, Plan, Reuse, Share
     from orchestrator.core.state import State
 
+GAVE_WAY = "idle, and its machines are wanted for a job that waits"
+
 
 def apply_plan(state: State, command: m.ApplyPlan, at_ms: int) -> m.Decision:
     """All of a plan, or STALE: capacity changed since it was made.
@@ -43,6 +45,9 @@ def apply_plan(state: State, command: m.ApplyPlan, at_ms: int) -> m.Decision:
             events.extend(_form(state, placement, next(fresh), slots, hosts, at_ms))
     events.extend(_reuse(state, one, at_ms) for one in plan.reuses if _is_waiting(state, one.job_id))
     events.extend(_fill(state, filling, slots, hosts) for filling in plan.fillings)
+    events.extend(
+        m.ClusterClosing(cluster_id, GAVE_WAY) for cluster_id in plan.closings if state.is_idle(cluster_id)
+    )
     events.extend(
         m.JobOvertaken(job_id, times) for job_id, times in plan.overtaken if _is_waiting(state, job_id)
     )
@@ -65,7 +70,7 @@ def _still_true(state: State, plan: Plan) -> bool:
             heads[placement.head_host] = heads.get(placement.head_host, 0) + 1
     return (
         all(state.head_hosts.get(worker_id, 0) >= count for worker_id, count in heads.items())
-        and all(state.free_slots(worker_id) >= count for worker_id, count in members.items())
+        and all(state.offers.slots_of(worker_id) >= count for worker_id, count in members.items())
         and all(_reusable(state, one) for one in plan.reuses)
         and all(state.clusters[one.cluster_id].vacancies for one in plan.fillings)
     )

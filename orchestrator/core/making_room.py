@@ -1,0 +1,121 @@
+"""Warm clusters that nobody uses give way where a job waits that their machines would serve.
+
+A cluster is kept for some minutes after its job, in the hope that its tenant has another one. That hope is not worth
+another's wait, nor the wait of its own tenant's job that wants another shape.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from orchestrator.core.clusters import ClusterPhase, MemberPhase
+from orchestrator.core.filters import joins
+from orchestrator.core.offers import Column
+
+if TYPE_CHECKING:
+    from orchestrator.core.clusters import Cluster
+    from orchestrator.core.draft import Draft
+    from orchestrator.core.filters import Mask
+    from orchestrator.core.ids import ClusterId
+    from orchestrator.core.offers import Numbers
+    from orchestrator.core.placement import JobNeed
+
+CLOSED_MAX = 16
+"""Clusters that one plan closes: the next one sees what became free of it."""
+
+
+def make_room(draft: Draft, need: JobNeed) -> None:
+    """Note idle clusters to close until the job would fit, those idle for longest first; none where it would not."""
+    clusters = [cluster for cluster in _idle(draft) if _serves(draft, need, cluster)]
+    then = _Then(draft)
+    for cluster in _leaving(draft):
+        then.close(cluster)
+    if then.would_fit(need):
+        # What is on its way is waited for.
+        return
+    then.closed = []
+    for cluster in clusters[: CLOSED_MAX - len(draft.closing)]:
+        then.close(cluster)
+        if then.would_fit(need):
+            draft.closing.update(dict.fromkeys(then.closed))
+            return
+
+
+def _leaving(draft: Draft) -> list[Cluster]:
+    """Clusters that end already, and those that this plan closes."""
+    if draft.leaving is None:
+        clusters = (draft.view.clusters[cluster_id] for cluster_id in draft.view.open_clusters)
+        draft.leaving = [cluster for cluster in clusters if cluster.phase is ClusterPhase.CLOSING]
+    return [*draft.leaving, *(draft.view.clusters[cluster_id] for cluster_id in draft.closing)]
+
+
+def _idle(draft: Draft) -> list[Cluster]:
+    """Warm clusters that no job has and this plan gave none to, those idle for longest first."""
+    view = draft.view
+    found = [view.clusters[cluster_id] for cluster_id in view.idle_clusters if cluster_id not in draft.reused]
+    found = [
+        cluster
+        for cluster in found
+        if cluster.phase is ClusterPhase.READY
+        and cluster.spare_for is None
+        and cluster.cluster_id not in draft.closing
+        and cluster.cluster_id not in view.attempt_in
+    ]
+    return sorted(found, key=lambda cluster: (cluster.idle_since_ms or 0, cluster.cluster_id))
+
+
+def _serves(draft: Draft, need: JobNeed, cluster: Cluster) -> bool:
+    """Whether any device of a cluster fits the request."""
+    fits, _ = draft.fits(need.requirements, need.avoid)
+    members = (draft.view.members[member_id] for member_id in cluster.member_ids)
+    rows = [draft.row_of(member.worker_id, member.device_ids) for member in members if member.device_ids]
+    return any(row is not None and fits[row] for row in rows)
+
+
+class _Then:
+    """What would be left with some clusters gone."""
+
+    def __init__(self, draft: Draft) -> None:
+        self.closed: list[ClusterId] = []
+        self._draft = draft
+        self._free: Numbers = draft.free.copy()
+        self._slots: Numbers = draft.slots.copy()
+        self._hosts = {
+            worker_id for worker_id, count in draft.view.head_hosts.items() if count > draft.heads[worker_id]
+        }
+
+    def close(self, cluster: Cluster) -> None:
+        """As if its members were gone."""
+        view = self._draft.view
+        self.closed.append(cluster.cluster_id)
+        for member_id in cluster.member_ids:
+            member = view.members[member_id]
+            if member.phase is MemberPhase.RELEASED:
+                continue
+            if not member.device_ids:
+                self._hosts.add(member.worker_id)
+                continue
+            row = self._draft.row_of(member.worker_id, member.device_ids)
+            if row is not None:
+                self._free[row] += len(member.device_ids)
+                self._slots[list(view.offers.rows_of(member.worker_id))] += 1
+
+    def would_fit(self, need: JobNeed) -> bool:
+        """Enough on one machine, or on machines of one ground with a head; distances are looked at later."""
+        wanted, offers = need.requirements, self._draft.view.offers
+        fits, hosts = self._draft.fits(wanted, need.avoid)
+        usable: Mask = fits & (self._slots > 0) & ~self._draft.spoken_for
+        count, each = wanted.device_count, wanted.gpus_per_worker
+        if each in (0, count) and bool((usable & (self._free >= count)).any()):
+            return True
+        if count == 1 or wanted.one_machine:
+            return False
+        of_hosts = [next(iter(offers.rows_of(worker_id))) for worker_id in self._hosts]
+        sites = {int(offers[Column.SITE][row]) for row in of_hosts if hosts[row]}
+        usable &= joins(offers, overlay_offered=self._draft.view.overlay_offered)
+        usable &= (self._free >= max(1, each)) & np.isin(offers[Column.SITE], sorted(sites))
+        rows = self._draft.one_row_each(np.flatnonzero(usable))
+        brought = np.minimum(self._free[rows], each or count)
+        return int(np.bincount(offers[Column.GROUND][rows], weights=brought).max(initial=0)) >= count
