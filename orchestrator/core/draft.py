@@ -46,6 +46,7 @@ class Draft:
         """Warm clusters that give way."""
         self.leaving: list[Cluster] | None = None
         """Clusters that end, once somebody has asked."""
+        self.rooms_sought = 0
         self.spares_unplaced = 0
         self.kept = 0
         """Entitled jobs that machines are kept for."""

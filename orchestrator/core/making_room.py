@@ -25,10 +25,18 @@ if TYPE_CHECKING:
 CLOSED_MAX = 16
 """Clusters that one plan closes: the next one sees what became free of it."""
 
+SOUGHT_MAX = 8
+"""Jobs for which one plan looks for room: the first that it passes over. Each look is some tenths of a millisecond."""
+
 
 def make_room(draft: Draft, need: JobNeed) -> None:
     """Note idle clusters to close until the job would fit, those idle for longest first; none where it would not."""
+    if not draft.view.idle_clusters or draft.rooms_sought == SOUGHT_MAX:
+        return
+    draft.rooms_sought += 1
     clusters = [cluster for cluster in _idle(draft) if _serves(draft, need, cluster)]
+    if not clusters:
+        return
     then = _Then(draft)
     for cluster in _leaving(draft):
         then.close(cluster)

@@ -6,6 +6,7 @@ import argparse
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import structlog
@@ -40,7 +41,8 @@ def run_many(
 ) -> int:
     """Run seeds side by side; the number of failures."""
     failures = 0
-    with ProcessPoolExecutor(PROCESSES) as pool:
+    # Not by fork: where gRPC ran before, its finalizers wait in the child for threads that only the parent has.
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
         running = {pool.submit(partial(quiet_run, run), seed): seed for seed in seeds}
         for done, future in enumerate(as_completed(running), start=1):
             result = future.result()
