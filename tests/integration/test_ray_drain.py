@@ -20,7 +20,7 @@ from orchestrator.agent.notices import Notices
 from orchestrator.agent.ray_head import RayHead
 from orchestrator.api.v1 import worker_pb2
 from orchestrator.core.ids import Now
-from tests.polling import wait_until, wait_until_async
+from tests.polling import wait_for_answer, wait_until, wait_until_async
 
 pytestmark = pytest.mark.ray
 
@@ -165,7 +165,10 @@ async def test_notice_reaches_driver_and_actor_and_ray_drains_the_node(
             assert isinstance(actor, dict)
             assert (actor["member"], actor["read"]["notices"][0]["member_id"]) == (BUSY, BUSY)
 
-            assert await head.drain(BUSY, REASON, REMAINING_MS) is True
+            # Ray's head hears of a node's work a moment after it began; until then the agent would ask again.
+            await wait_for_answer(
+                lambda: head.drain(BUSY, REASON, REMAINING_MS), what="Ray to drain", deadline_s=DEADLINE_S
+            )
             assert (await _line(log, "draining"))["value"]
             # Once more changes nothing, and neither node ends by it.
             assert await head.drain(BUSY, REASON, REMAINING_MS) is True
