@@ -17,7 +17,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: help
 help: ## Say what each target does
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(STAMP) system ## Create .venv and install exactly what requirements.lock names
@@ -38,7 +38,7 @@ demo: $(STAMP) ## The main job on this machine, end to end (JSON=1: one JSON lin
 
 .PHONY: test
 test: $(STAMP) system lint types arch proto-check ## Every check, cheapest first, closing with pytest's line
-	$(PHASE) pytest $(BIN)/pytest
+	$(PHASE) pytest $(BIN)/pytest --numprocesses=2 --dist=loadscope
 
 .PHONY: check
 check: test ## The same as test
@@ -69,6 +69,18 @@ proto: $(STAMP) ## Generate orchestrator/api/v1 from protos/
 proto-check: $(STAMP) ## buf lint, buf breaking, and drift of the generated code
 	$(PHASE) proto-check $(BIN)/python scripts/protos.py check
 
+.PHONY: dashboards
+dashboards: $(STAMP) ## Write the chart's dashboards from deploy/dashboards
+	@$(BIN)/python -m deploy.dashboards.build
+
+.PHONY: dashboards-preview
+dashboards-preview: dashboards system ## Pictures of the dashboards, of a model fleet or of PROMETHEUS=URL (docs/dashboards; needs nodejs, npm, chromium)
+	@$(BIN)/python -m deploy.dashboards.preview $(PROMETHEUS)
+
+.PHONY: docs
+docs: $(STAMP) ## Generate docs/metrics.md from the catalogue
+	@$(BIN)/python scripts/docs.py
+
 .PHONY: sim
 sim: $(STAMP) ## Simulated whole-system runs (SEED=n replays one, SEEDS=n runs that many)
 	@$(BIN)/python -m orchestrator.sim $(if $(SEED),--seed $(SEED)) $(if $(SEEDS),--seeds $(SEEDS))
@@ -84,6 +96,10 @@ lab: $(STAMP) system ## A network of namespaces to play in, until Ctrl-C (LAB=fi
 .PHONY: lock
 lock: $(UV) ## Resolve the dependencies of pyproject.toml anew into requirements.lock
 	@scripts/setup.sh lock
+
+.PHONY: chart
+chart: $(STAMP) ## Write the chart's schema and its table of values anew, from its values.yaml
+	@$(BIN)/python scripts/chart.py
 
 .PHONY: runtime-lock
 runtime-lock: $(STAMP) ## Resolve the bundled runtimes anew (UPGRADE=1 raises what requirements.lock does not hold)

@@ -12,6 +12,7 @@ import os
 import sys
 from typing import Protocol, cast
 
+from benchmarks import plot
 from benchmarks.report import Case, FigureError, note, print_json, print_table, quiet
 
 # Before gRPC is loaded: it would warn of every child that is started beside its threads.
@@ -30,8 +31,10 @@ FIGURES = {
     "P8-LATENCY": "benchmarks.p8_latency",
     "P8-GANGS": "benchmarks.p8_gangs",
     "P9": "benchmarks.p9_goodput",
+    "FAIRNESS": "benchmarks.fairness",
     "P11": "benchmarks.p11_transfer",
     "RUNTIME": "benchmarks.runtime_provision",
+    "METRICS": "benchmarks.metrics_scrape",
     "HOSTILE": "benchmarks.hostile",
     "DEMO": "benchmarks.demo_seconds",
 }
@@ -70,6 +73,7 @@ def run(names: list[str]) -> int:
     if cases:
         print_table(cases)
         print_json(cases)
+        plot.write(cases)
     return EXIT_NOT_MEASURED if failed else 0
 
 

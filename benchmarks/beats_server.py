@@ -29,7 +29,7 @@ from benchmarks.report import quiet
 from orchestrator.adapters import clock, peers
 from orchestrator.adapters.authority import DAY_MS, Authority
 from orchestrator.adapters.garbage import spare_loaded_state
-from orchestrator.adapters.metrics import Metrics
+from orchestrator.adapters.metrics.registry import Metrics
 from orchestrator.adapters.packages import PackageStore
 from orchestrator.api.v1 import worker_pb2, worker_pb2_grpc
 from orchestrator.control.app import SERVER_OPTIONS
@@ -43,9 +43,10 @@ from orchestrator.control.services.workers import WorkerServicer
 from orchestrator.control.sessions import Sessions
 from orchestrator.core import messages as m
 from orchestrator.core.decisions.liveness import start_heartbeats
-from orchestrator.core.fleet import FleetPolicy
 from orchestrator.core.ids import WorkerId
-from orchestrator.core.state import Policies, State
+from orchestrator.core.policies import Policies
+from orchestrator.core.state import State
+from orchestrator.core.supply.fleet import FleetPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -13,7 +13,8 @@ from datetime import datetime
 from pathlib import Path
 
 from benchmarks.report import FigureError
-from examples.demo.network import Machine, Network, free_ports
+from deploy.local.ports import free_ports
+from examples.demo.network import Machine, Network
 from examples.demo.operations import create_tenant, operator_client, wait_serving
 from examples.demo.report import DemoFailed, Progress
 from orchestrator.adapters import codec

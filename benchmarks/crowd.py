@@ -134,10 +134,19 @@ class ControlProcess:
             found = database.execute("SELECT body FROM events WHERE type = 'LivenessChanged'").fetchall()
         return sum(json.loads(body)["liveness"] in ("suspect", "lost") for (body,) in found)
 
+    def metrics(self) -> bytes:
+        """The metrics page."""
+        token = Path(self.endpoints["metrics_token_file"]).read_text().strip()
+        request = urllib.request.Request(  # noqa: S310 -- our own
+            self.endpoints["metrics"], headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(request, timeout=START_S) as answer:  # noqa: S310 -- our own
+            found: bytes = answer.read()
+        return found
+
     def commits(self) -> dict[float, float]:
         """Commits so far by upper bound in seconds, cumulative, as the metrics page shows them."""
-        with urllib.request.urlopen(self.endpoints["metrics"], timeout=START_S) as answer:  # noqa: S310 -- our own
-            lines = answer.read().decode().splitlines()
+        lines = self.metrics().decode().splitlines()
         name = "orchestrator_loop_commit_seconds_bucket"
         buckets = (line.removeprefix(name) for line in lines if line.startswith(name))
         return {float(text.split('"')[1]): float(text.rpartition(" ")[2]) for text in buckets}

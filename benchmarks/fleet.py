@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 from orchestrator.adapters import clock
 from orchestrator.adapters.store import SqlStore, Transaction
 from orchestrator.core import messages as m
-from orchestrator.core.catalogue import GIB
 from orchestrator.core.decide import handle
-from orchestrator.core.fleet import Device, DeviceKind, HardwareClass, Inventory, Isolation, TokenRole
 from orchestrator.core.ids import DeviceId, SupplierId, TenantId, TokenId, WorkerId
-from orchestrator.core.state import Policies, State
+from orchestrator.core.policies import Policies
+from orchestrator.core.state import State
+from orchestrator.core.supply.catalogue import GIB
+from orchestrator.core.supply.fleet import Device, DeviceKind, HardwareClass, Inventory, Isolation, TokenRole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -74,13 +75,15 @@ def made_up(number: int) -> Identity:
     return Identity(_sha256(f"key {number}"), "")
 
 
-def build(database: Path, workers: int, identity: Callable[[int], Identity] = made_up) -> None:
+def build(
+    database: Path, workers: int, identity: Callable[[int], Identity] = made_up, zones: int = ZONES
+) -> None:
     """Write a fleet of live, idle workers into a new database."""
     store = SqlStore(f"sqlite:///{database}")
     state = State(Policies())
     now = clock.SystemClock().now()
     batch: list[m.Command] = []
-    for command in commands(workers, identity):
+    for command in commands(workers, identity, zones):
         batch.append(command)
         if len(batch) == COMMANDS_PER_TRANSACTION:
             _write(store, state, batch, now)
@@ -103,14 +106,16 @@ def _write(store: SqlStore, state: State, batch: list[m.Command], now: Now) -> N
     store.write(Transaction(base_version, state.time_ms(now), events, rows))
 
 
-def commands(workers: int, identity: Callable[[int], Identity] = made_up) -> Iterator[m.Command]:
+def commands(
+    workers: int, identity: Callable[[int], Identity] = made_up, zones: int = ZONES
+) -> Iterator[m.Command]:
     """All that makes a fleet of live, idle workers out of nothing."""
     yield m.StartControl(NETWORK_ID)
     for tenant_id in tenant_ids():
         yield m.CreateTenant(tenant_id, tenant_id.replace("_", "-"))
     for number in range(workers):
         token = _sha256(f"token {number}")
-        supplier_id, offer = supplier_id_of(number), inventory(number)
+        supplier_id, offer = supplier_id_of(number), inventory(number, zones)
         yield m.CreateToken(
             TokenId(f"tok_{number}"),
             TokenRole.SUPPLIER,
@@ -142,7 +147,7 @@ def supplier_id_of(number: int) -> SupplierId:
     return SupplierId(f"sup_{number % SUPPLIERS}")
 
 
-def inventory(number: int) -> Inventory:
+def inventory(number: int, zones: int = ZONES) -> Inventory:
     """What the worker of this number has: kinds are spread evenly over the numbers."""
     # 37 and 100 have no common factor, so any hundred numbers in a row hold each kind as often as MIX says.
     kind = KIND_OF[number * 37 % len(KIND_OF)]
@@ -168,7 +173,7 @@ def inventory(number: int) -> Inventory:
         ray_version="2.60.0",
         isolation=Isolation.NONE,
         overlay="none",
-        zone=f"zone-{number % ZONES}",
+        zone=f"zone-{number % zones}",
         unisolated=True,
     )
 

@@ -19,7 +19,6 @@ import contextlib
 import multiprocessing
 import tempfile
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -122,8 +121,7 @@ class _Marks:
 
 
 def _marks(control: ControlProcess) -> _Marks:
-    with urllib.request.urlopen(control.endpoints["metrics"], timeout=ANSWER_S) as answer:  # noqa: S310 -- our own
-        lines = answer.read().decode().splitlines()
+    lines = control.metrics().decode().splitlines()
     refused = (line for line in lines if line.startswith("orchestrator_refusals_total{"))
     return _Marks(sum(float(line.rpartition(" ")[2]) for line in refused), control.usage.num_fds())
 

@@ -12,10 +12,21 @@ from pathlib import Path
 
 import numpy as np
 
-from orchestrator.core.fragmentation import WHOLE_MILLI, Machines, Shape
+from orchestrator.core.scheduling.fragmentation import WHOLE_MILLI, Machines, Shape
 from orchestrator.sim.traces import OpenbPod, TraceError, openb_nodes, openb_pods
 
-__all__ = ["ROWS_MAX", "Cluster", "TraceError", "inflated", "pod_file", "read_nodes", "read_pods", "shuffled"]
+__all__ = [
+    "FOLDER",
+    "NODE_FILE",
+    "ROWS_MAX",
+    "Cluster",
+    "TraceError",
+    "inflated",
+    "pod_file",
+    "read_nodes",
+    "read_pods",
+    "shuffled",
+]
 
 FOLDER = Path(__file__).parent / "data" / "openb"
 NODE_FILE = "openb_node_list_gpu_node.csv"

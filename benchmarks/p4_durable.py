@@ -1,9 +1,11 @@
-"""P4 `durable`: how many submissions a second one control plane takes for good.
+"""P4 `durable`: how many submissions a second one control plane takes for good; `durable-bundles`: how many machines of
+gangs it places for good.
 
 64 callers, each with one submission under way, against a state of 10,000 workers: the real loop, planner and store
 on a SQLite file; agents are silent (they heartbeat, and report nothing), effects go nowhere. Inside the clock: from
 the first submission's entry into the inbox to the last acknowledgement, with all planning that goes on meanwhile.
-Outside: HTTP, authentication, loading the state.
+Outside: HTTP, authentication, loading the state. In `durable-bundles` each submission wants a gang of eight machines of
+one zone and a head beside them, and the clock runs until the commit by which the last gang has its machines.
 
 The peer writes what was just recorded (the same rows and events, as bytes, grouped into the same transactions) into
 a copy of the same database through Python's own sqlite3 with the same pragmas, and decides nothing.
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks import fleet, peer_sqlite
-from benchmarks.report import Case, Target, compared, note
+from benchmarks.report import Case, FigureError, Target, compared, note
 from benchmarks.stats import median, paired_ratio_interval, percentile
 from orchestrator.adapters import clock
 from orchestrator.adapters.garbage import spare_loaded_state
@@ -35,24 +37,38 @@ from orchestrator.control.planner import Planner, tick_forever
 from orchestrator.core import messages as m
 from orchestrator.core.ids import JobId
 from orchestrator.core.jobs import JobRequest, Requirements
-from orchestrator.core.placement import Budget
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.scheduling.placement import Budget
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from orchestrator.control.measuring.measuring import Measuring
     from orchestrator.core.ids import TenantId, WorkerId
 
 REPETITIONS = 5
 ADDED_MS = 5.0
 """What a disk that really flushes takes for a commit; those of virtual machines often do not flush."""
 
+PLACED_S = 60.0
+"""Once all are acknowledged, many times what placing them takes."""
+
+LOOK_S = 0.005
+
 HEARTBEATS_PER_S = 20
 """Slices of the fleet's heartbeats: every worker is heard once in five seconds."""
 
+GANG = 8
+"""Machines of one GPU each; the head goes to a ninth."""
+
 RATE_TARGET = Target(1_000.0, ">=", "value")
+BUNDLES_TARGET = Target(4_000.0, ">=", "value")
 RATIO_TARGET = Target(0.5, ">=", "ratio")
 P99_TARGET = Target(50.0, "<=", "value")
+
+
+ONE_GPU = Requirements()
+"""What a plain `ray job submit` comes to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +79,22 @@ class Size:
     submitters: int = 64
     submissions: int = 5_000
     """Some seconds of work, and fewer than there are free GPUs: every job is placed."""
+    gangs: int = 1_500
+    """As many again; with their heads, fewer than there are head slots."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the callers send in one run."""
+
+    commands: Sequence[m.SubmitJob]
+    bundles: int = 0
+    """Machines that each has to be given before the run is over; 0: it is over with the last acknowledgement."""
 
 
 @dataclass(slots=True)
 class Run:
-    """What one repetition came to. Rates in submissions per second, times in ms."""
+    """What one repetition came to. Rates in submissions or machines per second, times in ms."""
 
     rate: float = 0.0
     latencies_ms: list[float] = field(default_factory=list, repr=False)
@@ -82,12 +109,19 @@ class RecordingStore(SqlStore):
         super().__init__(url)
         self.added_s = added_s
         self.written: list[Transaction] = []
+        self.placed = 0
+        """Jobs that have their machines for good, and since when all of these do."""
+        self.placed_s = 0.0
 
     def write(self, transaction: Transaction) -> None:
         super().write(transaction)
         if self.added_s:
             time.sleep(self.added_s)
         self.written.append(transaction)
+        placed = sum(isinstance(event, m.AttemptPlaced) for event in transaction.events)
+        if placed:
+            self.placed += placed
+            self.placed_s = time.perf_counter()
 
 
 def measure(size: Size = Size(), repetitions: int = REPETITIONS) -> list[Case]:
@@ -95,22 +129,35 @@ def measure(size: Size = Size(), repetitions: int = REPETITIONS) -> list[Case]:
     with tempfile.TemporaryDirectory(prefix="orch-bench-") as name:
         folder = Path(name)
         note(f"P4: a state of {size.workers:,} workers")
-        fleet.build(folder / "fleet.db", size.workers)
-        _checkpoint(folder / "fleet.db")
-        return [
-            case
-            for suffix, added_ms in (("", 0.0), (f"-{ADDED_MS:g}ms", ADDED_MS))
-            for case in _alternate(folder, size, repetitions, added_ms / 1000, suffix)
-        ]
+        _build(folder, size, fleet.ZONES)
+        cases = []
+        for suffix, added_ms in (("", 0.0), (f"-{ADDED_MS:g}ms", ADDED_MS)):
+            single = Load(submissions_of(size.submissions))
+            ours, peer = _alternate(folder, size, single, repetitions, added_ms / 1000, suffix)
+            cases.extend(_cases(ours, peer, size, suffix))
+        note(f"P4: the same {size.workers:,} workers in one zone, for gangs of {GANG}")
+        _build(folder, size, 1)
+        gangs = Load(submissions_of(size.gangs, Requirements(gpus=GANG, gpus_per_worker=1)), GANG)
+        ours, peer = _alternate(folder, size, gangs, repetitions, 0.0, "-bundles")
+        return [*cases, *_cases_of_bundles(ours, peer, size)]
 
 
-def _alternate(folder: Path, size: Size, repetitions: int, added_s: float, suffix: str) -> list[Case]:
+def _build(folder: Path, size: Size, zones: int) -> None:
+    for path in folder.glob("fleet.db*"):
+        path.unlink()
+    fleet.build(folder / "fleet.db", size.workers, zones=zones)
+    checkpoint(folder / "fleet.db")
+
+
+def _alternate(
+    folder: Path, size: Size, load: Load, repetitions: int, added_s: float, suffix: str
+) -> tuple[list[Run], list[Run]]:
     ours: list[Run] = []
     peer: list[Run] = []
     for number in range(repetitions):
-        mine = _ours(_fresh_copy(folder), size, added_s)
-        groups = peer_sqlite.groups_of(_fresh_copy(folder), mine.written)
-        other = _peer(_fresh_copy(folder), groups, size.submissions, added_s)
+        mine = run_ours(fresh_copy(folder), size, load, added_s)
+        groups = peer_sqlite.groups_of(fresh_copy(folder), mine.written)
+        other = _peer(fresh_copy(folder), groups, len(load.commands) * max(1, load.bundles), added_s)
         note(
             f"P4 durable{suffix} {number + 1}/{repetitions}: {mine.rate:,.0f}/s, peer {other.rate:,.0f}/s,"
             f" p99 {percentile(mine.latencies_ms, 0.99):.1f} ms, {len(groups)} transactions"
@@ -118,7 +165,18 @@ def _alternate(folder: Path, size: Size, repetitions: int, added_s: float, suffi
         mine.written = []
         ours.append(mine)
         peer.append(other)
-    return _cases(ours, peer, size, suffix)
+    return ours, peer
+
+
+def _cases_of_bundles(ours: Sequence[Run], peer: Sequence[Run], size: Size) -> list[Case]:
+    rates, peer_rates = [one.rate for one in ours], [one.rate for one in peer]
+    cpus, peer_cpus = ([one.cpu_s / (size.gangs * GANG) * 1000 for one in side] for side in (ours, peer))
+    interval = paired_ratio_interval(rates, peer_rates)
+    remark = f"{median(rates) / GANG:,.0f} gangs of {GANG} machines a second, each with a head besides"
+    return [
+        compared("P4", "durable-bundles", "1/s", rates, peer_rates, BUNDLES_TARGET, interval, remark),
+        compared("P4", "durable-bundles-cpu", "CPU s per 1,000", cpus, peer_cpus),
+    ]
 
 
 def _cases(ours: Sequence[Run], peer: Sequence[Run], size: Size, suffix: str) -> list[Case]:
@@ -154,34 +212,42 @@ def _cases(ours: Sequence[Run], peer: Sequence[Run], size: Size, suffix: str) ->
 # ---------------------------------------------------------------- ours
 
 
-def _ours(database: Path, size: Size, added_s: float) -> Run:
+def run_ours(
+    database: Path, size: Size, load: Load, added_s: float, measuring: Measuring | None = None
+) -> Run:
+    """One repetition on a database of its own; with ``measuring`` everything is counted, else nothing is."""
     store = RecordingStore(f"sqlite:///{database}", added_s)
     # What an earlier repetition had spared from collection is long gone; each starts as a fresh process does.
     gc.unfreeze()
     gc.collect()
     try:
-        return asyncio.run(_drive(store, size))
+        return asyncio.run(_drive(store, size, load, measuring))
     finally:
         store.close()
 
 
-async def _drive(store: RecordingStore, size: Size) -> Run:
+async def _drive(store: RecordingStore, size: Size, load: Load, measuring: Measuring | None) -> Run:
     state = store.load(Policies())
     spare_loaded_state()
-    loop = Loop(state, store, clock.SystemClock(), lambda _effects: None)
-    planner = Planner(loop, clock.new_id, Budget())
+    watched = store if measuring is None else measuring.watched(store)
+    loop = Loop(state, watched, clock.SystemClock(), lambda _effects: None, measuring)
+    planner = Planner(loop, clock.new_id, Budget(), measuring)
     tasks = [asyncio.create_task(loop.run())]
     await loop.submit(m.StartControl("net_bench"))
+    if measuring is not None:
+        await measuring.begin(loop)
     workers = await loop.read(lambda state: list(state.workers))
-    tasks += [asyncio.create_task(work) for work in (planner.run(), tick_forever(loop), _beat(loop, workers))]
+    tasks += [asyncio.create_task(work) for work in (planner.run(), tick_forever(loop), beat(loop, workers))]
     store.written.clear()
-    run = Run()
-    commands = _submissions(size.submissions)
+    run, commands = Run(), load.commands
     cpu_s, began_s = _cpu_s(), time.perf_counter()
     await asyncio.gather(
         *(_submitter(loop, commands[first :: size.submitters], run) for first in range(size.submitters))
     )
-    run.rate = size.submissions / (time.perf_counter() - began_s)
+    ended_s = time.perf_counter()
+    if load.bundles:
+        ended_s = await _placed(store, len(commands), ended_s + PLACED_S)
+    run.rate = len(commands) * max(1, load.bundles) / (ended_s - began_s)
     run.cpu_s = _cpu_s() - cpu_s
     run.written = list(store.written)
     for task in reversed(tasks):
@@ -198,7 +264,16 @@ async def _submitter(loop: Loop, commands: Sequence[m.SubmitJob], run: Run) -> N
         run.latencies_ms.append((time.perf_counter() - began_s) * 1000)
 
 
-async def _beat(loop: Loop, workers: list[WorkerId]) -> None:
+async def _placed(store: RecordingStore, count: int, deadline_s: float) -> float:
+    """Wait until so many jobs have their machines for good; since when they do."""
+    while store.placed < count:
+        if time.perf_counter() > deadline_s:
+            raise FigureError(f"only {store.placed} of {count} gangs had their machines after {PLACED_S:g} s")
+        await asyncio.sleep(LOOK_S)
+    return store.placed_s
+
+
+async def beat(loop: Loop, workers: list[WorkerId]) -> None:
     """The heartbeats of a fleet whose agents are silent otherwise."""
     slices = HEARTBEATS_PER_S * 5
     number = 0
@@ -209,19 +284,19 @@ async def _beat(loop: Loop, workers: list[WorkerId]) -> None:
         await asyncio.sleep(1 / HEARTBEATS_PER_S)
 
 
-def _submissions(count: int) -> list[m.SubmitJob]:
-    """Plain `ray job submit`s: no key of ours, one GPU of any class."""
+def submissions_of(count: int, wanted: Requirements = ONE_GPU) -> list[m.SubmitJob]:
+    """As of `ray job submit`; without a key of ours it wants one GPU of any class."""
     tenants = fleet.tenant_ids()
-    return [_submission(number, tenants[number % len(tenants)]) for number in range(count)]
+    return [_submission(number, tenants[number % len(tenants)], wanted) for number in range(count)]
 
 
-def _submission(number: int, tenant_id: TenantId) -> m.SubmitJob:
+def _submission(number: int, tenant_id: TenantId, wanted: Requirements) -> m.SubmitJob:
     request = JobRequest(
         entrypoint="python train.py --epochs 10",
         runtime_env_json=json.dumps({"env_vars": {"RUN": str(number)}}),
         metadata=(("job_submission_id", f"raysubmit_{number:016x}"), ("name", f"run-{number}")),
         packages=(),
-        requirements=Requirements(),
+        requirements=wanted,
     )
     digest = hashlib.sha256(str(number).encode()).hexdigest()
     return m.SubmitJob(JobId(clock.new_id("job")), tenant_id, f"raysubmit_{number:016x}", request, digest)
@@ -242,7 +317,7 @@ def _peer(database: Path, groups: Sequence[peer_sqlite.Group], submissions: int,
 # ---------------------------------------------------------------- files and clocks
 
 
-def _fresh_copy(folder: Path) -> Path:
+def fresh_copy(folder: Path) -> Path:
     """A copy of the fleet's database, and nothing left of the last one."""
     copy = folder / "run.db"
     for path in folder.glob("run.db*"):
@@ -251,10 +326,10 @@ def _fresh_copy(folder: Path) -> Path:
     return copy
 
 
-def _checkpoint(database: Path) -> None:
+def checkpoint(database: Path) -> None:
     """Bring everything into the one file, so that copying it copies all."""
     connection = sqlite3.connect(database)
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.execute("PRAGMA walcheckpoint(TRUNCATE)")
     connection.close()
 
 

@@ -2,11 +2,15 @@
 
 The cluster of the openb trace, empty; its pods arrive shuffled and drawn again until they have asked for 130 % of all
 GPUs; none leaves, and one that fits nowhere when it arrives is dropped. The figure is GPUs given out ÷ GPUs there.
-Ours is `orchestrator.core.fragmentation` as the planner uses it, which knows the pods that have arrived and no others.
+Ours is `orchestrator.core.scheduling.fragmentation` as the planner uses it, which knows the pods that have arrived and no
+others.
 
 The peers see the same pods and the same order of nodes: our own FGD (Fragmentation Gradient Descent, ATC 2023), once
 with the histogram of the whole list beforehand, as published, and once with that of arrived pods; best fit; and
 random. The better FGD, of these two and the published mean, is what ours is held against.
+
+`BENCH_OPENB_NODES` names another node list of the same columns, `BENCH_OPENB_PODS` other pod lists, each of which is a
+case by its file's name; beside them there is nothing published.
 
 The bound is a linear programme that may leave out any pod, cut pods in pieces and mix the nodes of one kind: per kind
 processors and memory in sum, per GPU only sets of shares that fit one. No placement of whole pods gives out more.
@@ -17,15 +21,16 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from benchmarks import openb
+from benchmarks.own import own_files
 from benchmarks.report import Case, FigureError, Target, compared, note
 from benchmarks.stats import paired_ratio_interval
-from orchestrator.core.fragmentation import (
+from orchestrator.core.scheduling.fragmentation import (
     UNIT_MILLI,
     WHOLE_MILLI,
     Floats,
@@ -37,10 +42,12 @@ from orchestrator.core.fragmentation import (
     members_of,
     options,
 )
+from orchestrator.sim.plots import Curve
 
 SEEDS = range(10)
 LOAD = 1.3
 TRACES = ("default", "gpushare100")
+NODES_VARIABLE, PODS_VARIABLE = "BENCH_OPENB_NODES", "BENCH_OPENB_PODS"
 TARGET = Target(1.0, ">=", "ratio")
 
 PUBLISHED = {
@@ -69,12 +76,20 @@ Maker = Callable[[Machines, Sequence[Shape], int], Policy]
 
 def measure(traces: Sequence[str] = TRACES, seeds: Sequence[int] = SEEDS) -> list[Case]:
     """All cases."""
+    nodes = own_files(NODES_VARIABLE, (openb.FOLDER / openb.NODE_FILE,))[0]
+    pods = own_files(PODS_VARIABLE, [openb.pod_file(trace) for trace in traces])
+    bundled = nodes.parent == openb.FOLDER and pods[0].parent == openb.FOLDER
     try:
-        cluster = openb.read_nodes()
+        cluster = openb.read_nodes(nodes)
+        if not cluster.capacity_milli:
+            raise FigureError(f"{nodes}: no node in it has a GPU; give the node list of a GPU cluster")
+        lists = [(path.stem.removeprefix("openb_pod_list_"), path) for path in pods]
         return [
             case
-            for trace in traces
-            for case in _trace(trace, cluster, openb.read_pods(openb.pod_file(trace), cluster.models), seeds)
+            for name, path in lists
+            for case in _trace(
+                name if bundled else f"own-{name}", cluster, openb.read_pods(path, cluster.models), seeds
+            )
         ]
     except openb.TraceError as error:
         raise FigureError(str(error)) from error
@@ -100,13 +115,14 @@ def _trace(trace: str, cluster: openb.Cluster, pods: Sequence[Shape], seeds: Seq
 
 
 def _cases(trace: str, results: Mapping[str, list[float]], count: int) -> list[Case]:
-    published = PUBLISHED[trace]
+    published = PUBLISHED.get(trace, {})
     ours = results["ours"]
     rivals = {
         "our FGD with the whole list's histogram": results["fgd"],
         "our FGD with the histogram of arrived pods": results["fgd-arrived"],
-        "the published FGD": [published["fgd"]] * count,
     }
+    if published:
+        rivals["the published FGD"] = [published["fgd"]] * count
     better = max(rivals, key=lambda name: float(np.mean(rivals[name])))
     means = ", ".join(
         f"{name} {float(np.mean(results[name])):.2f}"
@@ -115,12 +131,20 @@ def _cases(trace: str, results: Mapping[str, list[float]], count: int) -> list[C
     )
     remark = f"held against {better}; means in %: {means}; no placement gives out more than bound"
     interval = paired_ratio_interval(ours, rivals[better])
-    cases = [compared("P5", trace, "%", ours, rivals[better], TARGET, interval, remark)]
+    case = compared("P5", trace, "%", ours, rivals[better], TARGET, interval, remark)
+    cases = [replace(case, curves=(_dots(trace, results),))]
     cases += [
         compared("P5", f"{trace}-{name}", "%", results[name], [published[name]] * count) for name in published
     ]
     cases.append(compared("P5", f"{trace}-of-bound", "%", ours, results["bound"]))
     return cases
+
+
+def _dots(trace: str, results: Mapping[str, Sequence[float]]) -> Curve:
+    """By policy, in the order of POLICIES with the bound as the last."""
+    columns = [results[name] for name in (*POLICIES, "bound")]
+    points = [(float(number), float(np.median(values))) for number, values in enumerate(columns)]
+    return Curve(trace, points, [(min(values), max(values)) for values in columns], joined=False)
 
 
 # ---------------------------------------------------------------- ours

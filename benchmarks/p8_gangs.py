@@ -9,27 +9,29 @@
 - `gpus-placed`: a stream of gangs that come and go on one frame; GPUs placed by both.
 
 Ours starts with PROBES probes of each machine, chosen and extended by `core.latency`, and probes the pairs of what it
-proposes. Nothing was tuned on frames 2 and 3, which `gpus-placed` uses.
+proposes. Nothing was tuned on frames 2 and 3, which `gpus-placed` uses. `BENCH_RTT` names other frames (`rtt.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from benchmarks import p8_latency
+from benchmarks import rtt
 from benchmarks.p8_latency import MAX_AGE_MS, ORDER_EVERY_MS, ORDERS_MAX, PROBES
 from benchmarks.report import Case, Target, compared, note
 from benchmarks.stats import median, paired_ratio_interval, percentile
-from orchestrator.core.assembling import HEADROOM_BP
-from orchestrator.core.gang_fields import UNMEASURED, US_PER_MS, Candidates, Matrices, Wish, matrices
-from orchestrator.core.gangs import EXACT_CANDIDATES, Gang, Pair, Trial, choose, verified
+from orchestrator.core.gangs.candidates import UNMEASURED, US_PER_MS, Candidates, Matrices, Wish, matrices
+from orchestrator.core.gangs.choosing import EXACT_CANDIDATES, Gang, Pair, Trial, choose, verified
 from orchestrator.core.ids import WorkerId
-from orchestrator.core.latency import PROBES_PER_ORDER_MAX, LatencyMap
+from orchestrator.core.nearness.latency import PROBES_PER_ORDER_MAX, LatencyMap
+from orchestrator.core.scheduling.assembling import HEADROOM_BP
+from orchestrator.sim.plots import Curve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[np.int64]
     Floats = NDArray[np.float64]
-
-FRAMES = (1, 2, 3)
 
 PROBES_MAX = 400
 """Probes for one gang; then it counts as not placed."""
@@ -99,12 +99,13 @@ class Tally:
 
 def measure(seeds: Sequence[int] = SEEDS) -> list[Case]:
     """All cases."""
-    frames = {number: _frame(number) for number in FRAMES}
+    frames = [in_us(frame_ms) for frame_ms in rtt.read_frames()]
     note(f"P8: {INSTANCES} small fleets")
-    cases = small_optimum(frames[1], INSTANCES)
+    cases = small_optimum(frames[0], INSTANCES)
     cases.append(choice_of_many())
     note("P8: violations a frame later")
-    cases += [diameter_violations(frames, seeds, headroom_bp) for headroom_bp in (HEADROOM_BP, 0)]
+    with_room, bare = (diameter_violations(frames, seeds, headroom_bp) for headroom_bp in (HEADROOM_BP, 0))
+    cases += [replace(with_room, curves=(_spreads(with_room, bare),)), bare]
     note("P8: a stream of gangs")
     cases.append(gpus_placed(frames, seeds))
     return cases
@@ -232,14 +233,14 @@ def choice_of_many() -> Case:
 # ---------------------------------------------------------------- frames
 
 
-def diameter_violations(frames: dict[int, Numbers], seeds: Sequence[int], headroom_bp: int) -> Case:
+def diameter_violations(frames: Sequence[Numbers], seeds: Sequence[int], headroom_bp: int) -> Case:
     """Share of pairs beyond the bound one frame later; ours keeps so much of a bound free where it can."""
     ours: list[float] = []
     peer: list[float] = []
     sums = (Tally(), Tally())
-    for now, later in ((1, 2), (2, 3)):
+    for now, later in pairwise(frames):
         for seed in seeds:
-            tallies = _violations(frames[now], frames[later], seed, headroom_bp)
+            tallies = _violations(now, later, seed, headroom_bp)
             ours.append(100 * tallies[0].violated / tallies[0].pairs)
             peer.append(100 * tallies[1].violated / tallies[1].pairs)
             for one, tally in zip(sums, tallies, strict=True):
@@ -260,6 +261,17 @@ def diameter_violations(frames: dict[int, Numbers], seeds: Sequence[int], headro
         "P8", name, median(ours), "%", len(ours), min(ours), max(ours), median(peer), ratio,
         VIOLATIONS_TARGET if headroom_bp else None, paired_ratio_interval(ours, peer), remark,
     )  # fmt: skip
+
+
+def _spreads(with_room: Case, bare: Case) -> Curve:
+    """Ours, ours bare, and the planner that knows all; of the last one the cases have no extremes."""
+    sides = (
+        (with_room.value, with_room.low, with_room.high),
+        (bare.value, bare.low, bare.high),
+        (with_room.peer or 0.0, with_room.peer or 0.0, with_room.peer or 0.0),
+    )
+    points = [(float(number), value) for number, (value, _, _) in enumerate(sides)]
+    return Curve("pairs", points, [(low, high) for _, low, high in sides], joined=False)
 
 
 def _violations(now: Numbers, later: Numbers, seed: int, headroom_bp: int) -> tuple[Tally, Tally]:
@@ -284,23 +296,24 @@ def _violations(now: Numbers, later: Numbers, seed: int, headroom_bp: int) -> tu
     return tallies
 
 
-def gpus_placed(frames: dict[int, Numbers], seeds: Sequence[int]) -> Case:
+def gpus_placed(frames: Sequence[Numbers], seeds: Sequence[int]) -> Case:
     """GPUs of gangs placed from a stream, against the planner that knows every distance."""
     ours: list[float] = []
     peer: list[float] = []
     probes = gangs = 0
-    for number in (2, 3):
+    for frame in frames[1:]:
         for seed in seeds:
-            tally = _stream(Knowledge(frames[number], predict(frames[number], seed)), seed)
-            oracle = Matrices(frames[number].copy(), np.full(frames[number].shape, np.nan))
-            whole = _stream(Knowledge(frames[number], oracle), seed)
+            tally = _stream(Knowledge(frame, predict(frame, seed)), seed)
+            oracle = Matrices(frame.copy(), np.full(frame.shape, np.nan))
+            whole = _stream(Knowledge(frame, oracle), seed)
             ours.append(tally.gpus)
             peer.append(whole.gpus)
             probes += tally.probes
             gangs += STREAM
     remark = (
-        f"{STREAM} gangs of {SIZES[0]}–{SIZES[1]} GPUs within {BOUNDS_MS[0]}–{BOUNDS_MS[-1]} ms on 490 machines of "
-        f"{GPUS[0]}–{GPUS[1]} GPUs, each staying for {STAY} arrivals; {probes / gangs:.0f} probes for each that came"
+        f"{STREAM} gangs of {SIZES[0]}–{SIZES[1]} GPUs within {BOUNDS_MS[0]}–{BOUNDS_MS[-1]} ms on"
+        f" {len(frames[0])} machines of {GPUS[0]}–{GPUS[1]} GPUs, each staying for {STAY} arrivals;"
+        f" {probes / gangs:.0f} probes for each that came"
     )
     return compared("P8", "gpus-placed", "GPUs", ours, peer, PLACED_TARGET, None, remark)
 
@@ -333,9 +346,8 @@ def _trial(candidates: Candidates, wish: Wish, knowledge: Knowledge) -> Trial:
 # ---------------------------------------------------------------- drawing
 
 
-def _frame(number: int) -> Numbers:
-    """RTTs of 490 machines in µs, the greater of both directions."""
-    frame_ms = p8_latency.frame(number)
+def in_us(frame_ms: rtt.Table) -> Numbers:
+    """RTTs in µs, the greater of both directions."""
     frame_us: Numbers = np.rint(np.maximum(frame_ms, frame_ms.T) * US_PER_MS).astype(np.int64)
     return frame_us
 

@@ -1,32 +1,33 @@
 """P8 `f1-20ms`: how well pairs within 20 ms are found when each worker measures only 32 others.
 
-Ours is `orchestrator.core.latency` itself, asked for orders of eight probes each ten minutes of a made-up clock; one
-worker's results are in before the next one is asked. A pair counts as near if its measured time, or else its predicted
-one, is at most 20 ms, with no factor on it. The peer is a factorisation of the logarithms of rank 10 by alternating
-least squares, given as many pairs as 32 probes of each worker are, drawn by chance and none twice. What was measured
-counts as known for it too; its regularisation and the factor on its bound are the best of a grid on frame 1.
+Ours is `orchestrator.core.nearness.latency` itself, asked for orders of eight probes each ten minutes of a made-up
+clock; one worker's results are in before the next one is asked. A pair counts as near if its measured time, or else
+its predicted one, is at most 20 ms, with no factor on it. The peer is a factorisation of the logarithms of rank 10 by
+alternating least squares, given as many pairs as 32 probes of each worker are, drawn by chance and none twice. What
+was measured counts as known for it too; its regularisation and the factor on its bound are the best of a grid on frame
+1.
 
 Beside it: the same factorisation fed with the very pairs that ours probed (`-same-pairs`), and Vivaldi with heights in
 four dimensions on the peer's pairs (`-vivaldi`), its factor from frame 1 as well. Frames: 490 × 490 round-trip times
-between PlanetLab hosts. Ours was tuned on frame 1; frames 2 and 3 are reported.
+between PlanetLab hosts, or those that `BENCH_RTT` names (`rtt.py`). Ours was tuned on PlanetLab's frame 1, the peers are
+tuned on the first; the others are reported.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import rtt
 from benchmarks.report import Case, Target, compared, note
-from benchmarks.stats import paired_ratio_interval
+from benchmarks.rtt import Table
+from benchmarks.stats import median, paired_ratio_interval
 from orchestrator.core.ids import WorkerId
-from orchestrator.core.latency import PROBES_PER_ORDER_MAX, LatencyMap
+from orchestrator.core.nearness.latency import PROBES_PER_ORDER_MAX, LatencyMap
+from orchestrator.sim.plots import Curve
 
-DATA = Path(__file__).parent / "data" / "planetlab"
-TUNED_ON = 1
-REPORTED = (2, 3)
 SEEDS = 5
 TUNING_SEEDS = 2
 PROBES = 32
@@ -48,8 +49,6 @@ DIMENSIONS = 4
 VIVALDI_ROUNDS = 150
 VIVALDI_GAIN = 0.25
 
-Table = NDArray[np.float64]
-"""N × n, milliseconds."""
 Mask = NDArray[np.bool_]
 
 
@@ -86,11 +85,6 @@ class Scores:
     vivaldi: list[float] = field(default_factory=list)
     found: list[float] = field(default_factory=list)
     pairs: list[int] = field(default_factory=list)
-
-
-def frame(number: int) -> Table:
-    """One frame, in milliseconds."""
-    return np.loadtxt(DATA / f"frame_{number}.txt.xz")
 
 
 def f1(truth_ms: Table, near: Mask) -> float:
@@ -194,9 +188,8 @@ def vivaldi_ms(truth_ms: Table, measured: Mask, chance: np.random.Generator) -> 
     return guess
 
 
-def tuned() -> Tuned:
-    """The peers at their best on frame 1."""
-    truth_ms = frame(TUNED_ON)
+def tuned(truth_ms: Table) -> Tuned:
+    """The peers at their best on one frame."""
     draws: list[tuple[np.random.Generator, Mask, Mask, Table]] = []
     for seed in range(TUNING_SEEDS):
         chance = np.random.default_rng(seed)
@@ -222,11 +215,11 @@ def tuned() -> Tuned:
 
 def measure() -> list[Case]:
     """Ours and the peers by turns, on each reported frame and seed."""
-    constants = tuned()
-    note(f"P8 latency: constants of the peers from frame {TUNED_ON}: {constants}")
+    frames = rtt.read_frames()
+    constants = tuned(frames[0])
+    note(f"P8 latency: constants of the peers from the first frame: {constants}")
     scores = Scores()
-    for number in REPORTED:
-        truth_ms = frame(number)
+    for number, truth_ms in enumerate(frames[1:], start=2):
         for seed in range(SEEDS):
             chance = np.random.default_rng((number, seed))
             result = ours(truth_ms, 1_000 * number + 100 * seed)
@@ -257,11 +250,25 @@ def cases(scores: Scores) -> list[Case]:
     """One case against each peer."""
     remark = (
         f"{PROBES} probes a worker; ours made {np.median(scores.pairs):,.0f} different pairs of them and so measured"
-        f" {np.median(scores.found):.0%} of the near ones; frames {' and '.join(map(str, REPORTED))}, {SEEDS} seeds each"
+        f" {np.median(scores.found):.0%} of the near ones; {len(scores.ours) // SEEDS} frames, {SEEDS} seeds each"
     )
     interval = paired_ratio_interval(scores.ours, scores.factors)
+    case = compared("P8", "f1-20ms", "F1", scores.ours, scores.factors, TARGET, interval, remark)
     return [
-        compared("P8", "f1-20ms", "F1", scores.ours, scores.factors, TARGET, interval, remark),
+        replace(case, curves=_by_frame(scores)),
         compared("P8", "f1-20ms-same-pairs", "F1", scores.ours, scores.same_pairs),
         compared("P8", "f1-20ms-vivaldi", "F1", scores.ours, scores.vivaldi),
     ]
+
+
+def _by_frame(scores: Scores) -> tuple[Curve, ...]:
+    """For each frame its seeds' F1 by method, in the order of the plot's names."""
+    sides = (scores.ours, scores.same_pairs, scores.factors, scores.vivaldi)
+    curves = []
+    for number in range(len(scores.ours) // SEEDS):
+        parts = [side[number * SEEDS : (number + 1) * SEEDS] for side in sides]
+        points = [(float(place), median(part)) for place, part in enumerate(parts)]
+        curves.append(
+            Curve(f"frame {number + 2}", points, [(min(one), max(one)) for one in parts], joined=False)
+        )
+    return tuple(curves)

@@ -1,17 +1,12 @@
-"""P9 `goodput-…` and FAIRNESS `jain-hour`: machines that come and go, and tenants that all want everything.
+"""P9 `goodput-…`: machines that come and go under jobs that are longer than any of them stays.
 
-Both are simulations by `orchestrator.sim.replay` with the network's own scheduler, on a virtual clock; nothing is timed.
-
-P9: the spot instances of p3.csv as machines of one GPU, and more long jobs than machines. A cluster takes 20 s to form, a
-checkpoint 10 s. Ours hears of a machine's going 30 s before, as owners' terms promise, and checkpoints every half hour
-besides. Goodput is work that counted ÷ GPU time that was there. Beside it: periodic checkpoints without a notice, at the
-period that Young's rule gives for the trace's own mean time between losses; and a bound that nobody can pass who knows
-all: each stay of a machine pays one formation, and one checkpoint if it ends before the trace does.
-
-FAIRNESS: ten tenants of equal weight with unlike jobs, all with more queued than they can get, for one hour on 64 GPUs;
-Jain's index of the GPU time that their jobs held. `jain-hour` as the network is set up, where a cluster waits two minutes
-for its tenant's next job and counts for nobody meanwhile; `jain-hour-cold` with clusters that end with their jobs. The
-peer is one queue for everybody.
+Simulated by `orchestrator.sim.replay` with the network's own scheduler, on a virtual clock; nothing is timed. The spot
+instances of p3.csv (or of `BENCH_SPOT`) are machines of one GPU, and there are more long jobs than machines.
+A cluster takes 20 s to form, a checkpoint 10 s. Ours hears of a machine's going 30 s before, as owners' terms promise,
+and checkpoints every half hour besides. Goodput is work that counted ÷ GPU time that was there. Beside it: periodic
+checkpoints without a notice, at the period that Young's rule gives for the trace's own mean time between losses; and a
+bound that nobody can pass who knows all: each stay of a machine pays one formation, and one checkpoint if it ends before
+the trace does.
 """
 
 from __future__ import annotations
@@ -20,19 +15,19 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from random import Random
 
+from benchmarks.own import own_files
 from benchmarks.report import Case, FigureError, Target, compared, note
-from benchmarks.stats import paired_ratio_interval
-from orchestrator.core.fleet import HardwareClass, Liveness
+from benchmarks.stats import median, paired_ratio_interval
 from orchestrator.core.ids import WorkerId
-from orchestrator.sim.replay import Options, Replay
+from orchestrator.core.supply.fleet import HardwareClass, Liveness
+from orchestrator.sim.plots import Curve
+from orchestrator.sim.replay import Options, Replay, ReplayError
 from orchestrator.sim.replay_report import report
-from orchestrator.sim.traces import Machines, TracedJob, read_availability
+from orchestrator.sim.traces import Machines, TracedJob, TraceError, read_availability
 
 SPOT = Path(__file__).parent / "data" / "spot" / "p3.csv"
 SEEDS = range(10)
-FAIR_SEEDS = range(5)
 S = 1000
 HOUR_MS = 3_600 * S
 
@@ -44,10 +39,7 @@ LONG_MS = 100 * HOUR_MS
 """Longer than the trace: no job ends in it."""
 
 MODEL, MEMORY_GB = "V100", 32
-TENANTS = 10
-FAIR_MACHINES, FAIR_GPUS = 8, 8
-QUEUED = 3
-"""Times a fair part of the hour that each tenant has queued: all of them contend to its end."""
+SPOT_VARIABLE = "BENCH_SPOT"
 
 Stays = dict[WorkerId, list[tuple[int, int | None]]]
 """When each machine came and went; None: it stayed to the end."""
@@ -55,11 +47,14 @@ Stays = dict[WorkerId, list[tuple[int, int | None]]]
 
 def measure() -> list[Case]:
     """All cases."""
-    return [*_goodput(), _fairness("jain-hour", Options()), _fairness("jain-hour-cold", Options(warm_ms=0))]
+    path = own_files(SPOT_VARIABLE, (SPOT,))[0]
+    try:
+        return _goodput(path.name, read_availability(path))
+    except (TraceError, ReplayError) as error:
+        raise FigureError(str(error)) from error
 
 
-def _goodput() -> list[Case]:
-    availability = read_availability(SPOT)
+def _goodput(name: str, availability: tuple[tuple[int, int], ...]) -> list[Case]:
     until_ms = availability[-1][0]
     most = max(count for _, count in availability)
     options = Options(
@@ -72,7 +67,7 @@ def _goodput() -> list[Case]:
     period_ms = youngs_period_ms(availability)
     periodic = replace(options, checkpoint_every_ms=period_ms, notice_ms=0)
     note(
-        f"goodput on {SPOT.name}: {most} machines, {len(SEEDS)} seeds; the peer's period is {period_ms / S:.0f} s"
+        f"goodput on {name}: {most} machines, {len(SEEDS)} seeds; the peer's period is {period_ms / S:.0f} s"
     )
     ours, peer, bound = [], [], []
     for seed in SEEDS:
@@ -81,21 +76,14 @@ def _goodput() -> list[Case]:
         peer.append(goodput(replace(periodic, seed=seed), availability)[0])
         bound.append(clairvoyant(stays, until_ms))
     remark = f"work that counted ÷ GPU time there; checkpoint {CHECKPOINT_MS / S:.0f} s, notice {NOTICE_MS / S:.0f} s"
-    return [
-        compared(
-            "P9",
-            "goodput-clairvoyant",
-            "of GPU time",
-            ours,
-            bound,
-            Target(0.9, ">=", "ratio"),
-            paired_ratio_interval(ours, bound),
-            remark,
-        ),
-        compared(
-            "P9", "goodput-periodic", "of GPU time", ours, peer, None, paired_ratio_interval(ours, peer)
-        ),
-    ]
+    target, interval = Target(0.9, ">=", "ratio"), paired_ratio_interval(ours, bound)
+    first = compared("P9", "goodput-clairvoyant", "of GPU time", ours, bound, target, interval, remark)
+    interval = paired_ratio_interval(ours, peer)
+    second = compared("P9", "goodput-periodic", "of GPU time", ours, peer, None, interval)
+    sides = (ours, peer, bound)
+    points = [(float(number), median(side)) for number, side in enumerate(sides)]
+    curve = Curve("goodput", points, [(min(side), max(side)) for side in sides], joined=False)
+    return [replace(first, curves=(curve,)), second]
 
 
 def goodput(options: Options, availability: tuple[tuple[int, int], ...]) -> tuple[float, Stays]:
@@ -134,6 +122,8 @@ def clairvoyant(stays: Stays, until_ms: int) -> float:
             lost_ms = FORMATION_MS + (0 if went_ms is None else CHECKPOINT_MS)
             there_ms += length_ms
             useful_ms += max(0, length_ms - lost_ms)
+    if not there_ms:
+        raise FigureError("no machine of the spot trace is ever there; give one with instances in it")
     return useful_ms / there_ms
 
 
@@ -144,39 +134,3 @@ def youngs_period_ms(availability: tuple[tuple[int, int], ...]) -> int:
         there_ms += count * (next_ms - at_ms)
         losses += max(0, count - next_count)
     return round(math.sqrt(2 * CHECKPOINT_MS * there_ms / max(1, losses)))
-
-
-def _fairness(case: str, options: Options) -> Case:
-    note(
-        f"{case}: {TENANTS} tenants for an hour on {FAIR_MACHINES * FAIR_GPUS} GPUs, {len(FAIR_SEEDS)} seeds"
-    )
-    ours, peer = [], []
-    for seed in FAIR_SEEDS:
-        ours.append(jain_of_an_hour(replace(options, seed=seed)))
-        peer.append(jain_of_an_hour(replace(options, seed=seed, policy="fifo")))
-    target = Target(0.95, ">=", "value")
-    return compared("FAIRNESS", case, "", ours, peer, target, paired_ratio_interval(ours, peer))
-
-
-def jain_of_an_hour(options: Options) -> float:
-    """Of tenants whose jobs are unlike: sizes and lengths by tenant."""
-    chance = Random(options.seed)
-    jobs = []
-    for number in range(TENANTS):
-        sizes = chance.choice([(1,), (1, 2), (2, 4), (4, 8), (1, 2, 4, 8)])
-        longest_s = chance.randrange(120, 900)
-        wanted_ms = QUEUED * FAIR_MACHINES * FAIR_GPUS * HOUR_MS // TENANTS
-        while wanted_ms > 0:
-            gpus, length_s = chance.choice(sizes), chance.randrange(60, longest_s)
-            wanted_ms -= gpus * length_s * S
-            # Each comes as a whole, so that one queue serves one tenant after another.
-            jobs.append((number, chance.random(), f"t{number}", gpus, length_s))
-    traced = [TracedJob(0, tenant, gpus, length_s * S) for _, _, tenant, gpus, length_s in sorted(jobs)]
-    fleet = (Machines(FAIR_MACHINES, FAIR_GPUS, MODEL, MEMORY_GB, HardwareClass.DATACENTER),)
-    replay = Replay(fleet, traced, replace(options, until_ms=HOUR_MS))
-    while replay.step():
-        pass
-    found = report(replay)
-    if found.fairness_jain is None:
-        raise FigureError("the tenants did not contend")
-    return found.fairness_jain

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.stats import Interval, median
+from orchestrator.sim.plots import Curve
 
 KEYS = ("figure", "case", "value", "peer", "ratio", "target", "unit", "n", "min", "max")
 DIGITS = 4
@@ -61,6 +62,8 @@ class Case:
     interval: Interval | None = None
     """Of what the target is held against."""
     remark: str = ""
+    curves: tuple[Curve, ...] = ()
+    """What plots draw of it."""
 
     @property
     def met(self) -> bool | None:

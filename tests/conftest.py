@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 TESTS = Path(__file__).parent
 IN_CI = os.environ.get("CI", "").lower() not in ("", "0", "false")
 GPU_DEVICE = Path("/dev/nvidiactl")
 NO_GPU = f"needs an NVIDIA GPU: {GPU_DEVICE} is absent; install NVIDIA's driver on a machine that has one"
 
-HONEST_SKIPS = ("gpu", "torch")
+HONEST_SKIPS = ("gpu", "kubernetes", "torch")
 """Marks of tests that need what `make setup` cannot install everywhere."""
 
 # Cheap tests first, so that a mistake shows in seconds; what is not named runs before simulation.
 FIRST = ("test_repository.py", "core", "receipts", "ledger", "properties", "adapters")
 LAST = ("simulation", "integration", "lab", "deploy")
+
+MACHINE = (
+    "adapters/box",
+    "adapters/container",
+    "adapters/overlay",
+    "adapters/probes",
+    "agent",
+    "deploy/test_chart_rights.py",
+    "deploy/test_images.py",
+    "examples",
+    "integration",
+    "lab",
+)
+"""What makes boxes, namespaces or Ray nodes of this machine, and may find those of no other test beside it."""
 
 # No deadline per example: on two shared cores a slow example says nothing about the code.
 settings.register_profile("dev", deadline=None)
@@ -44,6 +60,23 @@ def order_rank(item: pytest.Item) -> tuple[int, bool, bool]:
     else:
         rank = len(FIRST)
     return rank, item.get_closest_marker("simulation") is not None, item.get_closest_marker("ray") is not None
+
+
+def company(path: PurePosixPath) -> str:
+    """Which tests, by their file below tests/, run one after the other where several processes share the tests."""
+    return "machine" if any(path.is_relative_to(place) for place in MACHINE) else str(path)
+
+
+class Companies(LoadScopeScheduling):  # type: ignore[misc]  # xdist ships no types
+    """Shares tests out by company, the largest first: that is the machine's, which takes longest."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return company(PurePosixPath(nodeid.partition("::")[0]).relative_to(TESTS.name))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Companies:
+    """xdist's own groups are lost on the way to its workers since pytest 9."""
+    return Companies(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

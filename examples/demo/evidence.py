@@ -73,9 +73,6 @@ def show_members(network: Network, progress: Progress, job_id: str) -> tuple[str
         devices = ", ".join(f"{device}{simulated}" for device in member["device_ids"]) or "–"
         rows.append((member["worker_name"], member["role"], devices))
     progress.table(("worker", "role", "devices"), rows)
-    progress.title("why these")
-    for line in last["explanation"]:
-        progress.line(line)
     return status, [member for member in last["members"] if member["device_ids"]]
 
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,16 +14,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.local.ports import LOOPBACK, free_ports
 from examples.demo.report import DemoFailed
 from orchestrator.adapters.process_tree import become_subreaper, end_descendants
 
 BIN = Path(sys.executable).parent
-LOOPBACK = "127.0.0.1"
 OWNER_ONLY = 0o600
 AGENT_GRACE_S = 25.0
 """A draining agent ends its Ray nodes and delivers its last statement; beyond this it hangs."""
 SERVE_GRACE_S = 10.0
 """The control plane has only its last commit to finish."""
+BESIDE_GRACE_S = 10.0
+"""Prometheus writes down what it has; nobody will read it."""
 POLL_S = 0.1
 LOG_LINES = 15
 """Enough of each log to see why, little enough to read."""
@@ -89,16 +90,23 @@ class Network:
         self.addresses = Addresses(*(f"{LOOPBACK}:{port}" for port in free_ports(4)))
         self._serve: Child | None = None
         self._agents: list[Child] = []
+        self._beside: list[Child] = []
+        """What watches the network and is no part of it."""
 
     @property
     def children(self) -> list[Child]:
         """Every process started here, the control plane first."""
-        return [*([self._serve] if self._serve else []), *self._agents]
+        return [*([self._serve] if self._serve else []), *self._agents, *self._beside]
 
     @property
     def admin_token_file(self) -> Path:
         """The operator's token, which `orch serve` writes."""
         return self.folder / "control" / "admin-token"
+
+    @property
+    def metrics_token_file(self) -> Path:
+        """What Prometheus shows at the metrics listener; `orch serve` writes it."""
+        return self.folder / "control" / "metrics-token"
 
     @property
     def ca_file(self) -> Path:
@@ -124,6 +132,10 @@ class Network:
         command += ["--simulate", machine.simulate] if machine.simulate else ["--no-gpus"]
         self._agents.append(self._start(machine.name, command, {}))
 
+    def start_beside(self, name: str, command: Sequence[str]) -> None:
+        """Start a program that watches the network; it ends with it."""
+        self._beside.append(self._spawn(name, command, {}))
+
     def write_secret(self, name: str, secret: str) -> Path:
         """A file that only its owner can read, from its first byte on."""
         path = self.folder / name
@@ -141,6 +153,7 @@ class Network:
     def stop(self) -> None:
         """End everything: agents drain while the control plane still listens, then it, then what is left."""
         try:
+            end([child.process for child in self._beside], BESIDE_GRACE_S)
             end([agent.process for agent in self._agents], AGENT_GRACE_S)
             end([self._serve.process] if self._serve else [], SERVE_GRACE_S)
         finally:
@@ -158,10 +171,13 @@ class Network:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _start(self, name: str, command: Sequence[str], extra: Mapping[str, str]) -> Child:
+        return self._spawn(name, [str(BIN / "orch"), *command], extra)
+
+    def _spawn(self, name: str, command: Sequence[str], extra: Mapping[str, str]) -> Child:
         log = self.folder / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [str(BIN / "orch"), *command],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -178,15 +194,6 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     bypass = ",".join(filter(None, (kept.get("NO_PROXY", kept.get("no_proxy", "")), LOOPBACK, "localhost")))
     path = os.pathsep.join((str(BIN), kept.get("PATH", os.defpath)))
     return {**kept, "PATH": path, "NO_PROXY": bypass, "no_proxy": bypass, "PYTHONUNBUFFERED": "1", **extra}
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, all different because all are held until the last is found."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((LOOPBACK, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 def end(processes: Sequence[subprocess.Popen[bytes]], grace_s: float) -> None:

@@ -35,6 +35,10 @@ class Outcome:
     receipts_verified: int = 0
     billed_ms: int = 0
     ledger_balanced: bool = False
+    microcredits_per_hour: int = 0
+    """Of the job's machines together, before fees."""
+    placement_explained: bool = False
+    wait_explained: bool = False
     isolation: str = "unknown"
     seconds: float = 0.0
 
@@ -58,6 +62,8 @@ def failures(outcome: Outcome, *, printed: bool, wall_ms: int, devices: int) -> 
             0 < outcome.billed_ms <= wall_ms * devices
         ),
         "the postings re-added from the receipts differ from the ledger": outcome.ledger_balanced,
+        "`orch job explain` did not tell why these machines, or what they cost": outcome.placement_explained,
+        "`orch job explain` did not tell why a job waits, or what would have to change": outcome.wait_explained,
     }
     return [message for message, holds in checks.items() if not holds]
 

@@ -2,7 +2,8 @@
 
 A control plane, a head host and five agents of several suppliers; a tenant's unmodified `ray job submit` of
 examples/train_digits on the consumer machines; then members, GPU time, receipts verified offline and books
-re-added. Exit code 0 only where all of it holds. Whatever happens, no process and no file is left behind.
+re-added; and why that job ran where it ran, and why another one has to wait. Exit code
+0 only where all of it holds. Whatever happens, no process and no file is left behind.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from examples.demo.evidence import check_receipts, show_members, show_suppliers, wait_receipts
+from examples.demo.explaining import explain_placed, explain_waiting
 from examples.demo.network import Network
 from examples.demo.operations import (
     create_tenant,
@@ -31,7 +33,9 @@ from examples.demo.operations import (
     watch_job,
 )
 from examples.demo.report import DemoFailed, Outcome, Progress, failures
+from examples.demo.standing import Standing
 from examples.demo.submission import METADATA, RaySubmit
+from examples.demo.watching import start_prometheus
 from orchestrator.api.v1 import operator_pb2
 from orchestrator.cli.client import Client
 from orchestrator.cli.errors import EXIT_INTERRUPTED, CliError
@@ -39,8 +43,11 @@ from orchestrator.cli.errors import EXIT_INTERRUPTED, CliError
 KEEP_POLL_S = 1.0
 
 
-def run(network: Network, progress: Progress, outcome: Outcome) -> list[str]:
-    """Everything in order; returns what does not hold. Fills in `outcome` as far as it comes."""
+def run(network: Network, progress: Progress, outcome: Outcome, standing: Standing | None) -> list[str]:
+    """Everything in order; returns what does not hold. Fills in `outcome` as far as it comes.
+
+    With `standing` the network is to stay up, and is watched from before the job on.
+    """
     progress.now("starting the control plane")
     network.start_serve()
     wait_serving(network, progress)
@@ -51,6 +58,9 @@ def run(network: Network, progress: Progress, outcome: Outcome) -> list[str]:
         outcome.isolation = client.call(client.operator.GetStatus, operator_pb2.GetStatusRequest()).isolation
         progress.done(f"{len(workers)} workers live, isolation {outcome.isolation}")
         show_workers(progress, workers)
+        if standing is not None:
+            # Now its first look at the lists finds everybody, and it sees the job from the beginning.
+            standing.prometheus = start_prometheus(network, progress)
         return run_job(client, network, progress, outcome, workers)
 
 
@@ -64,7 +74,8 @@ def run_job(
     """Submit, watch, and gather the evidence; returns what does not hold."""
     wanted = " ".join(f"{name}={value}" for name, value in METADATA.items())
     progress.title(f"ray job submit --working-dir examples/train_digits -- python train.py   ({wanted})")
-    submit = RaySubmit(network.addresses.gateway, create_tenant(client))
+    secret = create_tenant(client)
+    submit = RaySubmit(network.addresses.gateway, secret)
     try:
         job_id = watch_job(client, network, progress, submit)
     finally:
@@ -82,18 +93,17 @@ def run_job(
         verified = check_receipts(client, network, progress, receipts)
         outcome.receipts_verified = verified.verified
         outcome.ledger_balanced = verified.ledger_balanced
+        outcome.microcredits_per_hour, outcome.placement_explained = explain_placed(
+            client, network, progress, job_id
+        )
+        outcome.wait_explained = explain_waiting(client, network, progress, secret)
     wrong = failures(outcome, printed=submit.accuracy is not None, wall_ms=submit.wall_ms, devices=devices)
     return [*([f"`ray job submit` exited with {code}"] if code else []), *wrong]
 
 
-def wait_for_interrupt(network: Network, progress: Progress) -> None:
+def wait_for_interrupt(network: Network, progress: Progress, standing: Standing) -> None:
     """Leave the network up for a look around."""
-    progress.title("the network stays up until Ctrl-C")
-    progress.line(f"export ORCH_URL={network.addresses.control} ORCH_TOKEN_FILE={network.admin_token_file}")
-    progress.line(
-        f"gateway http://{network.addresses.gateway}  metrics http://{network.addresses.metrics}/metrics"
-    )
-    progress.line(f"logs    {network.folder}/*.log")
+    standing.show(network, progress)
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             network.check_alive()
@@ -129,7 +139,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--json", action="store_true", help="end in one JSON line; all else to standard error"
     )
-    parser.add_argument("--keep", action="store_true", help="leave the network up until Ctrl-C")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="leave the network up until Ctrl-C, with Prometheus beside it; with --json a line of addresses first",
+    )
     return parser.parse_args()
 
 
@@ -137,19 +151,23 @@ def main() -> int:
     """Run the demo; 0 where everything holds, 1 where not, 130 where it was interrupted."""
     chosen = arguments()
     began_s = time.monotonic()
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # SIGINT as well: a shell without job control has its background commands ignore it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     outcome = Outcome()
+    standing = Standing() if chosen.keep else None
     with Progress(to_stderr=chosen.json) as progress:
         network = Network()
         code = 1
         try:
-            wrong = run(network, progress, outcome)
+            wrong = run(network, progress, outcome, standing)
             for message in wrong:
                 progress.wrong(message)
             code = 1 if wrong else 0
-            if chosen.keep:
-                wait_for_interrupt(network, progress)
+            if standing is not None:
+                if chosen.json:
+                    print(standing.json_line(network), flush=True)
+                wait_for_interrupt(network, progress, standing)
         except KeyboardInterrupt:
             code = EXIT_INTERRUPTED
         except (DemoFailed, CliError) as error:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+UnreadableError = msgspec.DecodeError
+"""What stands in a body is no entity or event of this version."""
+
 EVENT_TYPES: dict[str, type[Any]] = {kind.__name__: kind for kind in get_args(m.Event)}
 
 EVENT_VERSIONS: dict[str, int] = {}

@@ -11,15 +11,17 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, func, select
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, create_engine, event, func, inspect, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, ProgrammingError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from sqlalchemy import MetaData
     from sqlalchemy.pool import ConnectionPoolEntry
 
 BUSY_TIMEOUT_MS = 15_000
@@ -36,6 +38,8 @@ PRIMARY_CODE = 0xFF
 
 ADVISORY_LOCK_ID = 0x6F726368_65720001
 """Names the lock that upgraders of one PostgreSQL database take; any number that nothing else there uses."""
+
+NOT_OURS = "it is another program's database, or was copied or restored in part; name another one, or restore a backup"
 
 _ALEMBIC = Lock()
 """Alembic keeps the migration that is running in module globals: two at once would mix up their connections."""
@@ -56,6 +60,10 @@ class SchemaTooNewError(DatabaseError):
     """The database was last used by a newer version, which this one cannot read."""
 
 
+class SchemaUnusableError(DatabaseError):
+    """The tables are not what their version says: another program's, or a copy or backup that lacks a part."""
+
+
 class DatabaseUnavailableError(DatabaseError):
     """The database cannot be reached or written now."""
 
@@ -69,8 +77,9 @@ def open_engine(url: str) -> Engine:
     return engine
 
 
-def migrate(engine: Engine, migrations: Path, version_table: str) -> None:
-    """Create or upgrade the tables in one transaction, refusing a schema that is ahead of this version.
+def migrate(engine: Engine, migrations: Path, version_table: str, tables: MetaData) -> None:
+    """Create or upgrade the ``tables`` in one transaction. Raises SchemaTooNewError for those that are ahead of this
+    version, SchemaUnusableError for those that are none of any version's; nothing is changed then.
 
     ``version_table`` lets several schemas share one database. Upgraders queue: threads here, processes at SQLite's
     write transaction or PostgreSQL's advisory lock.
@@ -78,7 +87,46 @@ def migrate(engine: Engine, migrations: Path, version_table: str) -> None:
     with _ALEMBIC, unavailable(engine), engine.execution_options(**WRITES).begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(select(func.pg_advisory_xact_lock(ADVISORY_LOCK_ID)))
-        _upgrade(connection, migrations, version_table)
+        with _unusable(engine):
+            _upgrade(connection, migrations, version_table)
+            _check_tables(connection, tables)
+
+
+@contextmanager
+def _unusable(engine: Engine) -> Iterator[None]:
+    """Statements that do not fit the tables mean that these are not ours, or not all of them."""
+    try:
+        yield
+    except (DBAPIError, CommandError) as error:
+        if isinstance(error, DBAPIError) and not _misfit(error):
+            raise
+        reason = " ".join(str(error.orig if isinstance(error, DBAPIError) else error).split())
+        raise SchemaUnusableError(f"{engine.url.render_as_string()}: {reason}; {NOT_OURS}") from error
+
+
+def _misfit(error: DBAPIError) -> bool:
+    """Whether a database refuses a statement for what tables there are, and not for the state it is in itself."""
+    if isinstance(error.orig, sqlite3.OperationalError):
+        return error.orig.sqlite_errorcode & PRIMARY_CODE == sqlite3.SQLITE_ERROR
+    return isinstance(error, ProgrammingError)
+
+
+def _check_tables(connection: Connection, tables: MetaData) -> None:
+    found = inspect(connection)
+    names = set(found.get_table_names())
+    for table in tables.sorted_tables:
+        lacking = {column.name for column in table.columns}
+        if table.name in names:
+            lacking -= {column["name"] for column in found.get_columns(table.name)}
+        if lacking:
+            what = (
+                f"column {min(lacking)} of table {table.name}"
+                if table.name in names
+                else f"table {table.name}"
+            )
+            raise SchemaUnusableError(
+                f"{connection.engine.url.render_as_string()}: {what} is missing; {NOT_OURS}"
+            )
 
 
 def _upgrade(connection: Connection, migrations: Path, version_table: str) -> None:

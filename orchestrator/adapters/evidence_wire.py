@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.api.v1 import common_pb2
-from orchestrator.core.evidence import DeviceEvidence, DeviceVendor, MachineEvidence
+from orchestrator.core.supply.evidence import DeviceEvidence, DeviceVendor, MachineEvidence, NodeLabels
 
 VENDOR_NUMBERS = {
     DeviceVendor.NVIDIA: common_pb2.DEVICE_VENDOR_NVIDIA,
@@ -52,4 +52,16 @@ def machine_evidence_to(evidence: MachineEvidence) -> common_pb2.MachineEvidence
         gpus_lost=evidence.gpus_lost,
         wsl=evidence.wsl,
         virtualisation=evidence.virtualisation,
+        labels=None if evidence.labels is None else _labels_to(evidence.labels),
+    )
+
+
+def _labels_to(labels: NodeLabels) -> common_pb2.NodeLabels:
+    return common_pb2.NodeLabels(
+        node=labels.node,
+        region=labels.region,
+        zone=labels.zone,
+        instance_type=labels.instance_type,
+        gpu_product=labels.gpu_product,
+        gpu_count=labels.gpu_count,
     )

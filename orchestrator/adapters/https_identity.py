@@ -62,6 +62,11 @@ class HttpsIdentity:
         """For the listener, for as long as it listens."""
         self.context.sni_callback = self._show
 
+    @property
+    def not_after_ms(self) -> int:
+        """When what is shown now runs out, by wall clock."""
+        return 0 if self._shown is None else self._shown.not_after_ms
+
     def refresh(self) -> None:
         """Show what the files hold now. Blocking; after a CertificateError the pair before is shown on."""
         if self._renew is not None:

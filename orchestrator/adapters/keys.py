@@ -28,16 +28,90 @@ FILE_BYTES_MAX = 4096
 """Several times what any of these files holds."""
 
 
+ADMIN_CHARACTERS_MIN = 32
+"""Of a token that was not made here: as many as 128 random bits take in hex, which nobody guesses."""
+
+PIN_MARK = "."
+"""What stands behind it names the authority, and is no part of the secret: `orch_operator_<secret>.<pin>`."""
+
+
 class KeyFileError(Exception):
     """A secret's file cannot be used as it is; the text says what to do, never what it holds."""
+
+
+def _require_private(path: Path) -> None:
+    if path.stat().st_mode & OTHERS:
+        raise KeyFileError(f"{path} can be read by others; run `chmod 600 {path}`")
+
+
+class AdminTokenFile:
+    """One token. Whoever exchanges it in the file needs no restart: it is read again and again."""
+
+    def __init__(self, folder: Path, brought: Path | None = None) -> None:
+        """Read it, or make what is missing. Blocking; raises KeyFileError or OSError.
+
+        ``brought`` is the operator's own file: it is only read, and none is kept in ``folder``.
+        """
+        self.brought = brought is not None
+        """Whether another than this program writes the file."""
+        self._path = brought or folder / ADMIN_FILE
+        self._named = "--admin-token-file: " if self.brought else ""
+        if not self.brought and not self._path.exists():
+            write_whole(self._path, f"{new_secret(ADMIN_PREFIX)}\n".encode())
+        self.text = self.read()
+        """As it was taken last."""
+
+    def read(self) -> str:
+        """What the file holds now. Blocking; raises KeyFileError, which never says what it holds."""
+        try:
+            if not self.brought:
+                _require_private(self._path)
+            with self._path.open("rb") as file:
+                data = file.read(FILE_BYTES_MAX + 1)
+        except OSError as error:
+            reason = (error.strerror or "cannot be read").lower()
+            raise KeyFileError(f"{self._named}cannot read {self._path}: {reason}") from None
+        text = data.decode("ascii", "replace").strip()
+        if not text:
+            raise KeyFileError(f"{self._named}{self._path} is empty; put the operator's token there")
+        if len(data) > FILE_BYTES_MAX or not text.isascii() or not text.isprintable() or " " in text:
+            raise KeyFileError(
+                f"{self._named}{self._path} holds something else than one word of visible ASCII characters; put the"
+                " token alone there"
+            )
+        if len(text.partition(PIN_MARK)[0]) < ADMIN_CHARACTERS_MIN:
+            raise KeyFileError(
+                f"{self._named}{self._path} holds a token that could be guessed: at least {ADMIN_CHARACTERS_MIN}"
+                " characters before any dot are needed; `openssl rand -hex 32` makes one"
+            )
+        return text
+
+    def take(self, text: str) -> None:
+        """What the file holds is the token from now on."""
+        self.text = text
+
+    def renew(self) -> None:
+        """Replace a token that does not count any more. Blocking; raises KeyFileError where it is not ours to replace."""
+        if self.brought:
+            raise KeyFileError(
+                "--admin-token-file: the token in it was revoked or has expired; put a new one there"
+            )
+        self.keep(new_secret(ADMIN_PREFIX))
+
+    def keep(self, text: str) -> None:
+        """Have our own file hold this from now on; the same again writes nothing. Blocking; raises OSError."""
+        if text != self.text and not self.brought:
+            write_whole(self._path, f"{text}\n".encode())
+            self.text = text
 
 
 class Keys:
     """The secrets of one control plane."""
 
-    def __init__(self, folder: Path, *, founded: bool) -> None:
+    def __init__(self, folder: Path, *, founded: bool, admin_file: Path | None = None) -> None:
         """Load, or make what is missing. Blocking; raises KeyFileError or OSError.
 
+        ``admin_file`` is where the operator keeps his own token; without it one is made in ``folder``.
         Once its network is ``founded``, receipts are verified and tokens derived with the keys that there are:
         another key would make all of them worthless, so a missing one is refused.
         """
@@ -47,9 +121,12 @@ class Keys:
         self.receipt_key = Ed25519PrivateKey.from_private_bytes(self._raw(RECEIPT_KEY_FILE))
         """Signs receipts; its public half is what everybody verifies them with."""
         self._master = self._raw(MASTER_FILE)
-        text = self._load(ADMIN_FILE, lambda: new_secret(ADMIN_PREFIX))
-        self.admin_token = text
-        """What `orch` on this machine shows to be the operator, as it stands in the file."""
+        self.admin = AdminTokenFile(folder, admin_file)
+
+    @property
+    def admin_token(self) -> str:
+        """What `orch` on this machine shows to be the operator, as it was taken from the file."""
+        return self.admin.text
 
     def cluster_token(self, cluster_id: str) -> str:
         """The token of one Ray cluster: derived, so that it need not be stored and survives a restart."""
@@ -77,16 +154,6 @@ class Keys:
         """The private key of the beacon at an address of the overlay, as raw bytes."""
         return bytes.fromhex(self._derived(f"overlay/beacon/{address}"))
 
-    def renew_admin_token(self) -> None:
-        """Replace an admin token that does not count any more."""
-        self.keep_admin_token(new_secret(ADMIN_PREFIX))
-
-    def keep_admin_token(self, text: str) -> None:
-        """Have the file hold this from now on; the same again writes nothing. Blocking; raises OSError."""
-        if text != self.admin_token:
-            write_whole(self.folder / ADMIN_FILE, f"{text}\n".encode())
-            self.admin_token = text
-
     def _derived(self, name: str) -> str:
         return hmac.new(self._master, name.encode(), hashlib.sha256).hexdigest()
 
@@ -110,8 +177,7 @@ class Keys:
         path = self.folder / name
         if not path.exists():
             write_whole(path, f"{make()}\n".encode())
-        if path.stat().st_mode & OTHERS:
-            raise KeyFileError(f"{path} can be read by others; run `chmod 600 {path}`")
+        _require_private(path)
         with path.open("rb") as file:
             text = file.read(FILE_BYTES_MAX).decode("ascii", "replace").strip()
         if not text:

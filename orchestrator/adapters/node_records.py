@@ -93,6 +93,9 @@ class NodeStatus:
     """The Python that has the node's Ray; empty: the agent's own."""
     overlay_transport: Transport | Literal[""] = ""
     """How its nebula gets out; empty: it has none, or is not up."""
+    tunnels_direct: int = 0
+    """Of its nebula, to other members."""
+    tunnels_relayed: int = 0
 
 
 def read_record(path: Path, kind: type[T]) -> T | None:

@@ -11,9 +11,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.core.catalogue import MODELS, find_model, nearest
 from orchestrator.core.decisions.terms import ASK_MICROCREDITS_MAX
-from orchestrator.core.pricing import MICROCREDITS, PROVIDERS_MIN, CloudPrice
+from orchestrator.core.market.pricing import MICROCREDITS, PROVIDERS_MIN, CloudPrice
+from orchestrator.core.supply.catalogue import MODELS, find_model, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

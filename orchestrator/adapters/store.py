@@ -29,10 +29,11 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from orchestrator.adapters import codec
-from orchestrator.adapters.database import WRITES, migrate, open_engine, unavailable
+from orchestrator.adapters.database import WRITES, SchemaUnusableError, migrate, open_engine, unavailable
 from orchestrator.core.apply import apply
 from orchestrator.core.entities import TABLES, Entity
-from orchestrator.core.state import Policies, State
+from orchestrator.core.policies import Policies
+from orchestrator.core.state import State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +89,11 @@ class SqlStore:
     def __init__(self, url: str) -> None:
         """Open, and create or upgrade the tables. Raises DatabaseError."""
         self._engine: Engine = open_engine(url)
-        migrate(self._engine, MIGRATIONS, VERSION_TABLE)
+        try:
+            migrate(self._engine, MIGRATIONS, VERSION_TABLE, metadata)
+        except BaseException:
+            self._engine.dispose()
+            raise
         self._writer = self._engine.execution_options(**WRITES)
         # Compiled once, and handed to the driver with plain tuples: over a thousand rows a commit, what is done for
         # each of them is most of the work.
@@ -123,16 +128,25 @@ class SqlStore:
             connection.exec_driver_sql(self._upserts[table], values)
 
     def load(self, policies: Policies) -> State:
-        """The state as its rows say."""
+        """The state as its rows say. Raises DatabaseError."""
         state = State(policies)
         with unavailable(self._engine), self._engine.begin() as connection:
             for name, table in rows.items():
-                for (body,) in connection.execute(select(table.c.body).order_by(table.c.id)):
-                    state.put(codec.decode_entity(name, body))
+                for row in connection.execute(select(table.c.id, table.c.body).order_by(table.c.id)):
+                    state.put(self._entity(name, row.id, row.body))
             state.version = connection.scalar(select(func.max(events.c.version))) or 0
             state.latest_ms = connection.scalar(select(func.max(events.c.at_ms))) or 0
         state.take_touched()
         return state
+
+    def _entity(self, table: str, key: str, body: bytes) -> Entity:
+        try:
+            return codec.decode_entity(table, body)
+        except codec.UnreadableError as error:
+            raise SchemaUnusableError(
+                f"{self._engine.url.render_as_string()}: row {key} of {table} cannot be read: {error}; a newer version"
+                " has written it, or it is damaged: run the newer version, or restore a backup"
+            ) from error
 
     def replay(self, policies: Policies) -> State:
         """The state as its log says: what audits and tests compare with ``load``."""

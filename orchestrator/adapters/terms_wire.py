@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orchestrator.api.v1 import terms_pb2
-from orchestrator.core.terms import Ask, Terms, Tier, WeekWindow
+from orchestrator.core.supply.terms import Ask, Terms, Tier, WeekWindow
 
 
 def terms_to(terms: Terms) -> terms_pb2.Terms:

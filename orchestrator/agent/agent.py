@@ -22,11 +22,12 @@ from orchestrator.agent.session import Greeter, Sessions, bid_farewell
 from orchestrator.api.v1 import agent_pb2, common_pb2, worker_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from orchestrator.adapters.node_records import NodeStatus
     from orchestrator.agent.ports import (
         AgentClock,
         Attendant,
@@ -126,6 +127,7 @@ class Agent:
         """When leaving last got on, and the statements still to be delivered then."""
         self._abandoned = False
         self._left = asyncio.Event()
+        self._heartbeat_rtt_s: float | None = None
 
     # ------------------------------------------------------------ life
 
@@ -199,6 +201,7 @@ class Agent:
 
     def acknowledged(self, sent_boottime_ms: int, welcome: worker_pb2.Welcome) -> None:
         """As Listener.acknowledged: nodes may run on from the sending, not from the answer."""
+        self._heartbeat_rtt_s = (self._clock.boottime_ms() - sent_boottime_ms) / 1000
         self._meter.heartbeat_acknowledged()
         self._members.renew(sent_boottime_ms + welcome.lease_ttl_ms)
 
@@ -270,6 +273,21 @@ class Agent:
     def last_error(self) -> str:
         """Why the last session ended, or none could be had."""
         return self._sessions.last_error
+
+    @property
+    def sessions_begun(self) -> int:
+        """In all lives of this agent."""
+        return self._record.sessions
+
+    @property
+    def heartbeat_rtt_s(self) -> float | None:
+        """From the newest acknowledged heartbeat's sending to its answer; None before the first."""
+        return self._heartbeat_rtt_s
+
+    @property
+    def nodes(self) -> Mapping[str, NodeStatus]:
+        """How every member that is here was seen last."""
+        return self._members.statuses
 
     def shown_members(self) -> list[agent_pb2.AgentMember]:
         """What is here of the network's, for the owner."""

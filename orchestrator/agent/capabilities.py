@@ -10,7 +10,7 @@ from orchestrator.adapters.overlay import process
 from orchestrator.adapters.runtimes import RuntimeUnavailableError, find_uv
 from orchestrator.agent.identity import StartError
 from orchestrator.agent.inventory import AUTO, Capabilities, Offer
-from orchestrator.core.fleet import NEBULA, REMARK_CHARACTERS_MAX, Isolation
+from orchestrator.core.supply.fleet import NEBULA, REMARK_CHARACTERS_MAX, Isolation
 
 NO_OVERLAY = "none"
 

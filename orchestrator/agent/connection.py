@@ -50,6 +50,9 @@ RECONNECT_MS_MAX = 5_000
 ANSWER_S = 30.0
 """For a chunk of log to be stored, or a package's next part to arrive; longer means that the link is dead."""
 
+ANSWER_PIECE_BYTES = 128 * 1024
+"""Of one message of an answer to a scrape: half of what is taken."""
+
 MESSAGE_BYTES_MAX = 16 << 20
 """A desired list of 64 members with long commands is far below; gRPC's 4 MiB might not be."""
 
@@ -211,6 +214,14 @@ class GrpcControlPlane:
             async with asyncio.timeout(ANSWER_S):
                 await call.write(sample)
 
+    async def answer_scrape(self, number: int, packed_text: bytes, refusal: str = "") -> None:
+        """As Answers.answer_scrape, on a call of its own."""
+        telemetry: TelemetryServiceAsyncStub = TelemetryServiceStub(self._channel)
+        with connection_errors():
+            async with asyncio.timeout(ANSWER_S):
+                pieces = _answer_pieces(number, packed_text, refusal)
+                await telemetry.AnswerScrape(pieces, metadata=self._metadata)
+
     def _drop_streams(self) -> None:
         for call in (self._log_call, self._report_call):
             if call is not None:
@@ -223,6 +234,20 @@ class GrpcControlPlane:
         opened, self._opened = self._opened, None
         if opened is not None:
             await opened.close()
+
+
+def _answer_pieces(
+    number: int, packed_text: bytes, refusal: str
+) -> Iterator[telemetry_pb2.AnswerScrapeRequest]:
+    """An answer to a scrape in messages; the first says which, the last that it is whole."""
+    for start in range(0, max(1, len(packed_text)), ANSWER_PIECE_BYTES):
+        end = start + ANSWER_PIECE_BYTES
+        yield telemetry_pb2.AnswerScrapeRequest(
+            number=0 if start else number,
+            refusal="" if start else refusal,
+            data=packed_text[start:end],
+            final=end >= len(packed_text),
+        )
 
 
 async def _first_message(call: SessionCall) -> worker_pb2.SessionResponse | None:

@@ -24,6 +24,8 @@ import structlog
 
 from orchestrator.adapters import clock, peers
 from orchestrator.adapters.clock import SystemClock
+from orchestrator.adapters.container.images import here
+from orchestrator.adapters.container.tiers import trial
 from orchestrator.adapters.devices import read_evidence
 from orchestrator.adapters.log_setup import configure_logging
 from orchestrator.adapters.runtimes import (
@@ -36,9 +38,11 @@ from orchestrator.adapters.runtimes import (
 )
 from orchestrator.adapters.terms_wire import terms_from, terms_to
 from orchestrator.agent.agent import DRAIN_PATIENCE_MS, Agent, AgentSettings
+from orchestrator.agent.caches import CacheTeller, Shelves
 from orchestrator.agent.capabilities import found_capabilities
 from orchestrator.agent.connection import GrpcControlPlane
 from orchestrator.agent.credentials import CERTIFICATE_FILE, TRUST_FILE, Credentials, keep_certificate
+from orchestrator.agent.exporter import AgentExporter
 from orchestrator.agent.health import FaultDesk, Health, Nvml
 from orchestrator.agent.housing import Housing, Room, nvidia_files
 from orchestrator.agent.identity import (
@@ -65,17 +69,21 @@ from orchestrator.agent.journal import FileJournal
 from orchestrator.agent.keeper import STOP_FILE
 from orchestrator.agent.nodes import RayNodes
 from orchestrator.agent.owner import About, OwnerService, listening
+from orchestrator.agent.pod import node_labels, say_contradictions, terms_by_labels
 from orchestrator.agent.ports import RefusedForeverError
 from orchestrator.agent.prober import box_prober
 from orchestrator.agent.ray_head import RayHead
 from orchestrator.agent.runtimes import Runtimes, WarmUp
+from orchestrator.agent.scraping import Scraping
 from orchestrator.agent.standing import StandingKeeper
+from orchestrator.agent.tunnelling import tunnel_counts
 from orchestrator.agent.underlay import Underlay
 from orchestrator.agent.wishes import Wishes
 from orchestrator.api.v1 import common_pb2
-from orchestrator.core.fleet import NEBULA, Isolation
 from orchestrator.core.ids import Now
-from orchestrator.core.terms import Terms
+from orchestrator.core.supply.evidence import NodeLabels
+from orchestrator.core.supply.fleet import NEBULA, Isolation
+from orchestrator.core.supply.terms import Terms
 
 log = structlog.get_logger(__name__)
 
@@ -169,9 +177,12 @@ async def _run(config: AgentConfig) -> int:
     identity = load_identity(config.data_dir)
     # Before anything is measured or asked: a token that was cut short must cost nothing.
     token = parse_join_token(config.join_token) if config.join_token and identity is None else JoinToken()
-    inventory = _inventory(config)
+    labels = node_labels(os.environ, _say)
+    inventory = _inventory(config, labels)
     agent_clock = AgentClock()
     if identity is None:
+        # Later the owner's terms are what the network knows, and his to change.
+        config = replace(config, terms=terms_by_labels(config.terms, labels, _say))
         identity = await _enrol(config, keys, token, inventory, agent_clock)
         _say(f"joined as worker {identity.worker_id} ({identity.name}) of supplier {identity.supplier_id}")
     elif identity.control_plane != config.control_plane:
@@ -215,8 +226,12 @@ async def _offer(
     standing, faults = StandingKeeper(config.data_dir, _say), FaultDesk()
     warm_up = None if runtimes is None else WarmUp(runtimes, agent_clock)
     helpers = [one for one in (warm_up, underlay) if one is not None]
-    attendants = (credentials, standing, wishes, faults, *helpers)
+    cached = CacheTeller(_shelves(inventory, settings.cache_dir, runtimes).look)
+    # They are called in a session only, when there is an agent.
+    scraping = Scraping(control, lambda: exporter.text(), lambda: agent.nodes, nodes.spec)  # noqa: PLW0108
+    attendants = (credentials, standing, wishes, faults, cached, scraping, *helpers)
     agent = Agent(settings, keys.statement, control, nodes, RayHead, journal, agent_clock, attendants)
+    exporter = AgentExporter(agent, AGENT_VERSION, config.data_dir)
     agent.measure_with(box_prober())
     agent.obey(wishes.reclaim)
 
@@ -237,7 +252,8 @@ async def _offer(
         remarks=tuple(inventory.remarks),
         runtimes=lambda: [] if runtimes is None else runtimes.shown(),
     )
-    health = Health(inventory.devices, Nvml(), control, faults, wishes, agent_clock, nodes.processes)
+    measured = (inventory.devices, Nvml(), control, faults, wishes, agent_clock, nodes.processes)
+    health = Health(*measured, lambda: tunnel_counts(agent.nodes.values()))
     _take_signals(agent, config)
     _say(f"offering {_offered(inventory)} to {config.control_plane}; Ctrl-C gives everything back and leaves")
     try:
@@ -278,6 +294,15 @@ def _runtimes(
     )
 
 
+def _shelves(inventory: common_pb2.Inventory, packages_dir: Path, runtimes: Runtimes | None) -> Shelves:
+    """What lies ready here; images only where members can be given any."""
+
+    def images() -> list[str]:
+        return here(trial().runtime) if inventory.isolation == Isolation.CONTAINER else []
+
+    return Shelves(packages_dir, runtimes.store.ready if runtimes is not None else tuple, images)
+
+
 def _housing(config: AgentConfig, inventory: common_pb2.Inventory, runtimes: Runtimes) -> Housing:
     """What boxed members need."""
     bus_ids = {
@@ -314,7 +339,7 @@ def _certificate_end_ms(data_dir: Path) -> int:
         return 0
 
 
-def _inventory(config: AgentConfig) -> common_pb2.Inventory:
+def _inventory(config: AgentConfig, labels: NodeLabels | None) -> common_pb2.Inventory:
     offer = Offer(
         gpus=config.gpus,
         simulate=config.simulate,
@@ -329,8 +354,9 @@ def _inventory(config: AgentConfig) -> common_pb2.Inventory:
     reading = None if config.simulate else read_evidence()
     for remark in (*unlisted(offer, reading), *capabilities.remarks):
         _say(remark)
+    say_contradictions(labels, reading, _say)
     ids = DeviceIds(config.data_dir, clock.new_id)
-    return build_inventory(offer, read_machine(), reading, ids, capabilities)
+    return build_inventory(offer, read_machine(), reading, ids, capabilities, labels)
 
 
 async def _enrol(

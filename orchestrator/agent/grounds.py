@@ -22,6 +22,7 @@ from orchestrator.adapters.box.tools import BoxError
 from orchestrator.adapters.container.container import ContainerBox
 from orchestrator.adapters.node_records import NodeSpec, Transport
 from orchestrator.adapters.overlay.process import OverlayError, interface_name
+from orchestrator.adapters.overlay.tunnels import NONE, Tunnels
 from orchestrator.adapters.process_tree import PROC, ProcessesRemainError, end_descendants, parents, reap
 from orchestrator.agent.ways import OverlayWay
 
@@ -63,6 +64,10 @@ class Ground(Protocol):
     def transport(self) -> Transport | Literal[""]:
         """How the node's overlay gets out of this machine; empty without one."""
 
+    @property
+    def tunnels(self) -> Tunnels:
+        """The overlay's, to other members."""
+
     def advance(self) -> tuple[ChildState, str]:
         """Take the next step of the start that is possible, notice what has ended: (how it is, the detail)."""
 
@@ -75,6 +80,7 @@ class Bare:
 
     namespace_pid = 0
     transport: Literal[""] = ""
+    tunnels = NONE
 
     def __init__(
         self, member_dir: Path, spec: NodeSpec, command: Sequence[str], env: Mapping[str, str]
@@ -182,6 +188,11 @@ class Boxed:
     def transport(self) -> Transport | Literal[""]:
         """As Ground.transport."""
         return "" if self._overlay is None else self._overlay.transport
+
+    @property
+    def tunnels(self) -> Tunnels:
+        """As Ground.tunnels."""
+        return NONE if self._overlay is None else self._overlay.tunnels
 
     def advance(self) -> tuple[ChildState, str]:
         """As Ground.advance."""

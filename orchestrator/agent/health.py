@@ -19,9 +19,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from orchestrator.adapters.devices import XidWatch, read_telemetry
 from orchestrator.api.v1 import telemetry_pb2, worker_pb2
-from orchestrator.core.evidence import bus_id
-from orchestrator.core.health import DeviceHistory, DeviceTelemetry, Fault, FaultKind, faults, remember
 from orchestrator.core.idle import Change, UseHistory, judge
+from orchestrator.core.supply.evidence import bus_id
+from orchestrator.core.supply.health import DeviceHistory, DeviceTelemetry, Fault, FaultKind, faults, remember
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from orchestrator.agent.ports import AgentClock, ControlChannel
     from orchestrator.agent.wishes import Wishes
     from orchestrator.api.v1 import common_pb2
-    from orchestrator.core.terms import Terms
+    from orchestrator.core.supply.terms import Terms
 
 log = structlog.get_logger(__name__)
 
@@ -159,6 +159,7 @@ class Health:
         wishes: Wishes,
         clock: AgentClock,
         processes: Callable[[], set[int]],
+        tunnels: Callable[[], telemetry_pb2.TunnelCounts],
     ) -> None:
         """``processes`` are those of the network's nodes; every other one on a device is the owner's."""
         self._ids = _device_ids(devices)
@@ -168,6 +169,7 @@ class Health:
         self._wishes = wishes
         self._clock = clock
         self._processes = processes
+        self._tunnels = tunnels
         self._histories: dict[str, DeviceHistory] = {}
         self._xids: dict[str, int] = {}
         self._use = UseHistory()
@@ -272,6 +274,7 @@ class Health:
                 device_sample(device_id, sample, ratios[device_id], self._xids.get(device_id, 0))
                 for device_id, sample in samples.items()
             ],
+            tunnels=self._tunnels(),
         )
 
 

@@ -32,7 +32,7 @@ from orchestrator.adapters.runtimes import Provisioned, RuntimeDigest
 from orchestrator.agent.grounds import OVERLAY_DIR
 from orchestrator.agent.runtimes import Runtimes
 from orchestrator.agent.ways import BRIDGES_MAX, CONFIG_FILES, CREDENTIAL_FILE, bridge_file
-from orchestrator.core.evidence import bus_id
+from orchestrator.core.supply.evidence import bus_id
 
 FIRST_USER_ID = 0x7000_0000
 """Above what Linux distributions, containers and systemd give out, below 2³¹."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from orchestrator.adapters.devices import Reading
 from orchestrator.adapters.evidence_wire import device_evidence_to, machine_evidence_to
 from orchestrator.adapters.files import write_whole
 from orchestrator.api.v1 import common_pb2
-from orchestrator.core.catalogue import CPU_MODEL, GIB, MODELS, Model, find_model, model_of, nearest
-from orchestrator.core.evidence import DeviceEvidence, DeviceVendor
-from orchestrator.core.fleet import Isolation
-from orchestrator.core.hardware import DEVICES_MAX
+from orchestrator.core.supply.catalogue import CPU_MODEL, GIB, MODELS, Model, find_model, model_of, nearest
+from orchestrator.core.supply.evidence import DeviceEvidence, DeviceVendor, MachineEvidence, NodeLabels
+from orchestrator.core.supply.fleet import Isolation
+from orchestrator.core.supply.hardware import DEVICES_MAX
 
 DEVICES_FILE = "devices.json"
 """In the data directory: ids once made for devices that have none of their own."""
@@ -136,12 +136,20 @@ def read_machine() -> Machine:
 
 
 def build_inventory(
-    offer: Offer, machine: Machine, reading: Reading | None, ids: DeviceIds, capabilities: Capabilities
+    offer: Offer,
+    machine: Machine,
+    reading: Reading | None,
+    ids: DeviceIds,
+    capabilities: Capabilities,
+    labels: NodeLabels | None = None,
 ) -> common_pb2.Inventory:
     """Put the inventory together; ``reading`` None where nobody looked, as for simulated devices.
 
     Raises InventoryError naming what does not fit.
     """
+    evidence = None if reading is None else reading.machine
+    if labels is not None:
+        evidence = replace(evidence or MachineEvidence(), labels=labels)
     return common_pb2.Inventory(
         devices=_devices(offer, machine, reading, ids),
         cpus=machine.cpus if offer.cpus is None else offer.cpus,
@@ -155,7 +163,7 @@ def build_inventory(
         isolation=capabilities.isolation,
         overlay=capabilities.overlay,
         zone=offer.zone,
-        evidence=None if reading is None else machine_evidence_to(reading.machine),
+        evidence=None if evidence is None else machine_evidence_to(evidence),
         unisolated=offer.isolation == Isolation.NONE,
         remarks=capabilities.remarks,
     )

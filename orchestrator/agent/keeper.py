@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 from orchestrator.adapters.clock import boottime_ms
 from orchestrator.adapters.node_records import NodeSpec, NodeStatus, Phase, read_record, write_record
+from orchestrator.adapters.overlay.tunnels import NONE
 from orchestrator.adapters.process_tree import become_subreaper
 from orchestrator.adapters.ray_node import (
     SHARED_DIR,
@@ -122,6 +123,7 @@ class Keeper:
         self._detail = ""
         self._stop = False
         self._recorded_transport = ""
+        self._recorded_tunnels = NONE
 
     def run(self) -> None:
         """Keep the node until something ends it; return when nothing of it is left."""
@@ -154,7 +156,8 @@ class Keeper:
         """Take the next step of the start that is possible, and notice what has ended."""
         before = self._child
         self._child, self._detail = self._ground.advance()
-        moved = self._ground.transport != self._recorded_transport
+        recorded = (self._recorded_transport, self._recorded_tunnels)
+        moved = (self._ground.transport, self._ground.tunnels) != recorded
         if self._child == "up" and (before != "up" or moved):
             self._record("up")
         elif self._child == "starting" and before == "waiting":
@@ -165,6 +168,7 @@ class Keeper:
         """Write status.json; addresses are stated only while the node is up."""
         up = phase == "up"
         self._recorded_transport = self._ground.transport
+        self._recorded_tunnels = tunnels = self._ground.tunnels
         status = NodeStatus(
             phase=phase,
             reason=reason,
@@ -176,6 +180,8 @@ class Keeper:
             namespace_pid=self._ground.namespace_pid if phase in ("starting", "up") else 0,
             interpreter=self._spec.interpreter,
             overlay_transport=self._ground.transport if up else "",
+            tunnels_direct=tunnels.direct if up else 0,
+            tunnels_relayed=tunnels.relayed if up else 0,
             ended_boottime_ms=ended_boottime_ms,
         )
         # The directory is gone when an agent gave the member up for dead; there is nobody left to tell.

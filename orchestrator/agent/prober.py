@@ -1,10 +1,11 @@
 """Measuring the overlay between the members of one cluster, from outside their boxes and before their nodes are up.
 
 Each member of this worker answers its peers on ports of its own, inside its box's network, and measures the way to
-peers of lower rank, so each pair once. When all of those answer, the members that bring devices run one all-reduce
-of ours, and where the runtime has torch, the same by torch inside the boxes, whose figure is reported in its place.
-Whatever does not succeed is tried again, save torch's, which rests on ours; what was found is part of the member's
-report from then on. What torch says is said by a process of the tenant's user: a tenant could lie about its own cluster.
+peers of lower rank, so each pair once; where the cluster's job asked for more, to all, and what comes from them. When
+all of those answer, the members that bring devices run one all-reduce of ours, and where the runtime has torch, the
+same by torch inside the boxes, whose figure is reported in its place. Whatever does not succeed is tried again, save
+torch's, which rests on ours; what was found is part of the member's report from then on. What torch says is said by a
+process of the tenant's user: a tenant could lie about its own cluster.
 
 It is light on purpose, because Ray starts at the same time: a few datagrams a pair, one short stream, one small vector.
 """
@@ -27,12 +28,13 @@ from orchestrator.adapters.box.namespaces import SocketFactory as BoxSockets
 from orchestrator.adapters.box.tools import BoxError
 from orchestrator.adapters.node_records import NodeStatus
 from orchestrator.adapters.overlay.process import INNER_NAME
-from orchestrator.adapters.probes.bandwidth import BandwidthPlan, BandwidthServer, measure_bandwidth
+from orchestrator.adapters.probes.bandwidth import BandwidthServer, Line, measure_bandwidth
 from orchestrator.adapters.probes.echo import EchoResponder, PathPlan, measure_path
 from orchestrator.adapters.probes.records import RANKS_MAX, RANKS_MIN, Direction, PathMeasured, ReduceMeasured
 from orchestrator.adapters.probes.ring import RingPlan, measure_ring
 from orchestrator.adapters.probes.torch_reduce import TorchPlan, measure_torch
 from orchestrator.adapters.probes.wire import Instruments, ProbeFailed, SocketFactory, Target, listen
+from orchestrator.agent.widths import LIGHT, OTHERS_MAX, Needs, Receiver
 from orchestrator.api.v1 import overlay_pb2, worker_pb2
 
 log = structlog.get_logger(__name__)
@@ -46,7 +48,8 @@ TORCH_PORT: Final = 7449
 KEY_PURPOSE: Final = b"orchestrator-probes-v1"
 
 PEERS_MAX: Final = 16
-"""That one member measures: the head and the nearest before it. All pairs of a large cluster are too many to be light."""
+"""That one member measures: the head and the nearest before it. All pairs of a large cluster are too many to be light,
+and are measured only where the job asked for something of them."""
 
 HEAD_RANK: Final = 0
 
@@ -55,9 +58,6 @@ KNOCK: Final = PathPlan(count=2, interval_ms=50, timeout_ms=500)
 
 PATH: Final = PathPlan(count=20, interval_ms=25, timeout_ms=1000)
 """Half a second of questions: loss shows from one in twenty, and the median is of twenty."""
-
-BANDWIDTH: Final = BandwidthPlan(bytes=8 << 20, duration_ms=300)
-"""Enough for TCP to open up over 80 ms, and gone before anybody misses it."""
 
 BANDWIDTH_TRIES: Final = 20
 """The head measures with one member at a time; all others of a large cluster may come first."""
@@ -99,6 +99,7 @@ class Party:
     """The Python of its runtime, as a path in its box."""
     key: bytes = field(repr=False)
     peers: tuple[Peer, ...]
+    needs: Needs = Needs()
 
     @property
     def own(self) -> Peer:
@@ -107,7 +108,9 @@ class Party:
 
     @property
     def targets(self) -> list[Peer]:
-        """Whom it measures: the head, then its nearest predecessors."""
+        """Whom it measures: the head, then its nearest predecessors, or all others where the job needs to know."""
+        if self.needs.every_pair and self.own.rank != HEAD_RANK:
+            return [peer for peer in self.peers if peer != self.own][:OTHERS_MAX]
         lower = [peer for peer in self.peers if peer.rank < self.own.rank]
         return lower[:1] + lower[1:][-(PEERS_MAX - 1) :]
 
@@ -226,6 +229,8 @@ class _Survey:
         self._findings = findings
         self._instruments = instruments
         self._torch = torch
+        self._line = Line()
+        self._plan = party.needs.plan(len(party.ring) - 1)
 
     async def run(self) -> None:
         """Answer until cancelled, and measure meanwhile. Raises BoxError, TimeoutError."""
@@ -233,7 +238,7 @@ class _Survey:
             echo = stack.enter_context(await self._opened(_bind_echo, ECHO_PORT))
             door = stack.enter_context(await self._opened(listen, BANDWIDTH_PORT))
             responder = EchoResponder(echo, self._party.key, self._instruments.clock_ns)
-            server = BandwidthServer(door, self._party.key, self._instruments, BANDWIDTH)
+            server = BandwidthServer(door, self._party.key, self._instruments, self._plan, self._line)
             tasks = [asyncio.create_task(one) for one in (responder.run(), server.run(), self._measure())]
             try:
                 # Of these only the measuring ends by itself, and then what it found is there.
@@ -259,6 +264,7 @@ class _Survey:
         head = next((peer for peer in self._party.targets if peer.rank == HEAD_RANK), None)
         if head is not None and head not in self._findings.bits_per_s:
             await self._measure_bandwidth(head)
+        await self._receive_from_all()
         # Who takes part in it has a predecessor that answered: at least its own ring is about to be whole.
         if RANKS_MIN <= len(self._party.ring) <= RANKS_MAX and self._party.own in self._party.ring:
             await self._measure_all_reduce()
@@ -292,7 +298,7 @@ class _Survey:
         for _ in range(BANDWIDTH_TRIES):
             try:
                 measured = await measure_bandwidth(
-                    target, self._party.key, Direction.TO_PEER, self._instruments, BANDWIDTH
+                    target, self._party.key, Direction.TO_PEER, self._instruments, LIGHT
                 )
             except (OSError, ProbeFailed) as error:
                 reason = str(error)
@@ -301,6 +307,21 @@ class _Survey:
                 self._findings.bits_per_s[peer] = measured.bits_per_s
                 return
         log.info("bandwidth_not_measured", member_id=self._party.member_id, reason=reason)
+
+    async def _receive_from_all(self) -> None:
+        """Where the job asked for bandwidth; each begins with another one, so that few are asked twice at once."""
+        party, rates = self._party, self._findings.bits_per_s
+        if not party.needs.bits_per_s or party.own not in party.ring:
+            return
+        others = {peer.member_id: peer for peer in party.ring if peer != party.own and peer not in rates}
+        count = len(party.ring)
+        turn = sorted(others.values(), key=lambda peer: (peer.rank + party.own.rank) % count)
+        targets = [Target(peer.member_id, peer.address, BANDWIDTH_PORT) for peer in turn]
+
+        def received(target: Target, bits_per_s: int) -> None:
+            rates[others[target.peer]] = bits_per_s
+
+        await Receiver(party.key, self._instruments, self._line, self._plan).measure_all(targets, received)
 
     async def _measure_all_reduce(self) -> None:
         """Take part in it, then in torch's; the first of the ring reports for all, and once: the first report stays."""
@@ -405,6 +426,7 @@ def _party_of(wanted: worker_pb2.DesiredMember, status: NodeStatus | None) -> Pa
         status.interpreter,
         key,
         tuple(peers),
+        Needs.of(wanted),
     )
 
 

@@ -78,6 +78,7 @@ class Greeter:
             session_number=self._record.sessions,
             wall_ms=self._clock.now().wall_ms,
             overlay_public_key=self._overlay_public_key,
+            answers_scrapes=True,
         )
         await channel.send(worker_pb2.SessionRequest(hello=hello))
         welcome = (await _expect(channel, "welcome")).welcome

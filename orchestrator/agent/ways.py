@@ -18,8 +18,9 @@ from pathlib import Path
 
 from orchestrator.adapters.clock import boottime_ms
 from orchestrator.adapters.node_records import Transport
-from orchestrator.adapters.overlay.config import MTU
+from orchestrator.adapters.overlay.config import MTU, landmarks_of
 from orchestrator.adapters.overlay.process import BridgeChild, NebulaNode, OverlayError, is_answered
+from orchestrator.adapters.overlay.tunnels import NONE, TunnelLog
 
 CONFIG_FILES: dict[Transport, str] = {"udp": "config.json", "tls": "bridged.json"}
 """Each is written after all the others whenever any of them changes: that it is younger says that all are there."""
@@ -58,6 +59,9 @@ class OverlayWay:
         """What it uses now."""
         self._bridges: dict[Path, tuple[int, BridgeChild]] = {}
         self._config_ns = 0
+        self._tunnels = TunnelLog(self._log, ())
+        self.tunnels = NONE
+        """To other members, as they are now."""
         self._undecided = False
         self._decide_at_ms = 0
         self._restart_at_ms = 0
@@ -85,15 +89,18 @@ class OverlayWay:
         node = self._nodes[self.transport]
         written_ns = self._written_ns()
         if written_ns != self._config_ns:
-            self._config_ns = written_ns
             node.reload()
+            self._tunnels.leave_out(landmarks_of(self._folder / CONFIG_FILES[self.transport]))
+            # Last: what failed is done again.
+            self._config_ns = written_ns
         if node.alive():
+            self.tunnels = self._tunnels.look()
             node.trim_log()
             self._restart_at_ms = boottime_ms() + RESTART_PAUSE_MS
         elif boottime_ms() >= self._restart_at_ms:
             self._restart_at_ms = boottime_ms() + RESTART_PAUSE_MS
             with contextlib.suppress(OverlayError):
-                node.start(namespace_pid)
+                self._start(node, namespace_pid)
 
     def stop(self) -> None:
         """End nebula and the bridges."""
@@ -108,7 +115,11 @@ class OverlayWay:
         # Bridges first: nebula's first tries should find them.
         self._tend_bridges()
         self._config_ns = self._written_ns()
-        self._nodes[transport].start(namespace_pid)
+        self._start(self._nodes[transport], namespace_pid)
+
+    def _start(self, node: NebulaNode, namespace_pid: int) -> None:
+        self._tunnels = TunnelLog(self._log, landmarks_of(self._folder / CONFIG_FILES[self.transport]))
+        node.start(namespace_pid)
 
     def _fall_back(self, namespace_pid: int) -> None:
         sys.stderr.write(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,9 +54,10 @@ Webhook = Annotated[
     Text,
     typer.Option(
         help="URL that is told of trouble. Other users of this machine see it in the process list;"
-        " ORCH_WORKER_WEBHOOK or --config hides it."
+        " --webhook-file, ORCH_WORKER_WEBHOOK or --config hides it."
     ),
 ]
+WebhookFile = Annotated[Path | None, typer.Option(help="File that holds the URL of --webhook.")]
 
 
 ControlPlane = Annotated[
@@ -135,6 +137,7 @@ def _flags(
     tier: Tier = None,
     notice: Notice = None,
     webhook: Webhook = None,
+    webhook_file: WebhookFile = None,
     yes: Yes = None,
 ) -> None:
     """Hold the flags of every setting, by its name, once for all commands that take them."""
@@ -151,6 +154,10 @@ def takes_settings(command: Callable[..., None], names: Collection[str] | None =
     parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*shared.values(), *own)]
 
     def wrapped(**given: Any) -> None:
+        # Only now: help needs none of it.
+        from orchestrator.cli.variables import point_out_unknown
+
+        point_out_unknown(os.environ)
         command({name: given.pop(name) for name in shared}, **given)
 
     wrapped.__doc__ = command.__doc__

@@ -6,9 +6,9 @@ import re
 from decimal import Decimal
 
 from orchestrator.cli.errors import usage_error
+from orchestrator.core.market.pricing import MICROCREDITS
 
 MS_PER_HOUR = 3_600_000
-MICROCREDITS = 1_000_000
 
 _NUMBER = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?")
 """More than any amount of this network needs."""

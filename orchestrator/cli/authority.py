@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.api.v1 import operator_pb2
+from orchestrator.api.v1 import authority_pb2
 from orchestrator.cli.client import connect
 from orchestrator.cli.errors import usage_error
 from orchestrator.cli.output import (
@@ -34,7 +34,7 @@ COLUMNS = ("GENERATION", "PIN", "VALID UNTIL")
 def show(output: Output = OutputFormat.TABLE) -> None:
     """Show the authorities that are trusted now, the newest first."""
     with connect() as client:
-        answer = client.call(client.operator.GetAuthority, operator_pb2.GetAuthorityRequest())
+        answer = client.call(client.operator.GetAuthority, authority_pb2.GetAuthorityRequest())
     if output is OutputFormat.JSON:
         print_json(answer)
         return
@@ -50,7 +50,7 @@ def show(output: Output = OutputFormat.TABLE) -> None:
 def rotate(output: Output = OutputFormat.TABLE) -> None:
     """Make a new authority; the older ones stay trusted until `orch authority retire`."""
     with connect() as client:
-        answer = client.call(client.operator.RotateAuthority, operator_pb2.RotateAuthorityRequest())
+        answer = client.call(client.operator.RotateAuthority, authority_pb2.RotateAuthorityRequest())
     if output is OutputFormat.JSON:
         print_json(answer)
         return
@@ -75,7 +75,7 @@ def retire(
 ) -> None:
     """End the trust in all authorities but the newest."""
     with connect() as client:
-        request = operator_pb2.RetireAuthorityRequest(force=force)
+        request = authority_pb2.RetireAuthorityRequest(force=force)
         answer = client.call(client.operator.RetireAuthority, request)
     if output is OutputFormat.JSON:
         print_json(answer)
@@ -139,6 +139,6 @@ def beacon(
     )
 
 
-def _print(authorities: Iterable[operator_pb2.Authority]) -> None:
+def _print(authorities: Iterable[authority_pb2.Authority]) -> None:
     rows = [(str(one.generation), one.pin, instant(one.not_after)) for one in authorities]
     print_table(COLUMNS, rows, "no authority: `orch serve` makes one at its first start")

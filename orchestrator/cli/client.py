@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
+from cryptography.x509 import load_pem_x509_certificates
 
 from orchestrator.adapters.clock import SystemClock
 from orchestrator.adapters.keys import ADMIN_PREFIX
@@ -18,6 +19,7 @@ from orchestrator.api.v1.jobs_pb2_grpc import JobsServiceStub
 from orchestrator.api.v1.ledger_pb2_grpc import LedgerServiceStub
 from orchestrator.api.v1.operator_pb2_grpc import OperatorServiceStub
 from orchestrator.cli.errors import CliError, usage_error
+from orchestrator.cli.reaching import why_unreachable
 from orchestrator.cli.settings import Settings, settings_from
 
 CALL_TIMEOUT_S = 20.0
@@ -29,6 +31,7 @@ RECONNECT_MS_MAX = 2000
 TRANSPORT_WORDS = (
     "failed to connect",
     "dns resolution",
+    "errors resolving",
     "socket closed",
     "connection reset",
     "goaway",
@@ -51,7 +54,9 @@ class Client:
     def __init__(self, settings: Settings) -> None:
         self._url = settings.url
         self._metadata = (("authorization", f"Bearer {settings.token}"),)
-        self._channel = open_channel(settings.url, trusted(settings))
+        self._authorities = trusted(settings)
+        self._trusted_by = f"ORCH_CA_FILE's ({settings.ca_file})" if settings.ca_file else "the token's"
+        self._channel = open_channel(settings.url, self._authorities)
         self.operator = OperatorServiceStub(self._channel)
         self.jobs = JobsServiceStub(self._channel)
         self.ledger = LedgerServiceStub(self._channel)
@@ -69,14 +74,19 @@ class Client:
         try:
             return method(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise explained(error, self._url) from None
+            raise self._explained(error) from None
 
     def stream(self, method: grpc.UnaryStreamMultiCallable[Req, Res], request: Req) -> Iterator[Res]:
         """One request, answers for as long as the server has any."""
         try:
             yield from method(request, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise explained(error, self._url) from None
+            raise self._explained(error) from None
+
+    def _explained(self, error: grpc.RpcError) -> CliError:
+        if error.code() is grpc.StatusCode.UNAVAILABLE and is_transport((error.details() or "").strip()):
+            return Unreachable(why_unreachable(self._url, self._authorities, self._trusted_by))
+        return explained(error, self._url)
 
 
 def open_channel(url: str, authorities: bytes) -> grpc.Channel:
@@ -95,10 +105,18 @@ def trusted(settings: Settings) -> bytes:
     """PEM of whom to trust: the file's authorities, else the one that the token pins. Raises CliError."""
     if settings.ca_file is not None:
         try:
-            return settings.ca_file.read_bytes()
+            bundle = settings.ca_file.read_bytes()
         except OSError as error:
             reason = (error.strerror or "cannot be read").lower()
             raise usage_error(f"ORCH_CA_FILE: cannot read {settings.ca_file}: {reason}") from None
+        try:
+            load_pem_x509_certificates(bundle)
+        except ValueError:
+            raise usage_error(
+                f"ORCH_CA_FILE: {settings.ca_file} holds no certificate; name the ca.pem that `orch serve` keeps in its"
+                " data directory"
+            ) from None
+        return bundle
     pin = settings.token.partition(".")[2]
     if not pin:
         raise usage_error(
@@ -138,13 +156,9 @@ def connect() -> Client:
 
 
 def explained(error: grpc.RpcError, url: str) -> CliError:
-    """What happened and what to do next."""
+    """What a server answered and what to do next."""
     said = (error.details() or "").strip()
     match error.code():
-        case grpc.StatusCode.UNAVAILABLE if is_transport(said):
-            return Unreachable(
-                f"cannot reach the control plane at {url}: is `orch serve` running? set ORCH_URL"
-            )
         case grpc.StatusCode.UNAVAILABLE:
             return Unreachable(
                 f"the control plane at {url} is not ready: {said or 'no reason given'}; try again"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated
 
 import typer
 
-from orchestrator.api.v1 import operator_pb2, overlay_pb2
+from orchestrator.api.v1 import delivery_pb2, operator_pb2, overlay_pb2
 from orchestrator.cli.client import connect
 from orchestrator.cli.output import Output, OutputFormat, print_fields, print_json, print_table
-from orchestrator.cli.wording import device_names, hardware_class_name, instant
+from orchestrator.cli.wording import device_names, hardware_class_name, instant, model_text
 
 US_PER_MS = 1000
 BYTES_PER_KIB = 1024
@@ -81,6 +81,9 @@ def show(
     names = device_names(workers)
     columns = ("MEMBER", "ROLE", "PHASE", "WORKER", "SLOT", "NODE", "DEVICES", "EVIDENCE", "REASON")
     print_table(columns, [member_row(member, names) for member in cluster.members], "no members")
+    if answer.certificate:
+        columns = ("RANK", "WORKER", "GPU", "EVIDENCE", "RTT", "BANDWIDTH", "RTT TO HEAD", "TO HEAD", "BUS")
+        print_table(columns, [rank_row(rank) for rank in answer.certificate], "")
     if answer.paths:
         workers_of = {member.member_id: member.worker_name for member in cluster.members}
         heads = ("FROM", "TO", "RTT", "P90", "JITTER", "LOSS", "BANDWIDTH")
@@ -101,10 +104,35 @@ def path_row(path: operator_pb2.ClusterPath, workers_of: Mapping[str, str]) -> t
     return (
         workers_of.get(path.member_id, path.member_id),
         workers_of.get(measured.peer_id, measured.peer_id),
-        *(f"{time_us / US_PER_MS:.1f} ms" if measured.received else "" for time_us in times_us),
+        *(milliseconds(time_us) if measured.received else "" for time_us in times_us),
         f"{loss:.0f} %",
         rate(measured.bandwidth_bits_per_s) if measured.bandwidth_bits_per_s else "",
     )
+
+
+def rank_row(rank: delivery_pb2.RankDelivered) -> tuple[str, ...]:
+    """A rank's line of the delivery certificate, with its devices by UUID."""
+
+    def figure(field: str, show: Callable[[int], str]) -> str:
+        return show(getattr(rank, field)) if rank.HasField(field) else ""  # type: ignore[arg-type]  # a field's name
+
+    devices = (f"{one.uuid} {model_text(one.model, simulated=one.simulated)}" for one in rank.devices)
+    return (
+        str(rank.rank),
+        rank.worker_name,
+        ", ".join(one.strip() for one in devices),
+        rank.evidence_class.upper(),
+        figure("rtt_us", milliseconds),
+        figure("bandwidth_bits_per_s", rate),
+        figure("head_rtt_us", milliseconds),
+        figure("head_bandwidth_bits_per_s", rate),
+        figure("bus_bits_per_s", rate),
+    )
+
+
+def milliseconds(time_us: int) -> str:
+    """Microseconds as people read them."""
+    return f"{time_us / US_PER_MS:.1f} ms"
 
 
 def rate(bits_per_s: int) -> str:

@@ -26,7 +26,7 @@ def check_gateway(settings: ServeSettings, at: Address) -> None:
             " unencrypted: give --gateway-certificate and --gateway-key; or --gateway-tls own, for a certificate"
             " of this network's authority; or, where your own reverse proxy ends TLS, --gateway-plain"
         )
-    if settings.gateway_tls is not None and at.host in EVERYWHERE and not settings.gateway_names:
+    if settings.gateway_tls is not None and at.host in EVERYWHERE and not settings.gateway_hosts:
         raise usage_error(
             f"--gateway-tls own: {settings.gateway} is every address of this machine, and a certificate needs the"
             " names or addresses that tenants use: add --gateway-name for each"
@@ -45,7 +45,7 @@ def open_identity(
     if settings.gateway_tls is None:
         return None
     bound = () if at.host in EVERYWHERE else (at.host.lower(),)
-    names = tuple(dict.fromkeys((*settings.gateway_names, *bound, *LOOPBACK_NAMES)))
+    names = tuple(dict.fromkeys((*settings.gateway_hosts, *bound, *LOOPBACK_NAMES)))
     try:
         return own_identity(authority, folder / OWN_FILE, names)
     except CertificateError as error:
@@ -69,7 +69,7 @@ def own_identity(authority: Authority, path: Path, names: tuple[str, ...]) -> Ht
 
 
 def gateway_url(settings: ServeSettings, at: Address, port: int) -> str:
-    """What tenants set RAY_ADDRESS to. Of a door at every address, the first name it goes by."""
+    """Where the gateway listens, as a URL. Of a door at every address, the first name it goes by."""
     scheme = "https" if settings.gateway_https else "http"
     named = at.host in EVERYWHERE and settings.gateway_names
     public = Address(settings.gateway_names[0], port) if named else at

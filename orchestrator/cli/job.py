@@ -21,6 +21,7 @@ from orchestrator.cli.output import (
     print_table,
 )
 from orchestrator.cli.wording import instant, job_status_name
+from orchestrator.core.instants import limit_words
 
 app = typer.Typer(no_args_is_help=True, help="Jobs; tenants submit them with `ray job submit`.")
 
@@ -83,6 +84,7 @@ def show(job: JobName, output: Output = OutputFormat.TABLE) -> None:
             "submitted": instant(found.submitted_at),
             "started": instant(found.started_at),
             "ended": instant(found.ended_at),
+            "time limit": time_limit(found),
         }
     )
     for attempt in found.attempts:
@@ -144,6 +146,14 @@ def copy_log(client: Client, job: str, *, follow: bool) -> None:
             time.sleep(FOLLOW_PAUSE_S)
         else:
             return
+
+
+def time_limit(job: jobs_pb2.Job) -> str:
+    """As it was asked for, and when it is over."""
+    if not job.time_limit_ms:
+        return "none"
+    words = limit_words(job.time_limit_ms)
+    return f"{words}, over at {instant(job.time_limit_at)}" if job.HasField("time_limit_at") else words
 
 
 def print_attempt(attempt: jobs_pb2.Attempt) -> None:

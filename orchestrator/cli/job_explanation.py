@@ -31,10 +31,29 @@ def print_explanation(found: jobs_pb2.ExplainJobResponse) -> None:
         "attempt": f"{placement.attempt_id}, {placement.phase}, on {placement.cluster_id}",
         "price": f"{credits_of(placement.microcredits_per_hour)} an hour for {placement.devices} devices, without fees",
     }
-    if placement.HasField("diameter_us"):
-        fields["round trip"] = f"up to {placement.diameter_us / US_PER_MS:.1f} ms measured"
+    if placement.pairs:
+        fields["round trip"] = _round_trip(placement)
+    fields["runner-up"] = _runner_up(placement.runner_up) if placement.HasField("runner_up") else "none"
     print_fields(fields)
     print_lines(["", "why these:", *(f"  {line}" for line in placement.explanation)])
+
+
+def _round_trip(placement: scheduling_pb2.JobPlacement) -> str:
+    said = []
+    if placement.HasField("diameter_us"):
+        said.append(f"up to {placement.diameter_us / US_PER_MS:.1f} ms measured")
+    if placement.HasField("predicted_diameter_us"):
+        said.append(
+            f"up to {placement.predicted_diameter_us / US_PER_MS:.1f} ms expected when they were chosen,"
+            f" with {placement.pairs_measured} of {placement.pairs} pairs measured"
+        )
+    return "; ".join(said) or "not known: nobody measured between these machines"
+
+
+def _runner_up(one: scheduling_pb2.RunnerUp) -> str:
+    price = f"{credits_of(one.microcredits_per_hour)} an hour"
+    distance = f", up to {one.diameter_us / US_PER_MS:.1f} ms" if one.diameter_us else ""
+    return f"{one.machines}, {price}{distance}: {one.lost_by}"
 
 
 def _wait_fields(wait: scheduling_pb2.JobWait) -> dict[str, str]:
@@ -45,7 +64,7 @@ def _wait_fields(wait: scheduling_pb2.JobWait) -> dict[str, str]:
         "devices": devices,
         "position": wait.position,
         "overtaken": f"{overtaken}: machines are kept for it" if wait.entitled else overtaken,
-        "starts": instant(wait.estimated_start) or wait.estimate,
+        "starts": wait.estimate or instant(wait.estimated_start),
     }
     if wait.HasField("not_before"):
         fields["pauses until"] = instant(wait.not_before)

@@ -16,11 +16,12 @@ from orchestrator.cli.errors import usage_error
 from orchestrator.cli.output import note
 from orchestrator.cli.settings import AGENT_FILE, checked_token, read_token
 from orchestrator.cli.worker_settings import WorkerSettings
-from orchestrator.core.catalogue import MODELS, Model, find_model, nearest
 from orchestrator.core.decisions.terms import check_terms
 from orchestrator.core.errors import RefusedError
-from orchestrator.core.fleet import Isolation
-from orchestrator.core.terms import WEEK_MINUTES, Ask, Terms, Tier, WeekWindow
+from orchestrator.core.market.pricing import MICROCREDITS
+from orchestrator.core.supply.catalogue import MODELS, Model, find_model, nearest
+from orchestrator.core.supply.fleet import Isolation
+from orchestrator.core.supply.terms import WEEK_MINUTES, Ask, Terms, Tier, WeekWindow
 
 JOIN_VARIABLE = "ORCH_JOIN_TOKEN"
 NAME_CHARACTERS_MAX = 63
@@ -35,8 +36,6 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 NIGHTS = "Mon-Sun 22:00-07:00"
 """What the one word `nights` stands for."""
 
-MICROCREDITS = 1_000_000
-"""In a credit: prices have as many decimals as this has zeros."""
 AUTO = "auto"
 """The market's price."""
 

@@ -30,7 +30,7 @@ from orchestrator.cli.worker import (
 if TYPE_CHECKING:
     from orchestrator.adapters.host import Host
     from orchestrator.cli.worker_settings import WorkerSettings
-    from orchestrator.core.terms import Terms
+    from orchestrator.core.supply.terms import Terms
 
 EXIT_CRASHED = 70
 """The agent failed in a way that nobody foresaw; unlike a refusal, its service starts it again."""

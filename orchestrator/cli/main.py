@@ -1,39 +1,24 @@
-"""`orch`, the one command: a file per noun; every failure becomes one line and an exit code."""
+"""`orch`, the one command: a file per noun; every failure becomes one line and an exit code.
+
+Nothing is imported here that help does not need: `commands.py` loads the command that is called.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from orchestrator.cli import (
-    authority,
-    cluster,
-    job,
-    ledger,
-    machine,
-    owner,
-    receipt,
-    runtime,
-    tenant,
-    token,
-    worker,
-    worker_actions,
-)
+from orchestrator.cli import commands
 from orchestrator.cli.errors import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_USAGE, CliError
-from orchestrator.cli.output import clean
-from orchestrator.cli.quote import quote
-from orchestrator.cli.serve import serve
-from orchestrator.cli.simulate import simulate
-from orchestrator.cli.status import status
 from orchestrator.core.errors import RefusalCode, RefusedError
 
 app = typer.Typer(
     name="orch",
+    cls=commands.Commands,
     help=(
         "One Ray endpoint over everybody's GPUs."
         " ORCH_URL and ORCH_TOKEN say where the control plane is and who asks."
@@ -42,22 +27,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(serve)
-app.command()(status)
-app.command()(quote)
-app.command()(simulate)
-machine.register(worker.app)
-owner.register(worker.app)
-worker_actions.register(worker.app)
-app.add_typer(worker.app, name="worker")
-app.add_typer(tenant.app, name="tenant")
-app.add_typer(token.app, name="token")
-app.add_typer(job.app, name="job")
-app.add_typer(cluster.app, name="cluster")
-app.add_typer(runtime.app, name="runtime")
-app.add_typer(receipt.app, name="receipt")
-app.add_typer(ledger.app, name="ledger")
-app.add_typer(authority.app, name="authority")
+commands.register(app)
+
+
+SERVERS = (("serve",), ("worker", "join"))
+"""Whose log may hold what gRPC's core has to say. Elsewhere it would stand between a person and the one line of an error;
+it has to be told so before it is imported."""
 
 
 def print_version(wanted: bool) -> None:
@@ -85,6 +60,8 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; a traceback is shown only where ORCH_DEBUG is set."""
+    if (*arguments[:1],) not in SERVERS and (*arguments[:2],) not in SERVERS:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         code = app(args=list(arguments), prog_name="orch", standalone_mode=False)
         sys.stdout.flush()
@@ -103,8 +80,12 @@ def report(error: Exception) -> int:
     """Say on standard error what failed; return the exit code."""
     message, code = described(error)
     if message:
+        from orchestrator.cli.output import clean
+
         sys.stderr.write(f"orch: {clean(message)}\n")
     if os.environ.get("ORCH_DEBUG") == "1":
+        import traceback
+
         traceback.print_exception(error)
     return code
 

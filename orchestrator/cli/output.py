@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated
 
@@ -57,11 +57,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], empty: st
         note(empty)
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        # The first names the thing, to be copied into the next command.
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text(clean(cell) or NONE) for cell in row))
-    _console().print(table)
+    plain_console().print(table)
 
 
 def print_fields(fields: Mapping[str, str]) -> None:
@@ -71,7 +72,33 @@ def print_fields(fields: Mapping[str, str]) -> None:
     table.add_column(overflow="fold")
     for name, value in fields.items():
         table.add_row(Text(name), Text(clean(value) or NONE))
-    _console().print(table)
+    plain_console().print(table)
+
+
+STYLES = {"well": "bold green", "critical": "bold red", "warning": "bold yellow", "info": "dim"}
+"""Of verdicts and severities, where the terminal has colours."""
+
+
+def print_screen(
+    headline: str,
+    verdict: str,
+    findings: Iterable[tuple[str, str, str]],
+    fields: Iterable[tuple[str, str]],
+) -> None:
+    """A headline; findings as (severity, text, what to do); then fields, a line for each that has a text."""
+    console = plain_console()
+    console.print(Text(clean(headline), style=STYLES.get(verdict, "bold")))
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for severity, text, action in findings:
+        grid.add_row(Text(severity, style=STYLES.get(severity, "")), Text(clean(text)))
+        if action:
+            grid.add_row("", Text(f"→ {clean(action)}", style="dim"))
+    for name, text in fields:
+        if text:
+            grid.add_row(Text(name, style="bold"), Text(clean(text)))
+    console.print(grid)
 
 
 def print_lines(lines: Sequence[str]) -> None:
@@ -85,7 +112,7 @@ def note(text: str) -> None:
     sys.stderr.write(clean(text) + "\n")
 
 
-def _console() -> Console:
+def plain_console() -> Console:
     """Follows whatever standard output is now; full width and no colour where it is no terminal."""
     width = None if sys.stdout.isatty() else PIPE_WIDTH
     return Console(file=sys.stdout, width=width, highlight=False, soft_wrap=False)

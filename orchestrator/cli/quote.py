@@ -9,6 +9,7 @@ import typer
 from orchestrator.api.v1 import jobs_pb2, scheduling_pb2
 from orchestrator.cli.amounts import MS_PER_HOUR, credits_of, decimal, whole
 from orchestrator.cli.client import connect
+from orchestrator.cli.conditions import Gpus, Model, conditions
 from orchestrator.cli.output import Output, OutputFormat, print_fields, print_json, print_lines
 from orchestrator.cli.wording import instant
 
@@ -18,8 +19,8 @@ Text = str | None
 
 
 def quote(
-    gpus: Annotated[Text, typer.Option(help="How many; 0 for CPU work. [1]")] = None,
-    model: Annotated[Text, typer.Option(help="Such as RTX4090.")] = None,
+    gpus: Gpus = None,
+    model: Model = None,
     gpus_per_worker: Annotated[Text, typer.Option(help="On each machine.")] = None,
     hardware_class: Annotated[Text, typer.Option(help="consumer, datacenter, apple or cpu.")] = None,
     min_memory_gb: Annotated[Text, typer.Option(help="Of each GPU.")] = None,
@@ -30,6 +31,7 @@ def quote(
     evidence: Annotated[Text, typer.Option(help="T0, T1 or T2.")] = None,
     tier: Annotated[Text, typer.Option(help="interruptible or committed.")] = None,
     max_rtt_ms: Annotated[Text, typer.Option(help="Between any two machines.")] = None,
+    min_bandwidth_mbps: Annotated[Text, typer.Option(help="Between any two machines, in Mbit/s.")] = None,
     pattern: Annotated[Text, typer.Option(help="all-reduce, pipeline or independent.")] = None,
     isolation: Annotated[Text, typer.Option(help="none, box or container. [box]")] = None,
     runtime: Annotated[Text, typer.Option(help="As `orch runtime list` names it.")] = None,
@@ -55,13 +57,14 @@ def quote(
         "orch.evidence": evidence,
         "orch.tier": tier,
         "orch.max_rtt_ms": max_rtt_ms,
+        "orch.min_bandwidth_mbps": min_bandwidth_mbps,
         "orch.pattern": pattern,
         "orch.isolation": isolation,
         "orch.runtime": runtime,
         "orch.image": image,
     }
     request = jobs_pb2.GetQuoteRequest(
-        metadata={key: value for key, value in asked.items() if value is not None},
+        metadata=conditions(asked),
         duration_ms=whole("--hours", hours, MS_PER_HOUR, "hours"),
         currency=currency,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +37,10 @@ GatewayName = Annotated[
     list[str] | None,
     typer.Option(help="A host name or address by which tenants reach the gateway. Repeatable."),
 ]
+GatewayUrl = Annotated[
+    str | None,
+    typer.Option(help="URL by which tenants come, where a proxy or Ingress is before --gateway. [as bound]"),
+]
 GatewayCertificate = Annotated[
     Path | None,
     typer.Option(help="PEM file with the gateway's certificate and its issuers; read anew when it changes."),
@@ -51,7 +56,11 @@ GatewayPlain = Annotated[
 ]
 Metrics = Annotated[
     str | None,
-    typer.Option(help="HTTP, for Prometheus; it tells no secret, so any address will do. [127.0.0.1:9464]"),
+    typer.Option(help="HTTP, for Prometheus and probes; metrics want a token. [127.0.0.1:9464]"),
+]
+MetricsTokenFile = Annotated[
+    Path | None,
+    typer.Option(help="File with the token that Prometheus shows; read anew when it changes. [made]"),
 ]
 OverlayListen = Annotated[
     str | None,
@@ -84,7 +93,12 @@ PriceFile = Annotated[
     typer.Option(help="TOML file with dated prices of clouds; machines without a price follow it. [none]"),
 ]
 DatabaseUrl = Annotated[
-    str | None, typer.Option(help="SQLAlchemy URL; ORCH_DATABASE_URL hides a password. [SQLite file]")
+    str | None, typer.Option(help="SQLAlchemy URL; better by file where it has a password. [SQLite file]")
+]
+DatabaseUrlFile = Annotated[Path | None, typer.Option(help="File that holds the URL of the database.")]
+AdminTokenFile = Annotated[
+    Path | None,
+    typer.Option(help="File with an operator's token of your own; read anew when it changes. [made]"),
 ]
 
 
@@ -99,11 +113,13 @@ def serve(
     probation_evidence: ProbationEvidence = None,
     gateway: Gateway = None,
     gateway_name: GatewayName = None,
+    gateway_url: GatewayUrl = None,
     gateway_certificate: GatewayCertificate = None,
     gateway_key: GatewayKey = None,
     gateway_tls: GatewayTls = None,
     gateway_plain: GatewayPlain = None,
     metrics: Metrics = None,
+    metrics_token_file: MetricsTokenFile = None,
     overlay_listen: OverlayListen = None,
     overlay_address: OverlayAddress = None,
     overlay_beacon: OverlayBeacon = None,
@@ -113,6 +129,8 @@ def serve(
     runtimes_dir: RuntimesDir = None,
     price_file: PriceFile = None,
     database_url: DatabaseUrl = None,
+    database_url_file: DatabaseUrlFile = None,
+    admin_token_file: AdminTokenFile = None,
     heartbeat_interval_ms: Annotated[int | None, typer.Option(help="How often workers are heard.")] = None,
     suspect_after_ms: Annotated[int | None, typer.Option(help="Silence that makes a worker suspect.")] = None,
     lease_ttl_ms: Annotated[int | None, typer.Option(help="Silence after which its nodes end.")] = None,
@@ -120,12 +138,16 @@ def serve(
     statement_interval_ms: Annotated[int | None, typer.Option(help="How often workers state.")] = None,
     idle_teardown_ms: Annotated[int | None, typer.Option(help="How long an idle cluster is kept.")] = None,
     gang_gpus_max: Annotated[int | None, typer.Option(help="The largest gang that may be asked for.")] = None,
+    group_bound_ms: Annotated[
+        int | None, typer.Option(help="Round trip between any two of a group of workers. [20]")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of these settings.")] = None,
     debug: Annotated[bool | None, typer.Option("--debug", help="Say more in the log.")] = None,
 ) -> None:
     """Run the control plane until Ctrl-C; a second Ctrl-C is immediate.
 
-    Each option may also come as ORCH_<NAME> or from --config, as may the deadlines of cluster formation.
+    Each option may also come as ORCH_<NAME> or from --config, as may the deadlines of cluster formation and
+    the times of preemption.
     """
     flags = dict(locals())
     del flags["config"]
@@ -133,7 +155,9 @@ def serve(
     flags["overlay_beacons"] = tuple(flags.pop("overlay_beacon") or ()) or None
     from orchestrator.adapters.log_setup import configure_logging
     from orchestrator.cli.serve_settings import read_settings, warn_of_password
+    from orchestrator.cli.variables import point_out_unknown
 
+    point_out_unknown(os.environ)
     warn_of_password(database_url)
     settings = read_settings({name: value for name, value in flags.items() if value is not None}, config)
     configure_logging({"service": "control"}, pretty=sys.stderr.isatty(), debug=settings.debug)

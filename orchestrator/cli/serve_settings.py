@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
+from orchestrator.cli.configuration import (
+    PREFIX,
+    SettingPath,
+    complaint,
+    listed,
+    read_toml,
+    spelt_by_file,
+    with_secrets,
+)
 from orchestrator.cli.errors import usage_error
 from orchestrator.cli.output import note
 from orchestrator.cli.settings import DATA_DIR
 from orchestrator.core.clusters import ClusterPolicy
-from orchestrator.core.evidence import EvidenceClass
-from orchestrator.core.fleet import FleetPolicy
 from orchestrator.core.jobs import JobPolicy
 from orchestrator.core.metering import MeteringPolicy
-from orchestrator.core.state import Policies
+from orchestrator.core.nearness.grouping import GroupPolicy
+from orchestrator.core.policies import Policies
+from orchestrator.core.preemption import PreemptionPolicy
+from orchestrator.core.supply.evidence import EvidenceClass
+from orchestrator.core.supply.fleet import FleetPolicy
 
-PREFIX = "ORCH_"
+SECRETS = ("database_url",)
+"""Settings that may also come by a file of their own, as a mounted secret does: each as ``NAME_file``."""
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 PORT_MAX = 65_535
@@ -71,34 +82,42 @@ class Address:
 class ServeSettings(BaseSettings):
     """Every number of ``Policies`` that an operator may turn keeps its name."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
-    data_dir: Path = DATA_DIR
+    data_dir: SettingPath = DATA_DIR
     listen: str = "127.0.0.1:7443"
     session_listen: str = "127.0.0.1:7444"
     session_address: str = ""
     gateway: str = "127.0.0.1:8265"
     gateway_names: Annotated[tuple[str, ...], NoDecode] = ()
     """Names and addresses by which tenants come; from a variable, with commas between."""
-    gateway_certificate: Path | None = None
-    gateway_key: Path | None = None
+    gateway_url: str = ""
+    """By which tenants come, where that is not where the gateway listens: behind an Ingress, a proxy, a balancer."""
+    gateway_certificate: SettingPath | None = None
+    gateway_key: SettingPath | None = None
     gateway_tls: Literal["own"] | None = None
     gateway_plain: bool = False
     """Whether tokens may come in the clear from elsewhere: the operator's proxy ends TLS before."""
     metrics: str = "127.0.0.1:9464"
+    metrics_token_file: SettingPath | None = None
+    """The operator's own file with what Prometheus shows, read anew when it changes."""
     overlay_listen: str = ""
     """HOST:PORT over UDP of the own beacon, or none; empty: beside the sessions, where others reach those."""
     overlay_address: str = ""
-    overlay_beacons: tuple[str, ...] = ()
+    overlay_beacons: Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)] = ()
     overlay_network: str = "198.18.0.0/15"
     overlay_bridge_listen: str = ""
     """HOST:PORT over TCP of the bridge to the first beacon; empty for none."""
     overlay_bridge_address: str = ""
-    runtimes_dir: Path | None = None
+    runtimes_dir: SettingPath | None = None
     """An operator's own runtimes, beside those that come with the project."""
-    price_file: Path | None = None
+    price_file: SettingPath | None = None
     """Prices of clouds: quotes are compared with them, and machines without a price of their own follow them."""
     database_url: SecretStr | None = None
+    database_url_file: SettingPath | None = None
+    """A file that holds the URL, as a mounted secret does."""
+    admin_token_file: SettingPath | None = None
+    """A file with an operator's token, read anew when it changes, in place of the one in the data directory."""
     private_webhooks: bool = False
     """Whether owners whom an operator vouched for may have alerts sent to private addresses."""
     open_enrolment: bool = False
@@ -115,6 +134,10 @@ class ServeSettings(BaseSettings):
     join_deadline_ms: Milliseconds = ClusterPolicy().join_deadline_ms
     idle_teardown_ms: Milliseconds = ClusterPolicy().idle_teardown_ms
     gang_gpus_max: Annotated[int, Field(ge=1, le=4096)] = JobPolicy().gang_gpus_max
+    group_bound_ms: Annotated[int, Field(ge=1, le=1000)] = GroupPolicy().group_bound_ms
+    preemption_notice_ms: Milliseconds = PreemptionPolicy().notice_ms
+    preemption_wait_ms: Milliseconds = PreemptionPolicy().wait_ms
+    preemption_run_ms_min: Milliseconds = PreemptionPolicy().run_ms_min
 
     @field_validator("probation_evidence", mode="before")
     @classmethod
@@ -124,14 +147,27 @@ class ServeSettings(BaseSettings):
         except ValueError:
             raise ValueError(f"one of {', '.join(EvidenceClass).upper()} is expected") from None
 
+    @field_validator("session_address")
+    @classmethod
+    def _of_a_host(cls, address: str) -> str:
+        match = _ADDRESS.fullmatch(address)
+        if address and (match is None or not 0 < int(match["port"]) <= PORT_MAX):
+            # Workers keep it and would all be lost at an address that is none.
+            raise ValueError(f"HOST:PORT such as orch.example:7444 is expected, not {address[:80]!r}")
+        return address
+
     @field_validator("gateway_names", mode="before")
     @classmethod
     def _of_hosts(cls, names: object) -> object:
-        if isinstance(names, str):
-            names = [name.strip() for name in names.split(",") if name.strip()]
+        names = listed(names)
         if not isinstance(names, list | tuple):
             return names
         return tuple(_host_name(str(name)) for name in names)
+
+    @field_validator("gateway_url")
+    @classmethod
+    def _of_a_door(cls, url: str) -> str:
+        return _door_url(url) if url else url
 
     @field_validator("database_url")
     @classmethod
@@ -169,6 +205,22 @@ class ServeSettings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _unencrypted_only_within(self) -> Self:
+        host = _host_of(self.gateway_url)
+        if self.gateway_url.startswith("http:") and not (self.gateway_plain or Address(host, 0).loopback):
+            raise ValueError(
+                "--gateway-url: tenants' tokens must not travel unencrypted; give the https:// URL of the proxy before"
+                " the gateway, or say --gateway-plain"
+            )
+        return self
+
+    @property
+    def gateway_hosts(self) -> tuple[str, ...]:
+        """Names and addresses by which tenants come, that of the URL among them."""
+        named = (_host_name(_host_of(self.gateway_url)),) if self.gateway_url else ()
+        return tuple(dict.fromkeys((*self.gateway_names, *named)))
+
     @property
     def gateway_https(self) -> bool:
         """Whether tenants are answered with TLS."""
@@ -194,17 +246,24 @@ class ServeSettings(BaseSettings):
                 idle_teardown_ms=self.idle_teardown_ms,
             ),
             jobs=JobPolicy(gang_gpus_max=self.gang_gpus_max),
+            groups=GroupPolicy(group_bound_ms=self.group_bound_ms),
             metering=MeteringPolicy(statement_interval_ms=self.statement_interval_ms),
+            preemption=PreemptionPolicy(
+                notice_ms=self.preemption_notice_ms,
+                wait_ms=self.preemption_wait_ms,
+                run_ms_min=self.preemption_run_ms_min,
+            ),
         )
 
 
 def read_settings(flags: Mapping[str, Any], file: Path | None) -> ServeSettings:
     """Flags over variables over the file over defaults. Raises a usage error that names what is wrong."""
-    values = {**_from_file(file), **EnvSettingsSource(ServeSettings)(), **flags}
+    values = {**(read_toml(file) if file is not None else {}), **EnvSettingsSource(ServeSettings)(), **flags}
     try:
-        return ServeSettings.model_validate(values)
+        return ServeSettings.model_validate(with_secrets(values, SECRETS, _spelt))
     except ValidationError as error:
-        raise usage_error(_explained(error)) from None
+        called = spelt_by_file(values, _spelt)
+        raise usage_error(complaint(error, ServeSettings.model_fields, "orch serve", called)) from None
 
 
 def warn_of_password(database_url: str | None) -> None:
@@ -216,32 +275,19 @@ def warn_of_password(database_url: str | None) -> None:
     if parts.password or "password=" in parts.query:
         note(
             "warning: the password in --database-url is visible to every user of this machine in its process list;"
-            f" use {PREFIX}DATABASE_URL or --config"
+            f" use --database-url-file or {PREFIX}DATABASE_URL"
         )
 
 
-def _from_file(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise usage_error(f"--config: cannot read {path}: {(error.strerror or '').lower()}") from None
-    except ValueError as error:
-        raise usage_error(f"--config: {path} is no TOML: {error}") from None
+def variable_of(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"{PREFIX}{name.upper()}"
 
 
-def _explained(error: ValidationError) -> str:
-    """One line: the setting, its three spellings' common name, and what is wrong; never its value."""
-    first = error.errors(include_input=False, include_url=False)[0]
-    name = str(first["loc"][0]) if first["loc"] else ""
-    message = str(first["msg"]).removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(sorted(ServeSettings.model_fields))
-        return f"{name}: no such setting; known are {known}"
+def _spelt(name: str) -> str:
     # One flag for each of several names.
     flag = name.replace("_", "-").replace("gateway-names", "gateway-name")
-    return f"{name}: {message} (--{flag} or {PREFIX}{name.upper()})" if name else message
+    return f"--{flag.replace('overlay-beacons', 'overlay-beacon')} or {variable_of(name)}"
 
 
 def _host_name(text: str) -> str:
@@ -253,6 +299,29 @@ def _host_name(text: str) -> str:
         if _HOST_NAME.fullmatch(name):
             return name
     raise ValueError(f"a host name or an address without a port is expected, not {text!r}")
+
+
+def _door_url(text: str) -> str:
+    """Scheme, host and perhaps a port, as RAY_ADDRESS takes them. Raises ValueError."""
+    said = "a URL such as https://gpu.example.com is expected"
+    try:
+        parts = urlsplit(text.strip())
+        port, host = parts.port, parts.hostname or ""
+    except ValueError:
+        raise ValueError(said) from None
+    if parts.scheme not in ("http", "https") or not host or port == 0:
+        raise ValueError(said)
+    if parts.username or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(
+            "scheme, host and port are expected, and nothing behind: the gateway serves at the root"
+        )
+    name = _host_name(host)
+    shown = f"[{name}]" if ":" in name else name
+    return f"{parts.scheme}://{shown}{'' if port is None else f':{port}'}"
+
+
+def _host_of(url: str) -> str:
+    return urlsplit(url).hostname or ""
 
 
 def listen_address(name: str, text: str) -> Address:

@@ -37,7 +37,7 @@ from orchestrator.cli.errors import EXIT_REFUSED, CliError, usage_error
 from orchestrator.cli.join import ROOT
 from orchestrator.cli.output import OutputFormat, note, print_fields, print_lines
 from orchestrator.cli.settings import AGENT_FILE
-from orchestrator.core.fleet import Isolation
+from orchestrator.core.supply.fleet import Isolation
 
 UNIT = "orch-worker.service"
 SYSTEM_CONFIG_DIR = Path("/etc/orch-worker")

@@ -8,28 +8,28 @@ import fcntl
 import json
 import os
 import signal
-import socket
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import grpc
 import grpc.aio
 import structlog
 
 from orchestrator.adapters import clock
-from orchestrator.adapters.authority import BUNDLE_FILE, Authority
+from orchestrator.adapters.authority import BUNDLE_FILE, Authority, AuthorityError
 from orchestrator.adapters.database import DatabaseError
 from orchestrator.adapters.files import OWNER_ONLY, make_folder, write_whole
 from orchestrator.adapters.garbage import spare_loaded_state
 from orchestrator.adapters.https_identity import HttpsIdentity
 from orchestrator.adapters.keys import ADMIN_FILE, OTHERS, KeyFileError, Keys
 from orchestrator.adapters.log_files import LogFiles
-from orchestrator.adapters.metrics import Metrics, MetricsServer
+from orchestrator.adapters.metrics.registry import Metrics
+from orchestrator.adapters.metrics.server import MetricsServer
 from orchestrator.adapters.overlay.bridge import BridgeServer
 from orchestrator.adapters.overlay.process import OverlayError
 from orchestrator.adapters.packages import PackageStore
@@ -40,6 +40,8 @@ from orchestrator.adapters.webhooks import Webhooks
 from orchestrator.api.v1 import common_pb2, ledger_pb2, ledger_pb2_grpc
 from orchestrator.cli.errors import EXIT_INTERRUPTED, CliError, usage_error
 from orchestrator.cli.gateway_tls import check_gateway, gateway_url, open_identity
+from orchestrator.cli.listening import ServerIdentity, bind_grpc, taken
+from orchestrator.cli.metrics_door import Shown, certificates, open_token
 from orchestrator.cli.overlay import (
     Bridge,
     OverlayPlan,
@@ -53,12 +55,12 @@ from orchestrator.control.app import ControlPlane, Parts
 from orchestrator.control.beacon import OwnBeacon
 from orchestrator.control.overlay import bridge_owner
 from orchestrator.control.services.enrolment import EnrolLimits
-from orchestrator.control.services.operator import Addresses
-from orchestrator.core.pricing import CloudMedian, auto_asks, cloud_medians
-from orchestrator.core.state import Policies
+from orchestrator.control.services.surroundings import Addresses
+from orchestrator.core.market.pricing import CloudMedian, auto_asks, cloud_medians
+from orchestrator.core.policies import Policies
 from orchestrator.gateway.app import Gateway, start_gateway
 from orchestrator.gateway.config import GatewayConfig
-from orchestrator.ledger.port import LedgerError, LedgerPort
+from orchestrator.ledger.port import LedgerError
 from orchestrator.ledger.service import Ledger, LedgerServicer
 from orchestrator.ledger.store import open_store
 from orchestrator.receipts import dsse, ids
@@ -111,11 +113,26 @@ class House:
     bridge: Bridge | None
 
 
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """The metrics' door, which was open before the house."""
+
+    server: MetricsServer
+    url: str
+
+
 class EmbeddedDesk:
     """The ledger of this process as the outbox sees it."""
 
-    def __init__(self, ledger: LedgerPort) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+
+    async def totals(self) -> tuple[int, int]:
+        """(receipts booked, debits less credits); OSError where nobody knows."""
+        try:
+            return await self._ledger.totals()
+        except LedgerError as error:
+            raise OSError(str(error)) from error
 
     async def post(self, envelope: bytes) -> str:
         """The transfer that booked the receipt; OSError where it was not, which the outbox tries again."""
@@ -136,32 +153,46 @@ def run_control_plane(settings: ServeSettings) -> None:
     check_gateway(settings, doors.gateway)
     # Databases and logs are made by others' code; whatever is kept here is its owner's only.
     os.umask(OTHERS)
-    with opened(settings, doors) as house:
-        asyncio.run(serve_house(house))
+    asyncio.run(_serve(settings, doors))
+
+
+async def _serve(settings: ServeSettings, doors: Doors) -> None:
+    """Everything is opened while the metrics' door answers already, and closed again in the end."""
+    stopping = _stop_on_signals()
+    folder = settings.data_dir.expanduser().absolute()
+    async with contextlib.AsyncExitStack() as closing:
+        on_disk = closing.enter_context(contextlib.ExitStack())
+        with _usage_errors(folder):
+            make_folder(folder)
+            on_disk.enter_context(_locked(folder))
+            exporter = MetricsServer(open_token(settings, folder))
+        at = doors.metrics
+        metrics_port = await taken("metrics", at, exporter.start(at.host, at.port))
+        closing.push_async_callback(_in_time, exporter.close, "metrics")
+        with _usage_errors(folder):
+            house = await asyncio.to_thread(_open, settings, doors, folder, on_disk)
+        await _serve_house(
+            house, Watching(exporter, f"http://{at.with_port(metrics_port)}/metrics"), stopping
+        )
 
 
 # ---------------------------------------------------------------- opening
 
 
 @contextlib.contextmanager
-def opened(settings: ServeSettings, doors: Doors) -> Iterator[House]:
-    """Everything on disk, closed again in the end. Raises a usage error for what cannot be used."""
-    folder = settings.data_dir.expanduser().absolute()
-    with contextlib.ExitStack() as closing:
-        try:
-            make_folder(folder)
-            closing.enter_context(_locked(folder))
-            house = _open(settings, doors, folder, closing)
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise usage_error(f"--data-dir: cannot use {error.filename or folder}: {reason}") from None
-        except (DatabaseError, KeyFileError, LedgerError) as error:
-            raise usage_error(" ".join(str(error).split())) from None
-        except ModuleNotFoundError as error:
-            raise usage_error(
-                f"--database-url: its driver {error.name} is not installed; install it, or name a SQLite file"
-            ) from None
-        yield house
+def _usage_errors(folder: Path) -> Iterator[None]:
+    """One line for what on disk cannot be used."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise usage_error(f"--data-dir: cannot use {error.filename or folder}: {reason}") from None
+    except (AuthorityError, DatabaseError, KeyFileError, LedgerError) as error:
+        raise usage_error(" ".join(str(error).split())) from None
+    except ModuleNotFoundError as error:
+        raise usage_error(
+            f"--database-url: its driver {error.name} is not installed; install it, or name a SQLite file"
+        ) from None
 
 
 def _open(settings: ServeSettings, doors: Doors, folder: Path, closing: contextlib.ExitStack) -> House:
@@ -172,7 +203,9 @@ def _open(settings: ServeSettings, doors: Doors, folder: Path, closing: contextl
     planned = plan_overlay(settings, doors.session_listen)
     state = store.load(_policies(settings, runtimes, planned))
     spare_loaded_state()
-    keys = Keys(folder, founded=bool(state.control.network_id))
+    brought = settings.admin_token_file
+    admin_file = brought.expanduser().absolute() if brought is not None else None
+    keys = Keys(folder, founded=bool(state.control.network_id), admin_file=admin_file)
     certified = any(worker.tls_key_sha256 for worker in state.workers.values())
     authority = Authority(folder, now_ms=clock.SystemClock().now().wall_ms, founded=certified)
     https = open_identity(settings, doors.gateway, authority, folder)
@@ -188,6 +221,8 @@ def _open(settings: ServeSettings, doors: Doors, folder: Path, closing: contextl
     packages = PackageStore(folder / "packages")
     closing.callback(packages.close)
     metrics = Metrics()
+    metrics.show("build_info", {(version(DISTRIBUTION),): 1.0})
+    desk = EmbeddedDesk(ledger)
     parts = Parts(
         state=state,
         store=store,
@@ -196,7 +231,9 @@ def _open(settings: ServeSettings, doors: Doors, folder: Path, closing: contextl
         packages=packages,
         secrets=keys,
         authority=authority,
-        ledger=EmbeddedDesk(ledger),
+        ledger=desk,
+        books=desk,
+        certificates=partial(certificates, authority, https, overlay),
         webhooks=webhooks,
         observer=metrics,
         new_id=clock.new_id,
@@ -282,23 +319,27 @@ def _locked(folder: Path) -> Iterator[None]:
 # ---------------------------------------------------------------- serving
 
 
-async def serve_house(house: House) -> None:
+async def _serve_house(house: House, watching: Watching, stopping: asyncio.Event) -> None:
     """Serve until a signal, or until a part fails. Raises CliError."""
-    stopping = _stop_on_signals()
     plane = ControlPlane(house.parts)
     async with contextlib.AsyncExitStack() as closing:
         closing.push_async_callback(_in_time, house.webhooks.close, "webhooks")
         closing.push_async_callback(_in_time, plane.stop, "control")
+        with _usage_errors(house.folder):
+            try:
+                await plane.start()
+            except DatabaseError as error:
+                # Opening it has only read: the first write shows whether it can be written.
+                raise usage_error(
+                    f"{error}; the database cannot be written, see to its rights and disk"
+                ) from error
         try:
-            await plane.start()
-        except DatabaseError as error:
-            # Opening it has only read: the first write shows whether it can be written.
-            raise usage_error(
-                f"{error}; the database cannot be written, see to its rights and disk"
-            ) from error
-        try:
-            await _open_doors(house, plane, closing)
-            await _until_stopped(plane, stopping)
+            await _open_doors(house, plane, watching, closing)
+            try:
+                await _until_stopped(plane, stopping)
+            finally:
+                # Before any door is shut: who balances load has to know first.
+                watching.server.stopping()
         except (DatabaseError, LedgerError) as error:
             raise CliError(f"the control plane had to stop: {error}; start `orch serve` again") from error
         log.info("stopping")
@@ -327,22 +368,20 @@ async def _until_stopped(plane: ControlPlane, stopping: asyncio.Event) -> None:
     failing.cancel()
 
 
-async def _open_doors(house: House, plane: ControlPlane, closing: contextlib.AsyncExitStack) -> None:
+async def _open_doors(
+    house: House, plane: ControlPlane, watching: Watching, closing: contextlib.AsyncExitStack
+) -> None:
     """Listen at every door and say where they are."""
-    gateway = await _taken("gateway", house.doors.gateway, _start_gateway(house, plane))
+    gateway = await taken("gateway", house.doors.gateway, _start_gateway(house, plane))
     closing.push_async_callback(_in_time, gateway.close, "gateway")
     if house.https is not None:
         fresh = asyncio.create_task(house.https.keep_fresh(lambda: clock.SystemClock().now().wall_ms))
         closing.callback(fresh.cancel)
-    tenants_url = gateway_url(house.settings, house.doors.gateway, gateway.port)
+    listens_at = gateway_url(house.settings, house.doors.gateway, gateway.port)
+    tenants_url = house.settings.gateway_url or listens_at
     await _open_overlay_doors(house, plane, closing)
-    exporter = MetricsServer(house.metrics, plane.measure)
-    at = house.doors.metrics
-    metrics_port = await _taken("metrics", at, exporter.start(at.host, at.port))
-    closing.push_async_callback(_in_time, exporter.close, "metrics")
-    metrics_url = f"http://{at.with_port(metrics_port)}/metrics"
     addresses = Addresses(
-        version(DISTRIBUTION), tenants_url, metrics_url, dsse.public_bytes(house.keys.receipt_key)
+        version(DISTRIBUTION), tenants_url, watching.url, dsse.public_bytes(house.keys.receipt_key)
     )
     sessions = await plane.session_server()
     sessions_at = await _open_grpc(house, "session_listen", sessions, closing)
@@ -351,18 +390,22 @@ async def _open_doors(house: House, plane: ControlPlane, closing: contextlib.Asy
     server = await plane.enrol_server(addresses, (LEDGER_SERVICE,), EnrolLimits())
     ledger_pb2_grpc.add_LedgerServiceServicer_to_server(LedgerServicer(house.ledger), server)
     listening_at = await _open_grpc(house, "listen", server, closing)
+    shown = Shown(house.metrics, plane)
+    await watching.server.open(shown, plane.standing, plane.discovery(shown.page_count).routes())
     endpoints = {
         "grpc": listening_at,
         "session": sessions_at,
-        "gateway": tenants_url,
-        "metrics": metrics_url,
-        "admin_token_file": str(house.folder / ADMIN_FILE),
+        "gateway": listens_at,
+        "metrics": watching.url,
+        "admin_token_file": str(house.settings.admin_token_file or house.folder / ADMIN_FILE),
+        "metrics_token_file": str(watching.server.token_file),
         "ca_file": str(house.folder / BUNDLE_FILE),
         "pid": os.getpid(),
     }
     write_whole(house.folder / ENDPOINTS_FILE, (json.dumps(endpoints, indent=2) + "\n").encode())
     log.info("serving", data_dir=str(house.folder), **{name: endpoints[name] for name in list(endpoints)[:4]})
-    verify = f" --verify {BUNDLE_FILE}" if house.settings.gateway_tls is not None else ""
+    own = house.settings.gateway_tls is not None and not house.settings.gateway_url
+    verify = f" --verify {BUNDLE_FILE}" if own else ""
     log.info(
         "next",
         operator="`orch status`, `orch tenant create NAME`, `orch token create --role tenant --subject NAME`",
@@ -379,8 +422,9 @@ async def _open_overlay_doors(house: House, plane: ControlPlane, closing: contex
     if bridge is None or overlay is None:
         return
     server = BridgeServer(bridge.identity.context, partial(bridge_owner, overlay, plane.loop), bridge.target)
-    port = await _taken("overlay-bridge-listen", bridge.at, server.start(bridge.at.host, bridge.at.port))
+    port = await taken("overlay-bridge-listen", bridge.at, server.start(bridge.at.host, bridge.at.port))
     closing.push_async_callback(_in_time, server.stop, "overlay-bridge")
+    plane.measuring.bridge = server
     fresh = asyncio.create_task(bridge.identity.keep_fresh(lambda: clock.SystemClock().now().wall_ms))
     closing.callback(fresh.cancel)
     log.info("overlay_bridge", listen=bridge.at.with_port(port))
@@ -400,7 +444,7 @@ def _start_beacon(beacon: OwnBeacon, closing: contextlib.AsyncExitStack) -> None
 async def _start_gateway(house: House, plane: ControlPlane) -> Gateway:
     known = GatewayConfig()
     config = GatewayConfig(
-        allowed_hosts=known.allowed_hosts | frozenset(house.settings.gateway_names),
+        allowed_hosts=known.allowed_hosts | frozenset(house.settings.gateway_hosts),
         observer=house.metrics.request,
     )
     at = house.doors.gateway
@@ -414,72 +458,10 @@ async def _open_grpc(
     """Listen with TLS; workers' sessions show their certificates. HOST:PORT."""
     at: Address = getattr(house.doors, name)
     mutual = name == "session_listen"
-    port = _bind(server, name, at, ServerIdentity(house.authority, mutual=mutual).credentials())
+    port = bind_grpc(server, name, at, ServerIdentity(house.authority, mutual=mutual).credentials())
     await server.start()
     closing.push_async_callback(_in_time, partial(server.stop, GRACE_S), name)
     return at.with_port(port)
-
-
-class ServerIdentity:
-    """What a listener shows and whom it trusts, asked at each handshake: a rotation needs no restart.
-
-    gRPC is told only of what has changed: it exchanges what it was given without regard to handshakes under way on
-    other threads, and has crashed where it had to at each of hundreds at once.
-    """
-
-    def __init__(self, authority: Authority, *, mutual: bool) -> None:
-        self._authority = authority
-        self._mutual = mutual
-        self._shown = self._parts()
-
-    def credentials(self) -> grpc.ServerCredentials:
-        """For ``add_secure_port``."""
-        return grpc.dynamic_ssl_server_credentials(
-            _configuration(*self._shown),
-            self._changed,  # type: ignore[arg-type]  # the stubs do not know that None stands for no change
-            self._mutual,
-        )
-
-    def _changed(self) -> grpc.ServerCertificateConfiguration | None:
-        parts = self._parts()
-        if parts == self._shown:
-            return None
-        self._shown = parts
-        return _configuration(*parts)
-
-    def _parts(self) -> tuple[bytes, bytes, bytes | None]:
-        key, chain = self._authority.server_credentials_pem(clock.SystemClock().now().wall_ms)
-        return key, chain, self._authority.trust_bundle() if self._mutual else None
-
-
-def _configuration(key: bytes, chain: bytes, roots: bytes | None) -> grpc.ServerCertificateConfiguration:
-    return grpc.ssl_server_certificate_configuration([(key, chain)], root_certificates=roots)
-
-
-def _bind(server: grpc.aio.Server, name: str, at: Address, credentials: grpc.ServerCredentials) -> int:
-    """Tried with a plain socket first: gRPC would say in its own words, on standard error, what is wrong."""
-    try:
-        family = socket.AF_INET6 if ":" in at.host else socket.AF_INET
-        with socket.create_server((at.host, at.port), family=family):
-            pass
-        return server.add_secure_port(at.with_port(at.port), credentials)
-    except (OSError, RuntimeError):
-        _refuse(name.replace("_", "-"), at)
-
-
-async def _taken(name: str, at: Address, starting: Awaitable[T]) -> T:
-    """Start a listener; one line where its address cannot be had."""
-    try:
-        return await starting
-    except OSError:
-        _refuse(name, at)
-
-
-def _refuse(name: str, at: Address) -> NoReturn:
-    raise usage_error(
-        f"--{name}: cannot listen on {at.with_port(at.port)}: it is in use, or not this machine's;"
-        " stop what uses it, or choose another port"
-    )
 
 
 async def _in_time(close: Callable[[], Awaitable[object]], name: str) -> None:

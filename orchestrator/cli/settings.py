@@ -17,6 +17,8 @@ AGENT_FILE = "agent.json"
 """What an agent knows of itself, in its data directory; present once it has joined."""
 # A token of ours has under 100 characters; what is longer is some other file.
 TOKEN_CHARACTERS_MAX = 4096
+SECRET_BYTES_MAX = 4096
+"""A token of ours, or the URL of a database with its password: what is longer is some other file."""
 
 _ADDRESS = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})")
 _TOKEN = re.compile(r"[!-~]+")
@@ -96,14 +98,28 @@ def checked_address(text: str, name: str) -> str:
 
 def read_token(path: Path, name: str) -> str:
     """The token in a file, named in errors by ``name``; never echoed."""
+    return checked_token(read_secret(path, name), name)
+
+
+def read_secret(path: Path, name: str) -> str:
+    """The one line of text in a file, such as a mounted secret; errors name the setting and the file, never the text."""
     try:
-        text = path.read_text(encoding="ascii")
+        with path.open("rb") as file:
+            data = file.read(SECRET_BYTES_MAX + 1)
     except OSError as error:
         reason = (error.strerror or "cannot be read").lower()
         raise usage_error(f"{name}: cannot read {path}: {reason}") from None
+    try:
+        text = data.decode("utf-8").strip()
     except UnicodeDecodeError:
-        raise usage_error(f"{name}: {path} holds no token but other data") from None
-    return checked_token(text, name)
+        text = "\0"
+    if not text:
+        raise usage_error(f"{name}: {path} is empty; put the secret there")
+    if len(data) > SECRET_BYTES_MAX or not text.isprintable():
+        raise usage_error(
+            f"{name}: {path} holds something else than one line of text; put the secret alone there"
+        )
+    return text
 
 
 def checked_token(text: str, name: str) -> str:

@@ -17,7 +17,10 @@ def simulate(
         Path | None, typer.Option(help="CSV of milliseconds,machines: how many of the fleet are there.")
     ] = None,
     policy: Annotated[
-        str, typer.Option(help="fair: the network's own; fifo: one queue for everybody.")
+        str,
+        typer.Option(
+            help="fair: the network's own; no-backfill: it lends nothing; fifo: one queue for everybody."
+        ),
     ] = "fair",
     seed: Annotated[int, typer.Option(help="Chooses which machines go, and what is sampled.")] = 0,
     speed: Annotated[float, typer.Option(help="Arrivals come so many times as fast.")] = 1.0,

@@ -13,7 +13,7 @@ import typer
 from orchestrator.adapters.clock import SystemClock
 from orchestrator.cli.errors import EXIT_INTERRUPTED, usage_error
 from orchestrator.cli.output import OutputFormat, note, print_fields
-from orchestrator.core.catalogue import nearest
+from orchestrator.core.supply.catalogue import nearest
 from orchestrator.sim.obedient import Ways
 from orchestrator.sim.replay import POLICIES, Options, Replay, ReplayError
 from orchestrator.sim.replay_report import report, table, write_plots
@@ -60,6 +60,13 @@ class Asked:
 def simulate_files(asked: Asked, output: OutputFormat) -> None:
     """Read, run, show. Raises CliError, and typer.Exit where it was interrupted."""
     options = _options(asked)
+    if asked.plots is not None:
+        try:
+            # Now, not when all is done and would be lost.
+            asked.plots.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise usage_error(f"--plots: {asked.plots} cannot be a folder: {reason}") from None
     try:
         # Once through before anything is simulated: what is wrong in its last row is said now, not in an hour.
         total = _count(read_trace(asked.trace, asked.rows_max))
@@ -72,6 +79,9 @@ def simulate_files(asked: Asked, output: OutputFormat) -> None:
         interrupted = _run(replay, total)
     except (TraceError, ReplayError) as error:
         raise usage_error(str(error)) from error
+    except KeyboardInterrupt:
+        # While it was reading: there is nothing to show yet.
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     _show(replay, output, asked.plots, interrupted=interrupted)
     if interrupted:
         raise typer.Exit(EXIT_INTERRUPTED)

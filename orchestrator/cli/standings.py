@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 from orchestrator.api.v1 import standing_pb2, telemetry_pb2, terms_pb2
 from orchestrator.cli.wording import MS_PER_S
+from orchestrator.core.market.pricing import MICROCREDITS
 
-MICROCREDITS = 1_000_000
 DAY_MINUTES = 24 * 60
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 BASIS_POINTS = 10_000

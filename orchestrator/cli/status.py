@@ -1,45 +1,49 @@
-"""`orch status`: the network at a glance."""
+"""`orch status`: whether the network is well, at a glance."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from orchestrator.api.v1 import operator_pb2
+from orchestrator.cli import status_screen
 from orchestrator.cli.client import connect
-from orchestrator.cli.output import Output, OutputFormat, note, print_fields, print_json
-from orchestrator.cli.wording import counts_text
+from orchestrator.cli.errors import EXIT_REFUSED
+from orchestrator.cli.output import Output, OutputFormat, note, print_json, print_screen
+from orchestrator.core.wording import counted
+
+REMARKS_SHOWN_MAX = 3
+"""What most workers say; `orch worker list` has the rest."""
+
+Check = Annotated[
+    bool, typer.Option("--check", help="Exit with 1 where the network is not well, for scripts.")
+]
 
 
-def status(output: Output = OutputFormat.TABLE) -> None:
-    """Show the network: workers, devices, clusters, jobs, receipts, addresses, the receipts' key."""
+def status(check: Check = False, output: Output = OutputFormat.TABLE) -> None:
+    """Say whether the network is well, and show it on one screen.
+
+    The first line says it in words; below are the worst things first, each with what to do next. Exits with 0 when the
+    answer came, well or not, unless --check is given.
+    """
     with connect() as client:
         answer = client.call(client.operator.GetStatus, operator_pb2.GetStatusRequest())
     if output is OutputFormat.JSON:
         print_json(answer)
     else:
-        print_fields(status_fields(answer))
-        for remark in answer.remarks:
+        print_screen(
+            status_screen.verdict_line(answer),
+            answer.verdict,
+            status_screen.findings(answer),
+            status_screen.fields(answer),
+        )
+        for remark in answer.remarks[:REMARKS_SHOWN_MAX]:
             note(remark_text(remark))
-
-
-def status_fields(answer: operator_pb2.GetStatusResponse) -> dict[str, str]:
-    """The answer's lines."""
-    return {
-        "network": answer.network_id,
-        "version": f"{answer.version} (term {answer.term})",
-        "workers": counts_text(answer.workers_by_liveness),
-        "devices": (
-            f"{answer.devices}, of them {answer.devices_held} held, {answer.devices_simulated} simulated"
-        ),
-        "clusters": counts_text(answer.clusters_by_phase),
-        "jobs": counts_text(answer.jobs_by_status),
-        "receipts": f"{answer.receipts}, of them {answer.receipts_unposted} not yet in the ledger",
-        "isolation": answer.isolation,
-        "overlay": answer.overlay,
-        "gateway": answer.gateway_url,
-        "metrics": answer.metrics_url,
-        "receipts' public key": answer.receipt_public_key,
-    }
+    if check and answer.verdict != status_screen.WELL:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 def remark_text(remark: operator_pb2.StatusRemark) -> str:
     """`2 workers: no isolation, so no job comes here: …`."""
-    return f"{remark.workers} {'worker' if remark.workers == 1 else 'workers'}: {remark.text}"
+    return f"{counted(remark.workers, 'worker')}: {remark.text}"

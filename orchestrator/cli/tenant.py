@@ -8,11 +8,12 @@ import typer
 
 from orchestrator.adapters.clock import new_id
 from orchestrator.api.v1 import operator_pb2
-from orchestrator.cli.amounts import MICROCREDITS, MS_PER_HOUR, credits_of, decimal, percent_of_ppm, whole
+from orchestrator.cli.amounts import MS_PER_HOUR, credits_of, decimal, percent_of_ppm, whole
 from orchestrator.cli.client import connect
 from orchestrator.cli.errors import usage_error
 from orchestrator.cli.output import Output, OutputFormat, print_fields, print_json, print_table
 from orchestrator.cli.wording import instant
+from orchestrator.core.market.pricing import MICROCREDITS
 
 app = typer.Typer(no_args_is_help=True, help="Tenants: who submits jobs.")
 
@@ -65,8 +66,10 @@ def show(tenant: Name, output: Output = OutputFormat.TABLE) -> None:
         {
             **tenant_fields(answer.tenant),
             "GPUs held": _of(str(answer.gpus_held), _gpus(quota)),
-            f"GPU-hours in {answer.month}": _of(decimal(answer.gpu_ms_used, MS_PER_HOUR), _hours(quota)),
-            f"spent in {answer.month}": _of(credits_of(answer.microcredits_spent), _spend(quota)),
+            f"GPU-hours in {answer.month}": _of(decimal(answer.gpu_ms_used, MS_PER_HOUR), _hours(quota))
+            + _committed(decimal(answer.gpu_ms_committed, MS_PER_HOUR)),
+            f"spent in {answer.month}": _of(credits_of(answer.microcredits_spent), _spend(quota))
+            + _committed(credits_of(answer.microcredits_committed)),
             "share of the fleet": f"{percent_of_ppm(answer.share_ppm)} now,"
             f" {percent_of_ppm(answer.lately_ppm)} lately,"
             f" {percent_of_ppm(answer.fair_ppm)} by its weight",
@@ -143,6 +146,10 @@ def _hours(quota: operator_pb2.TenantQuota) -> str:
 
 def _spend(quota: operator_pb2.TenantQuota) -> str:
     return credits_of(quota.microcredits_per_month) if quota.HasField("microcredits_per_month") else ""
+
+
+def _committed(amount: str) -> str:
+    return f", {amount} committed"
 
 
 def _of(amount: str, limit: str) -> str:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orchestrator.api.v1 import common_pb2, jobs_pb2, operator_pb2
-from orchestrator.core.fleet import Isolation
+from orchestrator.core.supply.fleet import Isolation
 
 MS_PER_S = 1000
 

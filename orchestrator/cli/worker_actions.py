@@ -20,10 +20,11 @@ from orchestrator.cli.standings import (
 )
 from orchestrator.cli.wording import hardware_class_name, model_text, seconds_text
 from orchestrator.cli.worker import state_text, worker_fields
-from orchestrator.core.catalogue import nearest
+from orchestrator.core.supply.catalogue import nearest
 
 Worker = Annotated[str, typer.Argument(help="The worker's id or name.")]
 
+DEVICE_COLUMNS = ("NUMBER", "DEVICE", "MODEL", "EVIDENCE", "SOURCES", "DRIVER", "BUS", "HELD FOR")
 PATH_COLUMNS = ("WAY TO", "RTT", "LOSS", "MEASURED")
 
 US_PER_MS = 1000
@@ -50,6 +51,7 @@ def show(worker: Worker, output: Output = OutputFormat.TABLE) -> None:
             **worker_fields(known),
             "agent": known.agent_version,
             "evidence": known.evidence_class,
+            **labels_fields(known.inventory),
             "recoveries": str(known.recoveries),
             "patience": policy_text(known),
             **({"class set by hand": known.class_override_reason} if known.class_override_reason else {}),
@@ -58,8 +60,9 @@ def show(worker: Worker, output: Output = OutputFormat.TABLE) -> None:
         }
     )
     held = {hold.device_id: hold.reason for hold in known.standing.device_holds}
-    rows = [device_row(device, held) for device in known.inventory.devices]
-    print_table(("DEVICE", "MODEL", "EVIDENCE", "SOURCES", "DRIVER", "BUS", "HELD FOR"), rows, "no devices")
+    # From 0, as metrics number them.
+    rows = [(str(number), *device_row(one, held)) for number, one in enumerate(known.inventory.devices)]
+    print_table(DEVICE_COLUMNS, rows, "no devices")
     print_table(SAMPLE_COLUMNS, sample_rows(answer.samples), "no device has been measured")
     if answer.paths:
         print_table(PATH_COLUMNS, [path_row(path) for path in answer.paths], "")
@@ -75,6 +78,26 @@ def path_row(path: operator_pb2.WorkerPath) -> tuple[str, ...]:
         f"{loss:.0f} %",
         f"{seconds_text(path.age_ms)} ago",
     )
+
+
+def labels_fields(inventory: common_pb2.Inventory) -> dict[str, str]:
+    """What its cluster says of a machine in Kubernetes, and where what was measured says otherwise."""
+    if not inventory.evidence.HasField("labels"):
+        return {}
+    labels = inventory.evidence.labels
+    gpus = f"{labels.gpu_count} × " if labels.HasField("gpu_count") and labels.gpu_product else ""
+    told = {
+        "region": labels.region,
+        "zone": labels.zone,
+        "instance": labels.instance_type,
+        "GPU": f"{gpus}{labels.gpu_product}",
+    }
+    words = [labels.node, *(f"{name} {text}" for name, text in told.items() if text)]
+    contradicted = enumerate(inventory.label_contradictions, 1)
+    return {
+        "node's labels": f"{', '.join(words)} (the cluster's word, not checked)",
+        **{f"contradicted {number}": text for number, text in contradicted},
+    }
 
 
 def device_row(device: common_pb2.Device, held: dict[str, str]) -> tuple[str, ...]:

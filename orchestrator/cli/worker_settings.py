@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,42 +11,41 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
+from orchestrator.cli.configuration import (
+    SettingPath,
+    complaint,
+    listed,
+    read_toml,
+    with_secrets,
+)
 from orchestrator.cli.errors import usage_error
-from orchestrator.cli.output import note
 from orchestrator.cli.settings import DEFAULT_URL
 from orchestrator.cli.worker import AGENT_DATA_DIR
-from orchestrator.core.catalogue import nearest
 
 PREFIX = "ORCH_WORKER_"
 URL_VARIABLE = "ORCH_URL"
 """The control plane's address, which every command reads."""
-CONFIG_VARIABLE = f"{PREFIX}CONFIG"
-NOT_IN_FILES = frozenset({CONFIG_VARIABLE})
+
+SECRETS = ("webhook",)
+"""Settings that may also come by a file of their own, as a mounted secret does: each as ``NAME_file``."""
 
 SLOTS_MAX = 64
 """More members than any one machine has devices."""
 CPUS_MAX = 4096
 """Above the largest machine there is."""
-FILE_BYTES_MAX = 1 << 20
-"""A file of settings has a kilobyte; what is longer is some other file."""
 
 
-def _listed(value: Any) -> Any:
-    """A variable holds a list as words between commas."""
-    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
-
-
-Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(listed)]
 Slots = Annotated[int, Field(ge=0, le=SLOTS_MAX)]
 
 
 class WorkerSettings(BaseSettings):
     """Everything about this machine and its owner's terms, as typed; the meaning is checked by `cli.join`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
     control_plane: str = DEFAULT_URL
-    token_file: Path | None = None
+    token_file: SettingPath | None = None
     open_enrolment: bool = False
     ca_pin: str = ""
     name: str = ""
@@ -61,8 +59,8 @@ class WorkerSettings(BaseSettings):
     overlay: Literal["auto", "none", "nebula"] = "auto"
     overlay_transport: Literal["auto", "udp", "tls"] = "auto"
     egress: Literal["internet", "none"] = "internet"
-    runtimes_dir: Path | None = None
-    data_dir: Path = AGENT_DATA_DIR
+    runtimes_dir: SettingPath | None = None
+    data_dir: SettingPath = AGENT_DATA_DIR
     price: Words = ()
     region: Words = ()
     max_lease: str = ""
@@ -72,14 +70,16 @@ class WorkerSettings(BaseSettings):
     tier: str = "interruptible"
     notice: str = "30s"
     webhook: Annotated[str, Field(repr=False)] = ""
+    webhook_file: SettingPath | None = None
     yes: bool = False
 
 
 def read_worker_settings(flags: Mapping[str, Any], file: Path | None) -> WorkerSettings:
     """Flags over variables over the file over defaults. Raises a usage error that names what is wrong."""
     given = {name: value for name, value in flags.items() if value is not None}
+    values = {**(read_toml(file) if file is not None else {}), **_from_environment(), **given}
     try:
-        return WorkerSettings.model_validate({**_from_file(file), **_from_environment(), **given})
+        return WorkerSettings.model_validate(with_secrets(values, SECRETS, _spelt))
     except ValidationError as error:
         raise usage_error(_explained(error)) from None
 
@@ -89,7 +89,8 @@ def settings_text(settings: WorkerSettings) -> str:
     lines = ["# Settings of `orch worker`; every one of them is a flag of `orch worker join` too."]
     for name in sorted(settings.model_fields_set):
         value = getattr(settings, name)
-        if value is not None and name != "yes":
+        by_file = f"{name}_file" in settings.model_fields_set and name in SECRETS
+        if value is not None and name != "yes" and not by_file:
             lines.append(f"{name} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 
@@ -113,44 +114,20 @@ def _toml(value: object) -> str:
 
 
 def _from_environment() -> dict[str, Any]:
-    known = {variable_of(name) for name in WorkerSettings.model_fields} | NOT_IN_FILES
-    for name in sorted(os.environ):
-        if name.startswith(PREFIX) and name not in known:
-            # Not refused: Kubernetes sets variables of its own after the names of services.
-            note(f"{name}: no such setting, ignored; did you mean {nearest(name, sorted(known))}?")
-    values = {name: value for name, value in EnvSettingsSource(WorkerSettings)().items() if value != ""}
+    values = EnvSettingsSource(WorkerSettings)()
     values.pop("control_plane", None)
     url = os.environ.get(URL_VARIABLE, "").strip()
     return {**values, "control_plane": url} if url else values
 
 
-def _from_file(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        with path.expanduser().open("rb") as file:
-            data = file.read(FILE_BYTES_MAX + 1)
-    except OSError as error:
-        raise usage_error(f"--config: cannot read {path}: {(error.strerror or '').lower()}") from None
-    if len(data) > FILE_BYTES_MAX:
-        raise usage_error(f"--config: {path} is too long for a file of settings; name another one")
-    try:
-        return tomllib.loads(data.decode("utf-8"))
-    except ValueError as error:
-        raise usage_error(f"--config: {path} is no TOML: {error}") from None
-
-
 def _explained(error: ValidationError) -> str:
     """One line: the setting, its spellings, and what is wrong; never its value."""
     first = error.errors(include_input=False, include_url=False)[0]
-    name = str(first["loc"][0]) if first["loc"] else ""
-    if first["type"] == "extra_forbidden":
-        if name == "token":
-            return (
-                "token: a secret has no place among settings; put it into a file and name that as token_file"
-            )
-        hint = nearest(name, sorted(WorkerSettings.model_fields))
-        return f"{name}: no such setting; did you mean {hint}? (`orch worker join --help` lists them)"
-    message = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden" and first["loc"] == ("token",):
+        return "token: a secret has no place among settings; put it into a file and name that as token_file"
+    return complaint(error, WorkerSettings.model_fields, "orch worker join", _spelt)
+
+
+def _spelt(name: str) -> str:
     flag = "--no-gpus" if name == "gpus" else f"--{name.replace('_', '-')}"
-    return f"{name}: {message} ({flag} or {variable_of(name)})"
+    return f"{flag} or {variable_of(name)}"

@@ -14,7 +14,7 @@ from orchestrator.control.words import word
 from orchestrator.core.decisions.fleet import check_admitted
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid
 from orchestrator.core.ids import WorkerId
-from orchestrator.core.versions import check_version
+from orchestrator.core.supply.versions import check_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

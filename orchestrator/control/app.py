@@ -26,35 +26,38 @@ from orchestrator.api.v1 import (
     worker_pb2,
     worker_pb2_grpc,
 )
+from orchestrator.control.admin_token import AdminFile, AdminToken
 from orchestrator.control.alerts import Alerts, WebhookDesk
 from orchestrator.control.authority import Authority
 from orchestrator.control.connected import SessionObserver
 from orchestrator.control.desires import Desires
+from orchestrator.control.discovery import Discovery
 from orchestrator.control.effects import Effects, LedgerDesk
+from orchestrator.control.faults import fault_told
 from orchestrator.control.jobs_port import ControlJobs
 from orchestrator.control.logs import LogFiles, Logs
-from orchestrator.control.loop import Clock, Loop, LoopObserver, Store
+from orchestrator.control.loop import Clock, Loop, Store
+from orchestrator.control.measuring.measuring import Books, Measuring, Sources
+from orchestrator.control.measuring.meter import Meter
 from orchestrator.control.overlay import Overlay, retell
 from orchestrator.control.paths import Paths
-from orchestrator.control.planner import Planner, PlanObserver, tick_forever
-from orchestrator.control.secrets import digest_of, pinned
+from orchestrator.control.planner import Planner, tick_forever
+from orchestrator.control.scrapes import Scrapes
 from orchestrator.control.services.access import Access
 from orchestrator.control.services.door import Door, Guard
 from orchestrator.control.services.enrolment import EnrolLimits, EnrolServicer
 from orchestrator.control.services.jobs import JobsServicer
-from orchestrator.control.services.operator import Addresses, OperatorServicer
+from orchestrator.control.services.operator import OperatorServicer
+from orchestrator.control.services.surroundings import Addresses, Surroundings
 from orchestrator.control.services.workers import (
     LogsServicer,
     TelemetryServicer,
     WorkerServicer,
 )
 from orchestrator.control.sessions import Sessions
-from orchestrator.control.uptime import ObservedStore, StateObserver, counts, held_counts, measure_uptime
+from orchestrator.control.vitals import VitalsReader
 from orchestrator.core import messages as m
-from orchestrator.core.decisions.operators import TOKEN_TTL_MS_MAX
-from orchestrator.core.fleet import TokenRole
-from orchestrator.core.ids import SupplierId, TokenId, WorkerId
-from orchestrator.core.placement import Budget
+from orchestrator.core.scheduling.placement import Budget
 from orchestrator.core.state import State
 
 if TYPE_CHECKING:
@@ -62,12 +65,11 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+    from orchestrator.adapters.metrics.worker_pages import WorkerRow
+
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
-
-ADMIN_RENEWAL_MS = 30 * 24 * 3_600_000
-"""An admin token with less life left is replaced at a start, so that it does not end between two."""
 
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024
 """A batch of ten thousand statements, about 1.5 kB each, is the largest message that comes."""
@@ -99,15 +101,13 @@ class Secrets(Protocol):
     @property
     def receipt_key(self) -> Ed25519PrivateKey: ...
     @property
-    def admin_token(self) -> str: ...
+    def admin(self) -> AdminFile: ...
     def cluster_token(self, cluster_id: str) -> str: ...
     def token_secret(self, prefix: str, request_id: str) -> str: ...
-    def renew_admin_token(self) -> None: ...
-    def keep_admin_token(self, text: str) -> None: ...
 
 
-class Observer(LoopObserver, PlanObserver, StateObserver, SessionObserver, Protocol):
-    """Everything that is measured."""
+class Observer(Meter, SessionObserver, Protocol):
+    """Where everything goes that is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,10 @@ class Parts:
     runtimes: Mapping[str, common_pb2.Runtime] = field(default_factory=dict)
     """By digest, with their locks, the default first."""
     overlay: Overlay | None = None
+    books: Books | None = None
+    """What was booked is held against what was posted; without it nothing says whether they agree."""
+    certificates: Callable[[], Mapping[str, int]] = dict
+    """When each of the network's own certificates runs out, by wall clock in ms."""
     checkpoint: Callable[[str], None] | None = None
 
 
@@ -138,11 +142,14 @@ class ControlPlane:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        store = ObservedStore(parts.store, parts.observer)
-        self.loop = Loop(parts.state, store, parts.clock, self._perform, parts.observer, parts.checkpoint)
+        measuring = self.measuring = Measuring(parts.observer, parts.clock)
+        store = measuring.watched(parts.store)
+        told = fault_told(parts.observer)
+        self.loop = Loop(parts.state, store, parts.clock, self._perform, measuring, parts.checkpoint, told)
         self.logs = Logs(self.loop, parts.log_files)
         overlay = parts.overlay
         self.paths = None if overlay is None else Paths(overlay, self.loop, parts.random_bytes)
+        self.scrapes = Scrapes(parts.observer)
         self.sessions = Sessions(
             self.loop,
             parts.random_bytes,
@@ -151,6 +158,7 @@ class ControlPlane:
             parts.observer,
             lambda worker_id: self.telemetry.forget(worker_id),  # noqa: PLW0108 -- made after the sessions
             self.paths,
+            self.scrapes,
         )
         self.effects = Effects(
             self.sessions,
@@ -160,10 +168,12 @@ class ControlPlane:
             parts.secrets.receipt_key,
         )
         wish = None if self.paths is None else self.paths.wish
-        self.planner = Planner(self.loop, parts.new_id, Budget(), parts.observer, wish)
+        self.planner = Planner(self.loop, parts.new_id, Budget(), measuring, wish)
         self.jobs = ControlJobs(self.loop, self.logs, parts.packages, parts.new_id)
         self.access = Access(self.loop, self.sessions)
-        self.telemetry = TelemetryServicer(self.access)
+        self.telemetry = TelemetryServicer(self.access, self.scrapes)
+        self.admin = AdminToken(self.loop, parts.secrets.admin, lambda: parts.authority.pin, parts.new_id)
+        self.vitals = VitalsReader(self.loop, parts.certificates, measuring, parts.books)
         self.session_address = ""
         """Where workers find the session listener; known once it is bound."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -179,14 +189,15 @@ class ControlPlane:
         self._run(self.loop.run(), "loop")
         committed = await self._unless_failed(self.loop.submit(m.StartControl(self._parts.new_id("net"))))
         term = int(str(committed.result))
-        await self._unless_failed(self._ensure_admin())
+        await self._unless_failed(self.admin.begin())
         network_id = await self._unless_failed(self.loop.read(lambda state: state.control.network_id))
         # A task keeps the context in which it was made, so whatever is started from here on says both.
         structlog.contextvars.bind_contextvars(network_id=network_id, term=term)
+        await self._unless_failed(self.measuring.begin(self.loop))
         self._run(tick_forever(self.loop), "ticks")
+        self._run(self.admin.watch(), "admin token")
         self._run(self.planner.run(), "planner")
         self._run(self.effects.run(), "effects")
-        self._run(measure_uptime(self.loop, self._parts.observer), "uptime")
         if self._parts.overlay is not None:
             self._run(retell(self._parts.clock, self.sessions.tell_all), "overlay")
         return term
@@ -202,6 +213,16 @@ class ControlPlane:
                 task.result()
                 raise AssertionError(f"{task.get_name()} ended by itself")
 
+    def standing(self) -> str:
+        """Why this control plane does not serve, in one line; empty: it does."""
+        if not self._tasks:
+            return "starting"
+        ended = next((task for task in self._tasks if task.done()), None)
+        if ended is None:
+            return ""
+        failed = None if ended.cancelled() else ended.exception()
+        return f"{ended.get_name()} has ended: {' '.join(str(failed or 'stopping').split())}"
+
     async def stop(self) -> None:
         """End everything; the loop last, since the others speak to it."""
         for task in reversed(self._tasks):
@@ -210,12 +231,20 @@ class ControlPlane:
 
     async def measure(self) -> None:
         """Bring the gauges up to date."""
-        workers, clusters, jobs = await self.loop.read(counts)
-        self._parts.observer.counted(workers, clusters, jobs)
-        known = await self.loop.read(lambda state: _devices(state, self.sessions.connected))
-        devices = self.telemetry.devices_of(self.sessions.connected)
-        self._parts.observer.measured({key: devices[key] for key in devices.keys() & known})
-        self._parts.observer.held(*await self.loop.read(held_counts))
+        await self.measuring.network(self.loop, self._sources)
+
+    async def worker_rows(self, page: int) -> list[WorkerRow]:
+        """The workers of one page of metrics, as they are now."""
+        return await self.measuring.workers(page, self.loop, self._sources)
+
+    @property
+    def _sources(self) -> Sources:
+        parts = self._parts
+        return Sources(self.sessions, self.telemetry.newest, self.paths, parts.certificates, parts.books)
+
+    def discovery(self, page_count: Callable[[], int]) -> Discovery:
+        """What Prometheus asks for beside our own metrics, of which ``page_count`` pages are about workers."""
+        return Discovery(self.loop, self.sessions, self.scrapes, page_count)
 
     def _run(self, work: Coroutine[object, object, None], name: str) -> None:
         self._tasks.append(asyncio.create_task(work, name=name))
@@ -229,39 +258,6 @@ class ControlPlane:
             await asyncio.gather(working, return_exceptions=True)
             await self.failure()
         return await working
-
-    async def _ensure_admin(self) -> None:
-        """Make the token in the admin file known, and replace one that does not count any more."""
-        secrets = self._parts.secrets
-        digest = digest_of(secrets.admin_token)
-        known, good = await self.loop.read(lambda state: self._admin_standing(state, digest))
-        if good:
-            await asyncio.to_thread(self._pin_admin_token)
-            return
-        if known:
-            await asyncio.to_thread(secrets.renew_admin_token)
-        await asyncio.to_thread(self._pin_admin_token)
-        command = m.CreateToken(
-            token_id=TokenId(self._parts.new_id("tok")),
-            role=TokenRole.OPERATOR,
-            subject="",
-            secret_sha256=digest_of(secrets.admin_token),
-            ttl_ms=TOKEN_TTL_MS_MAX,
-            supplier_id=SupplierId(""),
-        )
-        await self.loop.submit(command)
-
-    def _pin_admin_token(self) -> None:
-        """Have the admin file name the newest authority, so that the token alone is enough elsewhere. Blocking."""
-        secrets = self._parts.secrets
-        secrets.keep_admin_token(pinned(secrets.admin_token, self._parts.authority.pin))
-
-    def _admin_standing(self, state: State, digest: str) -> tuple[bool, bool]:
-        token = state.token_by_hash.get(digest)
-        if token is None:
-            return False, False
-        token = state.tokens[token.token_id]
-        return True, token.state_at(state.time_ms(self.loop.now()) + ADMIN_RENEWAL_MS) == "live"
 
     # ------------------------------------------------------------ services
 
@@ -277,11 +273,11 @@ class ControlPlane:
             self.loop,
             self.sessions,
             self.telemetry.newest,
-            addresses,
+            Surroundings(addresses, self.vitals.read, self.measuring),
             parts.new_id,
             self._new_secret,
             parts.authority,
-            self._pin_admin_token,
+            self.admin.pin,
         )
         enrol = EnrolServicer(
             self.loop,
@@ -296,7 +292,7 @@ class ControlPlane:
         server = self._server(dict.fromkeys(guarded, self.access.operator))
         worker_pb2_grpc.add_EnrolServiceServicer_to_server(enrol, server)
         operator_pb2_grpc.add_OperatorServiceServicer_to_server(operator, server)
-        jobs = JobsServicer(self.loop, self.logs, self.access, parts.runtimes)
+        jobs = JobsServicer(self.loop, self.logs, self.access, parts.runtimes, parts.new_id)
         jobs_pb2_grpc.add_JobsServiceServicer_to_server(jobs, server)
         names = [
             _name(worker_pb2, "EnrolService"),
@@ -331,16 +327,6 @@ class ControlPlane:
         if request_id:
             return self._parts.secrets.token_secret(prefix, request_id)
         return self._parts.new_secret(prefix)
-
-
-def _devices(state: State, workers: frozenset[WorkerId]) -> set[tuple[str, str]]:
-    """(worker, device) of what these workers have: they measure nothing else."""
-    return {
-        (worker_id, device.device_id)
-        for worker_id in workers
-        if worker_id in state.workers
-        for device in state.workers[worker_id].inventory.devices
-    }
 
 
 class _Generated(Protocol):

@@ -11,17 +11,17 @@ from orchestrator.adapters.authority import HOUR_MS
 from orchestrator.api.v1 import worker_pb2
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid
-from orchestrator.core.fleet import Liveness
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import WorkerId
+from orchestrator.core.supply.fleet import Liveness
+from orchestrator.core.supply.holds import HoldKind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from orchestrator.adapters.authority import CaGeneration, Issued
     from orchestrator.control.loop import Committed, Loop
-    from orchestrator.core.fleet import Worker
     from orchestrator.core.state import State
+    from orchestrator.core.supply.fleet import Worker
 
 
 class Authority(Protocol):

@@ -30,6 +30,7 @@ class Session:
     clock_notice: str = ""
     overlay_key: bytes = b""
     """Public, of its own certificate in the overlay; empty where it uses none."""
+    answers_scrapes: bool = False
     standing: bytes = b""
     """As it was told last."""
     farewell: str = "the network has new rules for this worker"

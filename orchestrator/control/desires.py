@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 from orchestrator.api.v1 import common_pb2, overlay_pb2, worker_pb2
 from orchestrator.control.wire import ROLE_NUMBERS
 from orchestrator.core.clusters import FORMING, ClusterPhase
-from orchestrator.core.desired import desired_members, ended_leases
+from orchestrator.core.delivery import BITS_PER_MBIT, Asked
+from orchestrator.core.queries.desired import desired_members, ended_leases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from orchestrator.control.overlay import Overlay
     from orchestrator.core import messages as m
-    from orchestrator.core.clusters import Member
+    from orchestrator.core.clusters import Cluster, Member
     from orchestrator.core.ids import Now, WorkerId
     from orchestrator.core.metering import Lease
     from orchestrator.core.state import State
@@ -58,12 +59,22 @@ class Desires:
         wire.overlay.CopyFrom(self.overlay.membership(member, cluster, wall_ms))
         # Whoever is told of no peers closes the doors that probes need: a tenant's code is beside them then.
         measuring = cluster.phase in FORMING or (cluster.phase is ClusterPhase.READY and cluster.bus is None)
+        asked = _asked(state, cluster)
+        if measuring and asked.anything:
+            wire.probe_needs.every_pair = True
+            wire.probe_needs.bandwidth_bits_per_s = asked.min_bandwidth_mbps * BITS_PER_MBIT
         for rank, peer in enumerate(state.cluster_members(cluster) if measuring else ()):
             if peer.overlay_host:
                 address = self.overlay.bare_address(peer.overlay_host)
                 wire.probe_peers.append(
                     overlay_pb2.ProbePeer(member_id=peer.member_id, address=address, rank=rank)
                 )
+
+
+def _asked(state: State, cluster: Cluster) -> Asked:
+    """What the cluster's job asked of the ways between its machines."""
+    job = state.job_of(cluster)
+    return Asked() if job is None else Asked.by(job.request.requirements)
 
 
 def _member_to(

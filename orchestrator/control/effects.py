@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol, assert_never
 import structlog
 
 from orchestrator.core import messages as m
-from orchestrator.core.catalogue import CATALOGUE_VERSION
 from orchestrator.core.decide import pending_effects
 from orchestrator.core.errors import RefusedError
+from orchestrator.core.supply.catalogue import CATALOGUE_VERSION
 from orchestrator.receipts import dsse, ids
 from orchestrator.receipts.receipt import PAYLOAD_TYPE, Receipt
 

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING
 from orchestrator.adapters.evidence_wire import VENDOR_NUMBERS, device_evidence_to, machine_evidence_to
 from orchestrator.api.v1 import common_pb2
 from orchestrator.core.errors import invalid
-from orchestrator.core.evidence import (
+from orchestrator.core.ids import DeviceId
+from orchestrator.core.supply.evidence import (
     MIG_PROFILES_MAX,
     SIGHTINGS_MAX,
     DeviceEvidence,
     EvidenceClass,
     MachineEvidence,
+    NodeLabels,
     Sighting,
     Source,
     check_evidence_text,
 )
-from orchestrator.core.fleet import (
+from orchestrator.core.supply.fleet import (
     REMARK_CHARACTERS_MAX,
     REMARKS_MAX,
     Device,
@@ -26,13 +28,13 @@ from orchestrator.core.fleet import (
     Inventory,
     Isolation,
 )
-from orchestrator.core.hardware import (
+from orchestrator.core.supply.hardware import (
     check_device_count,
     derive_class,
     evidence_class,
     worker_evidence_class,
 )
-from orchestrator.core.ids import DeviceId
+from orchestrator.core.supply.labels import inventory_contradictions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -193,7 +195,20 @@ def _machine_evidence_from(wire: common_pb2.MachineEvidence) -> MachineEvidence:
         "virtualisation": wire.virtualisation,
     }
     _check_texts("inventory.evidence", texts.items())
-    return MachineEvidence(gpus=wire.gpus, gpus_lost=wire.gpus_lost, wsl=wire.wsl, **texts)
+    labels = _labels_from(wire.labels) if wire.HasField("labels") else None
+    return MachineEvidence(gpus=wire.gpus, gpus_lost=wire.gpus_lost, wsl=wire.wsl, labels=labels, **texts)
+
+
+def _labels_from(wire: common_pb2.NodeLabels) -> NodeLabels:
+    texts = {
+        "node": wire.node,
+        "region": wire.region,
+        "zone": wire.zone,
+        "instance_type": wire.instance_type,
+        "gpu_product": wire.gpu_product,
+    }
+    _check_texts("inventory.evidence.labels", texts.items())
+    return NodeLabels(gpu_count=wire.gpu_count if wire.HasField("gpu_count") else None, **texts)
 
 
 def _check_texts(field: str, texts: Iterable[tuple[str, str]]) -> None:
@@ -224,6 +239,7 @@ def inventory_to(inventory: Inventory) -> common_pb2.Inventory:
         evidence_class=EVIDENCE_NUMBERS[worker_evidence_class(inventory.devices)],
         unisolated=inventory.unisolated,
         remarks=inventory.remarks,
+        label_contradictions=inventory_contradictions(inventory),
     )
 
 

@@ -12,10 +12,10 @@ from orchestrator.control.secrets import digest_of
 from orchestrator.core import messages as m
 from orchestrator.core.decisions.operators import authenticate
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
-from orchestrator.core.fleet import Isolation, TokenRole
 from orchestrator.core.ids import JobId, TenantId
 from orchestrator.core.jobs import Job, JobRequest, Package
-from orchestrator.core.requests import for_driver, parse_requirements
+from orchestrator.core.requests import for_driver, parse_conditions
+from orchestrator.core.supply.fleet import Isolation, TokenRole
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
@@ -62,11 +62,19 @@ class ControlJobs:
         self._new_id = new_id
 
     async def authenticate(self, secret: str) -> TenantId:
-        """The tenant of a bearer token; FORBIDDEN where it is none."""
+        """The tenant of a bearer token; FORBIDDEN where it is none.
+
+        To Ray's own clients a 401 is a token that is missing, and a 403 one that does not count.
+        """
         digest = digest_of(secret)
-        token = await self._loop.read(
-            lambda state: authenticate(state, digest, state.time_ms(self._loop.now()))
-        )
+        try:
+            token = await self._loop.read(
+                lambda state: authenticate(state, digest, state.time_ms(self._loop.now()))
+            )
+        except RefusedError as refusal:
+            if refusal.code is RefusalCode.UNAUTHENTICATED:
+                raise RefusedError(RefusalCode.FORBIDDEN, refusal.message) from None
+            raise
         if token.role is not TokenRole.TENANT:
             message = f"this token's role is {token.role.value}, which submits no jobs; ask the operator for a tenant's"
             raise RefusedError(RefusalCode.FORBIDDEN, message)
@@ -79,11 +87,9 @@ class ControlJobs:
         if len(submission.entrypoint.encode("utf-8", "replace")) > policy.entrypoint_bytes_max:
             message = f"entrypoint is longer than {policy.entrypoint_bytes_max} bytes; put it into a script"
             raise invalid("entrypoint", message)
-        requirements, priority, max_attempts = parse_requirements(
-            submission.metadata, submission.entrypoint_num_gpus, policy
-        )
+        asked = parse_conditions(submission.metadata, submission.entrypoint_num_gpus, policy)
         requirements = for_driver(
-            requirements,
+            asked.requirements,
             num_cpus=submission.entrypoint_num_cpus,
             num_gpus=submission.entrypoint_num_gpus,
             memory_bytes=submission.entrypoint_memory_bytes,
@@ -102,17 +108,21 @@ class ControlJobs:
             metadata=tuple(sorted(submission.metadata.items())),
             packages=packages,
             requirements=requirements,
-            priority=priority,
-            max_attempts=max_attempts,
+            priority=asked.priority,
+            max_attempts=asked.max_attempts,
             entrypoint_num_cpus=submission.entrypoint_num_cpus,
             entrypoint_num_gpus=submission.entrypoint_num_gpus,
             entrypoint_memory_bytes=submission.entrypoint_memory_bytes,
             entrypoint_resources=tuple(sorted(submission.entrypoint_resources.items())),
+            time_limit_ms=asked.time_limit_ms,
+            interruptible=asked.interruptible,
         )
         job_id = JobId(self._new_id("job"))
         # The tail of a fresh id is random, so the name is as unguessable as Ray's own.
         named = submission.submission_id or f"raysubmit_{job_id[-SUBMISSION_CHARACTERS:]}"
-        command = m.SubmitJob(job_id, tenant_id, named, request, request_sha256(submission, packages))
+        command = m.SubmitJob(
+            job_id, tenant_id, named, request, request_sha256(submission, packages), asked.reservation
+        )
         committed = await self._loop.submit(command)
         return await self._loop.read(lambda state: _job(state, tenant_id, str(committed.result)))
 

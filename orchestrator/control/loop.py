@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from orchestrator.adapters.store import Transaction
-from orchestrator.core.assembling import KNOWN_MS_MAX
 from orchestrator.core.decide import effects_of, handle, pending_effects
-from orchestrator.core.errors import RefusalCode, RefusedError
+from orchestrator.core.errors import RefusalCode, RefusedError, UndecidedError
+from orchestrator.core.scheduling.assembling import KNOWN_MS_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -22,11 +22,15 @@ if TYPE_CHECKING:
     from orchestrator.core import messages as m
     from orchestrator.core.ids import Now, WorkerId
     from orchestrator.core.state import State
+    from orchestrator.core.supply.caches import Cached
 
 T = TypeVar("T")
 
 REFITTED = 16
 """Workers whose coordinates are fitted again with each report: some tens of microseconds, and all of them in turn."""
+
+REVIEWED = 2
+"""Workers whose place in a group is looked at again with each report: with six reports an hour, each twelve times."""
 
 INBOX_MAX = 10_000
 """Some seconds of work at full speed: beyond it a caller is better told to come back."""
@@ -36,6 +40,9 @@ BATCH_MAX = 512
 
 DEADLINE_MS = 30_000
 """A caller that waited this long has given up; its command is dropped undone."""
+
+
+NOT_DONE = "internal error: nothing was done, and the same again would fail again; tell the operator, whose log says more"
 
 
 class Clock(Protocol):
@@ -71,6 +78,14 @@ class Committed:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """``oldest_ms`` is by the monotonic clock; None: nobody waits."""
+
+    commands: int
+    oldest_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     command: m.Command
     answer: asyncio.Future[Committed]
@@ -88,13 +103,18 @@ class Loop:
         perform: Callable[[Sequence[m.Effect]], None],
         observer: LoopObserver | None = None,
         checkpoint: Callable[[str], None] | None = None,
+        undecided: Callable[[m.Command, UndecidedError], None] | None = None,
     ) -> None:
+        """``undecided`` is told of a command whose decision failed by a fault of ours: its caller hears that nothing was
+        done, and the loop goes on. Without it such a fault ends the loop, so that no simulation passes over one.
+        """
         self._state = state
         self._store = store
         self._clock = clock
         self._perform = perform
         self._observer = observer
         self._checkpoint = checkpoint
+        self._undecided = undecided
         self._inbox: deque[_Entry] = deque()
         self._deciding: list[_Entry] = []
         """The batch under way: taken from the inbox, not answered yet."""
@@ -148,9 +168,19 @@ class Loop:
     def measured(self, worker_id: WorkerId, found: Iterable[tuple[WorkerId, int]]) -> None:
         """Record round trips in microseconds as a worker measured them: measurements, never events."""
         at_ms, latency = self._state.time_ms(self._clock.now()), self._state.latency
+        peers = []
         for peer_id, rtt_us in found:
             latency.observe(worker_id, peer_id, rtt_us, at_ms)
+            peers.append(peer_id)
         latency.update(at_ms, KNOWN_MS_MAX, REFITTED)
+        self._state.groups.measured(worker_id, peers, at_ms)
+        self._state.groups.review(at_ms, REVIEWED)
+
+    def cached(self, worker_id: WorkerId, cached: Cached) -> None:
+        """Record what lies ready on a worker: a measurement, never an event. One that has gone meanwhile has nothing."""
+        worker = self._state.workers.get(worker_id)
+        if worker is not None and worker.liveness != "left":
+            self._state.caches.put(worker_id, cached)
 
     @property
     def network_id(self) -> str:
@@ -164,6 +194,11 @@ class Loop:
     def elapsed_s(self) -> float:
         """The same clock, for measuring."""
         return self._clock.elapsed_s()
+
+    def waiting(self) -> Waiting:
+        """How many commands wait, and since when the oldest that is not answered yet does."""
+        first = next(iter(self._deciding or self._inbox), None)
+        return Waiting(len(self._inbox), None if first is None else first.received_ms)
 
     def watch(self) -> asyncio.Event:
         """An event that is set after each commit; the watcher clears it."""
@@ -241,6 +276,11 @@ class Loop:
                 decision = handle(self._state, entry.command, now)
             except RefusedError as refusal:
                 answers.append((entry, refusal))
+            except UndecidedError as error:
+                if self._undecided is None:
+                    raise
+                self._undecided(entry.command, error)
+                answers.append((entry, RefusedError(RefusalCode.INTERNAL, NOT_DONE)))
             else:
                 events.extend(decision.events)
                 answers.append((entry, Committed(self._state.version, decision.result)))

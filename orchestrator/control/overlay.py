@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from orchestrator.adapters.overlay.certificates import Authority
     from orchestrator.control.loop import Clock, Loop
     from orchestrator.core.clusters import Cluster, Member, OverlayIdentity
-    from orchestrator.core.fleet import Worker
     from orchestrator.core.state import State
+    from orchestrator.core.supply.fleet import Worker
 
 CERTIFICATE_LIFE_MS = 4 * 3_600_000
 """Of a member's certificate: renewed at half of it, so a control plane may be away for two hours."""

@@ -16,10 +16,10 @@ from orchestrator.adapters.overlay.certificates import next_window_ms
 from orchestrator.api.v1 import overlay_pb2, worker_pb2
 from orchestrator.control.overlay import WORKER_LIFE_MS
 from orchestrator.control.wire import path_from
-from orchestrator.core.assembling import KNOWN_MS_MAX
-from orchestrator.core.fleet import Liveness
 from orchestrator.core.ids import MemberId, WorkerId
-from orchestrator.core.latency import PROBES_PER_ORDER_MAX, RTT_MAX_US
+from orchestrator.core.nearness.latency import PROBES_PER_ORDER_MAX, RTT_MAX_US
+from orchestrator.core.scheduling.assembling import KNOWN_MS_MAX
+from orchestrator.core.supply.fleet import Liveness
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -76,6 +76,8 @@ class Paths:
         self._woken: dict[WorkerId, asyncio.Event] = {}
         """Of the open sessions."""
         self._known: dict[WorkerId, dict[str, PathKnown]] = {}
+        self.probes_ordered = 0
+        """Ways that workers were told to measure since this control plane was started."""
 
     async def attend(
         self, session: Session, send: Callable[[worker_pb2.SessionResponse], Awaitable[None]]
@@ -148,6 +150,16 @@ class Paths:
         known = self._known.get(worker_id, {}).values()
         return [path for path in reversed(known) if now_ms - path.at_ms < PATH_LIFE_MS]
 
+    def loss_ratio(self, workers: frozenset[WorkerId]) -> float | None:
+        """Of the probes between these, how many nobody answered, 0 to 1; None where none was sent lately."""
+        now_ms, sent, received = self._loop.now().monotonic_ms, 0, 0
+        for worker_id in workers:
+            for peer_id, path in self._known.get(worker_id, {}).items():
+                if peer_id in workers and now_ms - path.at_ms < KNOWN_MS_MAX:
+                    sent += path.measured.sent
+                    received += path.measured.received
+        return None if not sent else max(0.0, 1.0 - received / sent)
+
     def _order(self, state: State, session: Session) -> overlay_pb2.ProbeOrder | None:
         worker = state.workers.get(session.worker_id)
         if worker is None or not worker.overlay_host:
@@ -186,6 +198,7 @@ class Paths:
         if not chosen:
             return []
         state.latency.spend(worker_id, len(chosen), at_ms)
+        self.probes_ordered += len(chosen)
         self._ordered_ms[worker_id] = now.monotonic_ms
         addresses = [self._overlay.bare_address(state.workers[one].overlay_host) for one in chosen]
         return [

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.ids import ClusterId, WorkerId
-from orchestrator.core.placement import Budget, Plan
-from orchestrator.core.queueing import Queue
-from orchestrator.core.scheduling import plan
+from orchestrator.core.queries.queue import Queue
+from orchestrator.core.scheduling.placement import Budget, Plan
+from orchestrator.core.scheduling.plan import plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,10 +28,28 @@ TICK_S = 1.0
 """Deadlines are in seconds and more; a finer tick would only cost."""
 
 
+PASSING = frozenset({RefusalCode.STALE, RefusalCode.EXHAUSTED, RefusalCode.UNAVAILABLE, RefusalCode.INTERNAL})
+"""Refusals of a plan after which the next one is as good as ever."""
+
+
 class PlanObserver(Protocol):
     """What planning lets be measured."""
 
-    def planned(self, seconds: float, placed: int, deferred: int) -> None: ...
+    def looked(self) -> None:
+        """Everything that is committed was looked at."""
+        ...
+
+    def planned(self, seconds: float, made: Plan) -> None:
+        """A plan was made, which may be empty."""
+        ...
+
+    def applied(self, made: Plan) -> None:
+        """It has become true."""
+        ...
+
+    def stale(self) -> None:
+        """It came too late, and another is made."""
+        ...
 
 
 class Planner:
@@ -78,8 +96,7 @@ class Planner:
                 raise
             return False
         if self._observer is not None and made is not None:
-            placed = len(made.placements) + len(made.reuses) + len(made.fillings)
-            self._observer.planned(seconds, placed, len(made.deferrals))
+            self._observer.planned(seconds, made)
         if made is not None and made.pairs and self._measure is not None:
             self._measure(made.pairs)
         if made is None or made.empty:
@@ -88,15 +105,22 @@ class Planner:
         try:
             await self._loop.submit(m.ApplyPlan(made, ids))
         except RefusedError as refusal:
-            if refusal.code not in (RefusalCode.STALE, RefusalCode.EXHAUSTED, RefusalCode.UNAVAILABLE):
+            # A plan that our own fault keeps from being applied is logged there; the next is made of another state.
+            if refusal.code not in PASSING:
                 raise
+            if self._observer is not None and refusal.code is RefusalCode.STALE:
+                self._observer.stale()
             return refusal.code is RefusalCode.STALE
+        if self._observer is not None:
+            self._observer.applied(made)
         return not made.empty
 
     def _measured(self, state: State) -> tuple[Plan | None, float]:
         """The plan and the seconds it took to make, without the wait for a commit before it."""
         began_s = self._loop.elapsed_s()
         made = self._make(state)
+        if self._observer is not None:
+            self._observer.looked()
         return made, self._loop.elapsed_s() - began_s
 
     def _make(self, state: State) -> Plan | None:
@@ -108,6 +132,7 @@ class Planner:
         if made.empty:
             self._fruitless, self._fruitless_ms = seen, at_ms
         state.waiting.update((one.job_id, one.reason) for one in made.deferrals)
+        state.promises = made.promises
         return made
 
 

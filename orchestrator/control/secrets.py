@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-PIN_MARK = "."
-"""Stands in no secret: `orch_supplier_<secret>.<pin>`."""
+from orchestrator.adapters.keys import PIN_MARK
 
 
 def pinned(secret: str, pin: str) -> str:

@@ -21,6 +21,7 @@ from orchestrator.control.admission import (
     welcome_of,
 )
 from orchestrator.control.authority import certify, generation_of
+from orchestrator.control.caches_wire import cached_from
 from orchestrator.control.connected import Session, SessionObserver
 from orchestrator.control.inventory_wire import inventory_from
 from orchestrator.control.limits import Buckets, Limit
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from orchestrator.control.desires import Desires
     from orchestrator.control.loop import Committed, Loop
     from orchestrator.control.paths import Paths
+    from orchestrator.control.scrapes import Scrapes
     from orchestrator.core.state import State
 
     Send = Callable[[worker_pb2.SessionResponse], Awaitable[None]]
@@ -81,12 +83,15 @@ class Sessions:
         observer: SessionObserver | None = None,
         closed: Callable[[WorkerId], None] | None = None,
         paths: Paths | None = None,
+        scrapes: Scrapes | None = None,
     ) -> None:
         """Without an ``authority`` no certificate is renewed: where the network is simulated.
 
-        ``closed`` is told of each worker that has no session any more. Without ``paths`` no way is measured.
+        ``closed`` is told of each worker that has no session any more. Without ``paths`` no way is measured, without
+        ``scrapes`` no agent is asked what it shows.
         """
         self.paths = paths
+        self._scrapes = scrapes
         self._loop = loop
         self._authority = authority
         self._observer = observer
@@ -106,6 +111,11 @@ class Sessions:
     def connected(self) -> frozenset[WorkerId]:
         """Workers with an open session."""
         return frozenset(self._by_worker)
+
+    def certificate_not_after_ms(self, worker_id: WorkerId) -> int | None:
+        """When the certificate of a connected worker runs out, by wall clock; None where that is not known."""
+        session = self._by_worker.get(worker_id)
+        return None if session is None or not session.not_after_ms else session.not_after_ms
 
     def worker_of(self, token: str) -> WorkerId:
         """The worker behind a session token; raises RefusedError."""
@@ -169,7 +179,7 @@ class Sessions:
         try:
             session, welcome = await self._admit(requests, send, peer)
         except RefusedError as refusal:
-            retry = refusal.code in TEMPORARY
+            retry = refusal.code in TEMPORARY or refusal.code is RefusalCode.INTERNAL
             self._count("session", peer.worker_id, refusal)
             await send(
                 worker_pb2.SessionResponse(farewell=worker_pb2.Farewell(reason=refusal.message, retry=retry))
@@ -185,6 +195,8 @@ class Sessions:
             tasks += (telling, hearing, ending)
             if self.paths is not None and session.overlay_key:
                 tasks.append(asyncio.create_task(self.paths.attend(session, send)))
+            if self._scrapes is not None and session.answers_scrapes:
+                tasks.append(asyncio.create_task(self._scrapes.attend(session, send)))
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -247,6 +259,7 @@ class Sessions:
             generation,
             clock_notice(hello.wall_ms, self._loop.now().wall_ms),
             overlay_key(hello.overlay_public_key),
+            hello.answers_scrapes,
         )
         old = self._by_worker.get(worker_id)
         if old is not None:
@@ -316,7 +329,7 @@ class Sessions:
                     await self._submit(m.DrainWorker(session.worker_id))
                     if await self._drained(session.worker_id, send):
                         return
-                case "renew_certificate" | "owner_wish" | "fault_report":
+                case "renew_certificate" | "owner_wish" | "fault_report" | "cached":
                     await self._change(session, request, send)
                 case "probe_report":
                     if self.paths is not None:
@@ -345,6 +358,8 @@ class Sessions:
             await self._renew(session, request.renew_certificate.tls_csr, send)
         elif request.HasField("owner_wish"):
             await self._grant(session, request.owner_wish, send)
+        elif request.HasField("cached"):
+            self._loop.cached(session.worker_id, cached_from(request.cached))
         else:
             await self._hold_devices(session.worker_id, request.fault_report, send)
 

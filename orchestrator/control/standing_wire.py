@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from orchestrator.adapters.terms_wire import terms_from, terms_to
 from orchestrator.api.v1 import standing_pb2, terms_pb2
 from orchestrator.core.errors import invalid
-from orchestrator.core.reliability import explain, score_bp
-from orchestrator.core.versions import upgrade_notice
+from orchestrator.core.supply.reliability import explain, score_bp
+from orchestrator.core.supply.versions import upgrade_notice
 
 if TYPE_CHECKING:
-    from orchestrator.core.fleet import Worker
     from orchestrator.core.state import State
-    from orchestrator.core.terms import Terms
+    from orchestrator.core.supply.fleet import Worker
+    from orchestrator.core.supply.terms import Terms
 
 DAY_MS = 24 * 3_600_000
 

@@ -25,8 +25,8 @@ MEMBERS_MAX = 256
 SEEN_MAX = 20_000
 """Nodes, attempts and paths in one report: more than the largest cluster has, and read within a tick."""
 
-PATHS_MAX = 64
-"""Of one member: an agent measures a quarter as many."""
+PATHS_MAX = 256
+"""Of one member: the head and all others of a gang four times as large as is formed by default."""
 
 OVERLAY_KEY_BYTES = 32
 """An X25519 public key."""

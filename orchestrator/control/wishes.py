@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from orchestrator.control.standing_wire import offered_terms
 from orchestrator.core import messages as m
 from orchestrator.core.errors import invalid
-from orchestrator.core.holds import OWNERS, HoldKind
 from orchestrator.core.ids import DeviceId
+from orchestrator.core.supply.holds import OWNERS, HoldKind
 
 if TYPE_CHECKING:
     from orchestrator.api.v1 import worker_pb2

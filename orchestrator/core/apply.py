@@ -6,18 +6,19 @@ from dataclasses import replace
 from typing import assert_never
 
 from orchestrator.core import messages as m
-from orchestrator.core.catalogue import CPU_MODEL
-from orchestrator.core.claims import claiming
 from orchestrator.core.clusters import ClusterPhase, Member, MemberPhase, OverlayIdentity
 from orchestrator.core.entities import Control, RequestRecord
-from orchestrator.core.fairness import NOTHING, Amounts, changed, moment
-from orchestrator.core.fleet import Liveness
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import TenantId
 from orchestrator.core.jobs import AttemptPhase, JobStatus, Outcome
-from orchestrator.core.quotas import after_use
-from orchestrator.core.standing import bounded, standing_after
+from orchestrator.core.preemption import having_given_way
+from orchestrator.core.queries.supplier_standing import bounded, standing_after
 from orchestrator.core.state import State
+from orchestrator.core.supply.catalogue import CPU_MODEL
+from orchestrator.core.supply.claims import claiming
+from orchestrator.core.supply.fleet import Liveness
+from orchestrator.core.supply.holds import HoldKind
+from orchestrator.core.tenancy.fairness import NOTHING, Amounts, changed, moment, total
+from orchestrator.core.tenancy.quotas import after_spending, after_use
 
 
 def apply(state: State, event: m.Event, at_ms: int) -> None:
@@ -38,6 +39,9 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
         return
     if isinstance(event, m.ClusterEvent):
         _apply_cluster(state, event, at_ms)
+        return
+    if isinstance(event, m.JobEvent):
+        _apply_job(state, event, at_ms)
         return
     match event:
         case m.ControlStarted():
@@ -63,15 +67,8 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
         ):
             _apply_member(state, event, at_ms)
         case (
-            m.JobSubmitted()
-            | m.JobStopRequested()
-            | m.JobOvertaken()
-            | m.JobRequeued()
-            | m.JobEnded()
-            | m.JobDeleted()
+            m.AttemptPlaced() | m.AttemptStarted() | m.AttemptTimedOut() | m.AttemptEnded() | m.LogCompleted()
         ):
-            _apply_job(state, event, at_ms)
-        case m.AttemptPlaced() | m.AttemptStarted() | m.AttemptEnded() | m.LogCompleted():
             _apply_attempt(state, event, at_ms)
         case (
             m.LeaseStarted()
@@ -83,6 +80,8 @@ def apply(state: State, event: m.Event, at_ms: int) -> None:
             _apply_lease(state, event)
         case m.ReceiptSealed() | m.ReceiptSigned() | m.ReceiptPosted():
             _apply_receipt(state, event)
+        case m.ReservationCreated() | m.ReservationEnded() | m.ReservationForgotten():
+            _apply_reservation(state, event, at_ms)
         case _:
             assert_never(event)
 
@@ -154,12 +153,13 @@ def _apply_worker(state: State, event: m.WorkerEvent, at_ms: int) -> None:
 
 def _apply_cluster(state: State, event: m.ClusterEvent, at_ms: int) -> None:
     if isinstance(event, m.ClusterPlanned):
-        gained = NOTHING
         for member in event.members:
             _put_new(state, member)
-            gained = gained.plus(member.held)
         state.put(event.cluster)
-        _use(state, event.cluster.tenant_id, at_ms, gained=gained)
+        booked = state.bookings.of(event.cluster.reservation_id)
+        if booked is not None and not booked.used:
+            state.put(replace(booked, used=True))
+        _use(state, event.cluster.tenant_id, at_ms, gained=total([member.held for member in event.members]))
         return
     cluster = state.clusters[event.cluster_id]
     match event:
@@ -242,6 +242,8 @@ def _apply_member(
             replace(
                 cluster,
                 generation=event.member.generation,
+                # Whoever comes later has as long as those before it; there are only so many.
+                phase_since_ms=at_ms,
                 member_ids=(*cluster.member_ids, event.member.member_id),
                 next_ordinal=event.member.ordinal + 1,
                 vacancies=cluster.vacancies[1:],
@@ -285,11 +287,7 @@ def _apply_member(
             _use(state, tenant_id, at_ms, lost=member.held)
 
 
-def _apply_job(
-    state: State,
-    event: m.JobSubmitted | m.JobStopRequested | m.JobOvertaken | m.JobRequeued | m.JobEnded | m.JobDeleted,
-    at_ms: int,
-) -> None:
+def _apply_job(state: State, event: m.JobEvent, at_ms: int) -> None:
     if isinstance(event, m.JobSubmitted):
         state.put(event.job)
         return
@@ -302,6 +300,11 @@ def _apply_job(
             state.put(replace(job, stop_requested=True))
         case m.JobOvertaken():
             state.put(replace(job, overtaken=job.overtaken + event.times))
+        case m.JobPreempted():
+            message = f"{job.message.removesuffix('.')}, and gives way {event.gave_way.to}."
+            state.put(replace(job, message=message, gave_way=having_given_way(job, event.gave_way)))
+        case m.JobNominated():
+            state.put(replace(job, nomination=event.nomination))
         case m.JobRequeued():
             state.put(
                 replace(
@@ -329,7 +332,7 @@ def _apply_job(
 
 def _apply_attempt(
     state: State,
-    event: m.AttemptPlaced | m.AttemptStarted | m.AttemptEnded | m.LogCompleted,
+    event: m.AttemptPlaced | m.AttemptStarted | m.AttemptTimedOut | m.AttemptEnded | m.LogCompleted,
     at_ms: int,
 ) -> None:
     if isinstance(event, m.AttemptPlaced):
@@ -337,7 +340,13 @@ def _apply_attempt(
         job = state.jobs[attempt.job_id]
         state.put(attempt)
         state.put(
-            replace(job, attempts=attempt.number, attempt_id=attempt.attempt_id, message=attempt.message)
+            replace(
+                job,
+                attempts=attempt.number,
+                attempt_id=attempt.attempt_id,
+                message=attempt.message,
+                nomination=None,
+            )
         )
         state.put(replace(state.clusters[attempt.cluster_id], idle_since_ms=None))
         return
@@ -356,6 +365,9 @@ def _apply_attempt(
                     message="Job is currently running.",
                 )
             )
+        case m.AttemptTimedOut():
+            state.put(replace(attempt, timed_out_ms=at_ms, message=event.reason))
+            state.put(replace(state.jobs[attempt.job_id], message=f"Stopping: it {event.reason}."))
         case m.AttemptEnded():
             # A log that the failed ground took with it will not come: waiting for it would hold the slot.
             lost_log = event.outcome is Outcome.GROUND
@@ -420,11 +432,16 @@ def _apply_receipt(state: State, event: m.ReceiptSealed | m.ReceiptSigned | m.Re
         case m.ReceiptSealed():
             receipt = event.receipt
             lease = state.leases[receipt.lease_id]
+            tenant = state.tenants[lease.tenant_id]
+            sealed_ms = receipt.end_ms - lease.started_ms
+            price = lease.price_until(sealed_ms) - lease.price_until(lease.sealed_offset_ms)
+            month = after_spending(tenant.month, price, receipt.start_ms)
+            state.put(replace(tenant, month=month))
             state.put(receipt)
             state.put(
                 replace(
                     lease,
-                    sealed_offset_ms=receipt.end_ms - lease.started_ms,
+                    sealed_offset_ms=sealed_ms,
                     next_receipt=lease.next_receipt + 1,
                 )
             )
@@ -433,3 +450,14 @@ def _apply_receipt(state: State, event: m.ReceiptSealed | m.ReceiptSigned | m.Re
             state.put(replace(receipt, envelope=event.envelope, payload_sha256=event.payload_sha256))
         case m.ReceiptPosted():
             state.put(replace(state.receipts[event.receipt_id], transfer_id=event.transfer_id))
+
+
+def _apply_reservation(state: State, event: m.ReservationEvent, at_ms: int) -> None:
+    match event:
+        case m.ReservationCreated():
+            state.put(event.reservation)
+        case m.ReservationEnded():
+            known = state.reservations[event.reservation_id]
+            state.put(replace(known, phase=event.phase, ended_at_ms=at_ms))
+        case m.ReservationForgotten():
+            state.remove_reservation(event.reservation_id)

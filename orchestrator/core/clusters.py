@@ -10,11 +10,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from orchestrator.core.evidence import EvidenceClass
-from orchestrator.core.fairness import NOTHING, Amounts
-from orchestrator.core.fleet import HardwareClass, Isolation
-from orchestrator.core.ids import ClusterId, DeviceId, JobId, MemberId, SupplierId, TenantId, WorkerId
-from orchestrator.core.terms import Terms
+from orchestrator.core.ids import (
+    ClusterId,
+    DeviceId,
+    JobId,
+    MemberId,
+    ReservationId,
+    SupplierId,
+    TenantId,
+    WorkerId,
+)
+from orchestrator.core.supply.evidence import EvidenceClass
+from orchestrator.core.supply.fleet import HardwareClass, Isolation
+from orchestrator.core.supply.terms import Terms
+from orchestrator.core.tenancy.fairness import NOTHING, Amounts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -123,6 +132,8 @@ class MemberNotice:
 
     deadline_ms: int
     reason: str
+    preempts: bool = False
+    """The machine stays, and it is other work that its job gives way to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +168,8 @@ class Member:
     """What its tenant holds by it."""
     evidence: EvidenceClass = EvidenceClass.T0
     """Of its weakest device when it was placed."""
+    microcredits_per_hour: int = 0
+    """What its devices cost together, before fees: by their owner's asks or the market's prices when it was placed."""
 
     @property
     def overlay_identity(self) -> OverlayIdentity | None:
@@ -198,6 +211,8 @@ class Cluster:
     """How its members reached each other at READY; empty without an overlay."""
     bus: BusSeen | None = None
     """What all of them together moved; it may come after READY."""
+    reservation_id: ReservationId | None = None
+    """What its machines were kept for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +232,9 @@ class ClusterPolicy:
     head_deadline_ms: int = 90_000
     """A Ray head takes 3–12 s on an idle machine and many times that on a busy one."""
     join_deadline_ms: int = 120_000
+    measure_deadline_ms: int = 60_000
+    """How long a cluster that is whole otherwise waits for measurements that its job asked for: three times what the
+    agents take for them."""
     start_deadline_ms: int = 20 * 60_000
     """Longer than Ray itself gives a driver: beyond it nobody would end the wait."""
     idle_teardown_ms: int = 120_000

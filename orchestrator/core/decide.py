@@ -7,6 +7,7 @@ them to a fixed point. A refusal happens before anything is applied, so a refuse
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, assert_never
 
 from orchestrator.core import messages as m
@@ -20,18 +21,20 @@ from orchestrator.core.decisions import (
     holds,
     jobs,
     leaving,
+    limits,
     liveness,
     metering,
     newcomers,
     operators,
     plans,
     reliability,
+    reservations,
     spares,
 )
-from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import Liveness
+from orchestrator.core.errors import RefusalCode, RefusedError, UndecidedError
 from orchestrator.core.ids import AttemptId, ClusterId, JobId, LeaseId, MemberId, ReceiptId, WorkerId
 from orchestrator.core.jobs import AttemptPhase, Job
+from orchestrator.core.supply.fleet import Liveness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -47,7 +50,11 @@ CONSEQUENCES_MAX = 100_000
 
 
 def handle(state: State, command: m.Command, now: Now) -> m.Decision:
-    """Decide, apply, and follow up until nothing follows. Raises RefusedError with the state unchanged."""
+    """Decide, apply, and follow up until nothing follows.
+
+    Raises RefusedError, or UndecidedError for a fault of ours, with the state unchanged; whatever else it raises has left
+    the state in between.
+    """
     at_ms = state.time_ms(now)
     applied: list[m.Event] = []
     if isinstance(command, m.ObserveWorker):
@@ -61,6 +68,8 @@ def handle(state: State, command: m.Command, now: Now) -> m.Decision:
             fleet.tick_outdated(state, at_ms),
             leaving.tick_notices(state, at_ms),
             spares.tick_spares(state, at_ms),
+            limits.tick_limits(state, at_ms),
+            reservations.tick_reservations(state, at_ms),
             clusters.tick_clusters(state, at_ms),
             metering.tick_leases(state, at_ms),
             _forget_requests(state, at_ms),
@@ -69,7 +78,12 @@ def handle(state: State, command: m.Command, now: Now) -> m.Decision:
                 if not _overtaken(state, event):
                     _settle(state, (event,), at_ms, applied)
         return m.Decision(tuple(applied), len(applied))
-    decision = _decide(state, command, now, at_ms)
+    try:
+        decision = _decide(state, command, now, at_ms)
+    except RefusedError:
+        raise
+    except Exception as error:
+        raise UndecidedError from error
     _settle(state, decision.events, at_ms, applied)
     return m.Decision(tuple(applied), decision.result)
 
@@ -109,9 +123,11 @@ def _overtaken(state: State, event: m.Event) -> bool:
             return state.clusters[event.cluster_id].phase in ("closing", "closed")
         case m.ClusterClosed():
             return state.clusters[event.cluster_id].phase == "closed"
+        case m.ClusterReady():
+            return state.clusters[event.cluster_id].phase != "joining"
         case m.ClusterAdvanced():
             return state.clusters[event.cluster_id].phase in (event.phase, "ready", "closing", "closed")
-        case m.AttemptEnded():
+        case m.AttemptTimedOut() | m.AttemptEnded():
             return state.attempts[event.attempt_id].phase is AttemptPhase.ENDED
         case m.LogCompleted():
             return state.attempts[event.attempt_id].log_complete
@@ -140,7 +156,7 @@ def _observe(state: State, command: m.ObserveWorker, at_ms: int, applied: list[m
         # Only the agent beside the head speaks for attempts; another supplier's member has no say in them.
         for attempt in report.attempts if head_of([member]) is not None else ():
             _settle(state, list(jobs.observe_attempt(state, attempt, member.cluster_id)), at_ms, applied)
-        _settle(state, list(clusters.observe_cluster(state, report)), at_ms, applied)
+        _settle(state, list(clusters.observe_cluster(state, report, at_ms)), at_ms, applied)
 
 
 def _decide(state: State, command: m.Command, now: Now, at_ms: int) -> m.Decision:
@@ -160,9 +176,10 @@ def _decide(state: State, command: m.Command, now: Now, at_ms: int) -> m.Decisio
         case m.SetTenant():
             return operators.set_tenant(state, command)
         case m.CreateToken():
-            return _once(
-                state, command, command.request_id, lambda: operators.create_token(state, command, at_ms)
-            )
+            made = partial(operators.create_token, state, command, at_ms)
+            return _once(state, command, command.request_id, made)
+        case m.KeepAdminToken():
+            return operators.keep_admin_token(state, command, at_ms)
         case m.RevokeToken():
             return operators.revoke_token(state, command)
         case (
@@ -183,6 +200,8 @@ def _decide(state: State, command: m.Command, now: Now, at_ms: int) -> m.Decisio
             | m.LeaveWorker()
         ):
             return _decide_worker(state, command, now, at_ms)
+        case m.CreateReservation() | m.CancelReservation():
+            return _decide_reservation(state, command, at_ms)
         case m.SubmitJob():
             return jobs.submit_job(state, command, at_ms)
         case m.StopJob():
@@ -208,6 +227,17 @@ def _decide(state: State, command: m.Command, now: Now, at_ms: int) -> m.Decisio
             return plans.apply_plan(state, command, at_ms)
         case m.ObserveWorker() | m.Tick():
             raise AssertionError("handled above")
+        case _:
+            assert_never(command)
+
+
+def _decide_reservation(state: State, command: m.ReservationCommand, at_ms: int) -> m.Decision:
+    match command:
+        case m.CreateReservation():
+            made = partial(reservations.create_reservation, state, command, at_ms)
+            return _once(state, command, command.request_id, made)
+        case m.CancelReservation():
+            return reservations.cancel_reservation(state, command)
         case _:
             assert_never(command)
 
@@ -249,7 +279,10 @@ def _decide_worker(state: State, command: m.WorkerCommand, now: Now, at_ms: int)
 
 
 def _once(
-    state: State, command: m.CreateTenant | m.CreateToken, request_id: str, make: Callable[[], m.Decision]
+    state: State,
+    command: m.CreateTenant | m.CreateToken | m.CreateReservation,
+    request_id: str,
+    make: Callable[[], m.Decision],
 ) -> m.Decision:
     """Answer a repeated request as before; refuse its id for another one."""
     if not request_id:
@@ -267,13 +300,15 @@ def _once(
     )
 
 
-def request_content(command: m.CreateTenant | m.CreateToken) -> str:
+def request_content(command: m.CreateTenant | m.CreateToken | m.CreateReservation) -> str:
     """What must be equal for a repetition: the caller's words, not the ids minted for them."""
     match command:
         case m.CreateTenant():
             return command.name
         case m.CreateToken():
             return f"{command.role}/{command.subject}/{command.ttl_ms}/{command.head_host}"
+        case m.CreateReservation():
+            return f"{command.tenant_id}/{command.name}/{command.request_sha256}"
 
 
 def _forget_requests(state: State, at_ms: int) -> Iterator[m.Event]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.core.clusters import Cluster, Member
-from orchestrator.core.fleet import Supplier, Token, Worker
 from orchestrator.core.jobs import Attempt, Job
 from orchestrator.core.metering import Lease, Receipt, Statement
-from orchestrator.core.tenants import Tenant
+from orchestrator.core.supply.fleet import Supplier, Token, Worker
+from orchestrator.core.tenancy.reservations import Reservation
+from orchestrator.core.tenancy.tenants import Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ Entity = (
     | Lease
     | Statement
     | Receipt
+    | Reservation
 )
 
 TABLES: dict[str, type[Entity]] = {
@@ -57,6 +59,7 @@ TABLES: dict[str, type[Entity]] = {
     "tenants": Tenant,
     "tokens": Token,
     "workers": Worker,
+    "reservations": Reservation,
     "clusters": Cluster,
     "members": Member,
     "jobs": Job,
@@ -65,7 +68,7 @@ TABLES: dict[str, type[Entity]] = {
     "statements": Statement,
     "receipts": Receipt,
 }
-"""In loading order: workers before the members that hold their devices."""
+"""In loading order: workers before the members that hold their devices, reservations before their jobs."""
 
 TABLE_OF: dict[type[Entity], str] = {kind: table for table, kind in TABLES.items()}
 
@@ -75,29 +78,32 @@ CONTROL_KEY = "control"
 def key_of(entity: Entity) -> str:
     """The primary key of an entity within its table."""
     match entity:
+        # Those that change most come first: each case before costs a look.
+        case Member():
+            return entity.member_id
+        case Job():
+            return entity.job_id
+        case Cluster():
+            return entity.cluster_id
+        case Attempt():
+            return entity.attempt_id
+        case Tenant():
+            return entity.tenant_id
         case Control():
             return CONTROL_KEY
         case RequestRecord():
             return entity.key
         case Supplier():
             return entity.supplier_id
-        case Tenant():
-            return entity.tenant_id
         case Token():
             return entity.token_id
         case Worker():
             return entity.worker_id
-        case Cluster():
-            return entity.cluster_id
-        case Member():
-            return entity.member_id
-        case Job():
-            return entity.job_id
-        case Attempt():
-            return entity.attempt_id
         case Lease():
             return entity.lease_id
         case Statement():
             return f"{entity.lease_id}/{entity.sequence}"
         case Receipt():
             return entity.receipt_id
+        case Reservation():
+            return entity.reservation_id

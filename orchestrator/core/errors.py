@@ -20,6 +20,8 @@ class RefusalCode(StrEnum):
     EXHAUSTED = "exhausted"
     STALE = "stale"
     UNAVAILABLE = "unavailable"
+    INTERNAL = "internal"
+    """A fault of ours, and nothing was done."""
 
 
 class RefusedError(Exception):
@@ -30,6 +32,10 @@ class RefusedError(Exception):
         self.code = code
         self.message = message
         self.field = field
+
+
+class UndecidedError(Exception):
+    """A decision failed by a fault of ours, which is its cause. Nothing was applied, so the state is as it was."""
 
 
 def invalid(field: str, message: str) -> RefusedError:

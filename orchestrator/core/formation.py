@@ -6,7 +6,6 @@ by the agents after a restart of the control plane. What of it counts becomes pa
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,10 +27,20 @@ class Formation:
     paths: dict[MemberId, tuple[PathSeen, ...]] = field(default_factory=dict)
     """By the member that measured."""
     buses: dict[MemberId, BusSeen | None] = field(default_factory=dict)
+    whole_since_ms: int | None = None
+    """Control time since which only measurements are waited for; None where anything else is."""
+    short: list[frozenset[MemberId]] = field(default_factory=list)
+    """Ways for which members were replaced, by their ends: they speak of who is left, too."""
 
     def is_whole(self, members: Sequence[Member]) -> bool:
-        """Whether the head lists everybody, and everybody in the overlay reaches the head."""
-        return not missing_nodes(members, self.nodes) and not self.unreached(members)
+        """Whether the head lists everybody and nobody else, and everybody in the overlay reaches the head."""
+        missing = missing_nodes(members, self.nodes) or self.lingering(members)
+        return not missing and not self.unreached(members)
+
+    def lingering(self, members: Sequence[Member]) -> list[MemberId]:
+        """Members replaced since whose nodes the head takes for alive: it would still give them work."""
+        present = {member.member_id for member in members}
+        return [member_id for member_id in self.nodes if member_id not in present]
 
     def unreached(self, members: Sequence[Member]) -> list[Member]:
         """Members in the overlay that have not shown a way to the head yet."""
@@ -59,30 +68,6 @@ class Formation:
             known.pop(member.member_id, None)
             found += sorted(known.values(), key=lambda path: rank[path.to_id])
         return tuple(found)
-
-    def farthest(self, members: Sequence[Member], bound_ms: int) -> tuple[Member, PathSeen] | None:
-        """The member with most ways to others beyond a bound, and its longest; of equals the newest.
-
-        None where all that was measured is within it, or there is no bound (0).
-        """
-        if not bound_ms:
-            return None
-        of = {member.member_id: member for member in members}
-        beyond = [
-            path
-            for path in self.paths_between(members)
-            if path.rtt_median_us > bound_ms * 1_000
-            and MemberRole.HEAD not in (of[path.from_id].role, of[path.to_id].role)
-        ]
-        ends = Counter(end for path in beyond for end in (path.from_id, path.to_id))
-        if not ends:
-            return None
-        worst = max(ends, key=lambda member_id: (ends[member_id], of[member_id].ordinal))
-        longest = max(
-            (path for path in beyond if worst in (path.from_id, path.to_id)),
-            key=lambda path: path.rtt_median_us,
-        )
-        return of[worst], longest
 
     def bus_of(self, members: Sequence[Member]) -> BusSeen | None:
         """What the all-reduce over exactly these members came to."""

@@ -18,6 +18,7 @@ JobId = NewType("JobId", str)
 AttemptId = NewType("AttemptId", str)
 LeaseId = NewType("LeaseId", str)
 ReceiptId = NewType("ReceiptId", str)
+ReservationId = NewType("ReservationId", str)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orchestrator.core.evidence import EvidenceClass
-from orchestrator.core.fleet import HardwareClass, Isolation
-from orchestrator.core.ids import AttemptId, ClusterId, JobId, TenantId, WorkerId
+from orchestrator.core.ids import AttemptId, ClusterId, DeviceId, JobId, ReservationId, TenantId, WorkerId
+from orchestrator.core.supply.evidence import EvidenceClass
+from orchestrator.core.supply.fleet import HardwareClass, Isolation
 
 
 class JobStatus(StrEnum):
@@ -88,11 +88,33 @@ class Requirements:
     max_rtt_ms: int = 0
     """Between any two members, as measured; 0: no bound."""
     pattern: Pattern = Pattern.ALL_REDUCE
+    min_bandwidth_mbps: int = 0
+    """Between any two members, in 10⁶ bits per second, as measured before the start; 0: no bound."""
+
+    @property
+    def measured_first(self) -> bool:
+        """Whether several machines have to be measured against each other before they start together."""
+        return bool(self.max_rtt_ms or self.min_bandwidth_mbps)
 
     @property
     def device_count(self) -> int:
         """Devices to hold: CPU work holds one CPU device."""
         return max(1, self.gpus)
+
+
+@dataclass(frozen=True, slots=True)
+class JobConditions:
+    """All that a tenant says by ``orch.`` keys: what the machines must be, and how the job may be treated."""
+
+    requirements: Requirements
+    priority: int = 0
+    max_attempts: int = 3
+    time_limit_ms: int = 0
+    """A try that runs for longer is stopped; 0: as long as it likes."""
+    interruptible: bool = False
+    """It may be made to give way, with notice, to work that waits longer than it should."""
+    reservation: str = ""
+    """Name or id of the reservation whose machines it uses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +141,38 @@ class JobRequest:
     entrypoint_num_gpus: float = 0.0
     entrypoint_memory_bytes: int = 0
     entrypoint_resources: tuple[tuple[str, float], ...] = ()
+    time_limit_ms: int = 0
+    """A try that runs for longer is stopped; 0: as long as it likes."""
+    interruptible: bool = False
+    """It may be made to give way, with notice, to work that waits longer than it should."""
+    reservation_id: ReservationId | None = None
+    """Whose machines it uses as long as that has not ended."""
+
+    @property
+    def package_hashes(self) -> tuple[str, ...]:
+        """SHA-256 of each package that the head fetches."""
+        return tuple(package.sha256 for package in self.packages)
+
+
+@dataclass(frozen=True, slots=True)
+class GaveWay:
+    """A try that was asked to end for other work."""
+
+    attempt_id: AttemptId
+    at_ms: int
+    to: str
+    """For what, in words that follow "gives way" and name nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nomination:
+    """Devices that are kept for a queued job for which others give way: what was free, and what they will free."""
+
+    devices: tuple[tuple[WorkerId, tuple[DeviceId, ...]], ...]
+    head_host: WorkerId | None
+    made_at_ms: int
+    until_ms: int
+    """What is not free by then does not come any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +205,38 @@ class Job:
     """How often a later job was given devices that would have served this one, since it entered the queue."""
     preemptions: int = 0
     """Starts whose ground was taken back; they do not count against ``max_attempts``."""
+    gave_way: tuple[GaveWay, ...] = ()
+    """Tries that made way for other work: the last, and those of the hour before it."""
+    nomination: Nomination | None = None
+    """What is kept for it while it waits for others to give way."""
 
     @property
     def queue_place(self) -> tuple[int, int, JobId]:
         """What the queue is ordered by."""
         return (-self.request.priority, self.submitted_at_ms, self.job_id)
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerUp:
+    """The machines that came next, and by what they lost, in words: ``dearer by 0.12 credits an hour``."""
+
+    machines: str
+    microcredits_per_hour: int
+    lost_by: str
+    diameter_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What was known of an attempt's machines when they were chosen. Prices are of all devices, before fees."""
+
+    microcredits_per_hour: int = 0
+    diameter_us: int | None = None
+    """The longest round trip between two of them, measured or else predicted; None where nothing told, 0 of one alone."""
+    pairs: int = 0
+    pairs_measured: int = 0
+    """Of these, how many were measured then: the others were predicted, or unknown."""
+    runner_up: RunnerUp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +257,14 @@ class Attempt:
     log_bytes: int
     log_complete: bool
     explanation: tuple[str, ...]
+    chosen: Chosen = Chosen()
+    timed_out_ms: int | None = None
+    """Since when it is told to stop, as it ran for its job's time limit."""
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether it came to its job's time limit."""
+        return self.timed_out_ms is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +288,8 @@ class JobPolicy:
     """A job whose ground was taken back this often writes no checkpoint: from then on its tries count."""
     runtimes: tuple[tuple[str, str], ...] = ()
     """(name, digest) of each runtime that the network offers, the default first."""
+    stop_grace_ms: int = 120_000
+    """For a try that came to its time limit to end in: its agent takes any driver for ended after half of that."""
     formation_failures_max: int = 20
     """A job whose clusters never form is failed with the last reason instead of trying for ever."""
 

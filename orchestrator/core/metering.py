@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.core.fleet import HardwareClass
 from orchestrator.core.ids import (
     AttemptId,
     ClusterId,
@@ -23,6 +22,8 @@ from orchestrator.core.ids import (
     TenantId,
     WorkerId,
 )
+from orchestrator.core.market.pricing import price_of_use
+from orchestrator.core.supply.fleet import HardwareClass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -70,11 +71,17 @@ class Lease:
     """Recorded here but never stated by the worker; listed, not paid."""
     evidence_class: str = "T0"
     """Of its weakest device when it began."""
+    microcredits_per_hour: int = 0
+    """Of all its devices together, before fees; its member's."""
 
     @property
     def recorded_ms(self) -> int | None:
         """Length of the control plane's own record; None while it runs."""
         return None if self.ended_ms is None else self.ended_ms - self.started_ms
+
+    def price_until(self, offset_ms: int) -> int:
+        """Microcredits from its beginning; the price of a part is the difference, so that parts add up to the whole."""
+        return price_of_use(self.microcredits_per_hour, offset_ms)
 
 
 @dataclass(frozen=True, slots=True)

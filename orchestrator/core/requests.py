@@ -6,15 +6,15 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
-from orchestrator.core.catalogue import CPU_MODEL, MODELS, find_model, nearest
 from orchestrator.core.errors import invalid
-from orchestrator.core.evidence import EvidenceClass
-from orchestrator.core.fleet import HardwareClass, Isolation
 from orchestrator.core.images import reference_fault
-from orchestrator.core.jobs import Pattern, Requirements
-from orchestrator.core.offers import capability_number
-from orchestrator.core.reliability import BASIS_POINTS
-from orchestrator.core.terms import REGION, Tier
+from orchestrator.core.jobs import JobConditions, Pattern, Requirements
+from orchestrator.core.market.pricing import MICROCREDITS
+from orchestrator.core.supply.catalogue import CPU_MODEL, MODELS, find_model, nearest
+from orchestrator.core.supply.evidence import EvidenceClass, capability_number
+from orchestrator.core.supply.fleet import HardwareClass, Isolation
+from orchestrator.core.supply.reliability import BASIS_POINTS
+from orchestrator.core.supply.terms import REGION, Tier
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -38,12 +38,15 @@ KEYS = (
     "orch.evidence",
     "orch.tier",
     "orch.max_rtt_ms",
+    "orch.min_bandwidth_mbps",
     "orch.pattern",
     "orch.isolation",
     "orch.runtime",
     "orch.image",
     "orch.priority",
     "orch.max_attempts",
+    "orch.time_limit",
+    "orch.reservation",
 )
 
 DIGITS_MAX = 9
@@ -54,10 +57,20 @@ PRIORITY_MAX = 100
 RTT_MS_MAX = 5_000
 """No two places on earth are farther apart; whoever means no bound leaves it out."""
 
-MICROCREDITS = 1_000_000
+BANDWIDTH_MBPS_MAX = 1_000_000
+"""No line between two machines is wider than a terabit."""
+
+TIME_LIMIT = re.compile(r"([0-9]{1,6})(s|m|h|d)")
+TIME_UNIT_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+TIME_LIMIT_MS_MIN, TIME_LIMIT_MS_MAX = 60_000, 366 * 86_400_000
 
 PRICE = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 """Credits per GPU-hour, to the microcredit."""
+
+FRACTION = re.compile(r"[0-9]{0,6}\.[0-9]{1,6}")
+
+CAPABILITY = re.compile(r"[0-9]{1,2}\.[0-9]{1,2}")
+"""No vendor has come to a hundred, and what is longer would be read as something else."""
 
 PERCENT = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,2})?")
 
@@ -65,10 +78,10 @@ DIGEST_PREFIX_MIN = 12
 """Of a runtime's digest in hex: as many as are shown, and no name is that by chance."""
 
 
-def parse_requirements(
+def parse_conditions(
     metadata: Mapping[str, str], entrypoint_num_gpus: float, policy: JobPolicy
-) -> tuple[Requirements, int, int]:
-    """``(requirements, priority, max_attempts)``; raises RefusedError naming the key at fault."""
+) -> JobConditions:
+    """What a submission's metadata asks for; raises RefusedError naming the key at fault."""
     for key in metadata:
         if key.startswith(PREFIX) and key not in KEYS:
             hint = nearest(key[:80], list(KEYS))
@@ -83,6 +96,7 @@ def parse_requirements(
     if asked is not None and entrypoint_num_gpus > asked:
         message = f"entrypoint_num_gpus={entrypoint_num_gpus:g} contradicts orch.gpus={asked}: the gang must hold it"
         raise invalid("entrypoint_num_gpus", message)
+    tier = _choice(metadata, "orch.tier", Tier)
     requirements = Requirements(
         gpus=gpus,
         gpu_model=_model(metadata),
@@ -97,9 +111,10 @@ def parse_requirements(
         max_price=_price(metadata),
         min_reliability_bp=_percent_bp(metadata),
         min_evidence=_choice(metadata, "orch.evidence", EvidenceClass) or EvidenceClass.T0,
-        committed=_choice(metadata, "orch.tier", Tier) is Tier.COMMITTED,
+        committed=tier is Tier.COMMITTED,
         max_rtt_ms=_rtt_ms(metadata),
         pattern=_choice(metadata, "orch.pattern", Pattern) or Pattern.ALL_REDUCE,
+        min_bandwidth_mbps=_bandwidth_mbps(metadata),
     )
     _refuse_contradictions(requirements)
     priority = _whole_number(metadata, "orch.priority", 0) or 0
@@ -108,7 +123,14 @@ def parse_requirements(
     attempts = _whole_number(metadata, "orch.max_attempts", 3) or 0
     if not 1 <= attempts <= policy.max_attempts_max:
         raise invalid("orch.max_attempts", f"orch.max_attempts must be from 1 to {policy.max_attempts_max}")
-    return requirements, priority, attempts
+    return JobConditions(
+        requirements,
+        priority,
+        attempts,
+        time_limit_ms=_time_limit_ms(metadata),
+        interruptible=tier is Tier.INTERRUPTIBLE,
+        reservation=_reservation(metadata),
+    )
 
 
 def for_driver(
@@ -144,6 +166,12 @@ def for_driver(
 def _whole_gpus(value: float) -> int:
     if not 0 <= value <= 10**DIGITS_MAX:
         raise invalid("entrypoint_num_gpus", f"entrypoint_num_gpus={value!r} is not a count of GPUs")
+    if value > 1 and value % 1:
+        # Ray would fail the driver on the machine that was given to it.
+        raise invalid(
+            "entrypoint_num_gpus",
+            f"entrypoint_num_gpus={value:g}: of more than one GPU Ray gives whole ones only; a part of one is below 1",
+        )
     return int(-(-value // 1))
 
 
@@ -152,6 +180,12 @@ def _whole_number(metadata: Mapping[str, str], key: str, default: int | None) ->
     if text is None:
         return default
     text = text.strip()
+    if key in ("orch.gpus", "orch.gpus_per_worker") and FRACTION.fullmatch(text):
+        raise invalid(
+            key,
+            f"{key}={text}: tenants get whole GPUs, so ask for a whole number;"
+            " inside your cluster @ray.remote(num_gpus=0.5) shares one",
+        )
     if not text.isascii() or not text.isdigit() or len(text) > DIGITS_MAX:
         raise invalid(key, f"{key}={text[:40]!r} is not a whole number of at most {DIGITS_MAX} digits")
     return int(text)
@@ -203,7 +237,7 @@ def _capability(metadata: Mapping[str, str]) -> int:
     text = metadata.get("orch.min_compute_capability")
     if text is None:
         return 0
-    number = capability_number(text.strip())
+    number = capability_number(text.strip()) if CAPABILITY.fullmatch(text.strip()) else 0
     if number == 0:
         raise invalid(
             "orch.min_compute_capability",
@@ -260,6 +294,38 @@ def _rtt_ms(metadata: Mapping[str, str]) -> int:
     if found is not None and not 1 <= found <= RTT_MS_MAX:
         raise invalid("orch.max_rtt_ms", f"orch.max_rtt_ms must be from 1 to {RTT_MS_MAX}")
     return found or 0
+
+
+def _bandwidth_mbps(metadata: Mapping[str, str]) -> int:
+    found = _whole_number(metadata, "orch.min_bandwidth_mbps", None)
+    if found is not None and not 1 <= found <= BANDWIDTH_MBPS_MAX:
+        raise invalid(
+            "orch.min_bandwidth_mbps", f"orch.min_bandwidth_mbps must be from 1 to {BANDWIDTH_MBPS_MAX}"
+        )
+    return found or 0
+
+
+def _time_limit_ms(metadata: Mapping[str, str]) -> int:
+    text = metadata.get("orch.time_limit")
+    if text is None:
+        return 0
+    written = TIME_LIMIT.fullmatch(text.strip())
+    found_ms = int(written[1]) * TIME_UNIT_MS[written[2]] if written else 0
+    if not TIME_LIMIT_MS_MIN <= found_ms <= TIME_LIMIT_MS_MAX:
+        raise invalid(
+            "orch.time_limit",
+            f"orch.time_limit={text[:40]!r} is not a time such as 90m, 12h or 2d, of a minute to 366 days",
+        )
+    return found_ms
+
+
+def _reservation(metadata: Mapping[str, str]) -> str:
+    text = metadata.get("orch.reservation")
+    if text is None:
+        return ""
+    if not text.strip():
+        raise invalid("orch.reservation", "orch.reservation is empty: name a reservation, or leave it out")
+    return text.strip()[:80]
 
 
 def _isolation(metadata: Mapping[str, str]) -> Isolation:

@@ -7,15 +7,13 @@ those of an applied one. What they touched is what the store writes and what eff
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orchestrator.core.claims import Claims
 from orchestrator.core.clusters import (
     WANTED,
     Cluster,
     ClusterPhase,
-    ClusterPolicy,
     Member,
     MemberPhase,
     MemberRole,
@@ -29,10 +27,6 @@ from orchestrator.core.entities import (
     RequestRecord,
     key_of,
 )
-from orchestrator.core.fairness import FairnessPolicy
-from orchestrator.core.fleet import FleetPolicy, Supplier, Token, Worker
-from orchestrator.core.formation import Formation
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import (
     AttemptId,
     ClusterId,
@@ -41,45 +35,31 @@ from orchestrator.core.ids import (
     LeaseId,
     MemberId,
     Now,
+    ReservationId,
     SupplierId,
     TenantId,
     WorkerId,
 )
-from orchestrator.core.jobs import Attempt, AttemptPhase, Job, JobPolicy, JobStatus
-from orchestrator.core.latency import LatencyMap
-from orchestrator.core.liveness import HeartbeatTable
-from orchestrator.core.metering import Lease, MeteringPolicy, Receipt, Statement
-from orchestrator.core.newcomers import Newcomers
-from orchestrator.core.offers import Offers
-from orchestrator.core.pricing import AutoAsk, CloudMedian, PricePolicy, auto_asks
-from orchestrator.core.tenants import Tenant
-from orchestrator.core.watched import Watched, mark
+from orchestrator.core.indexes import Indexes
+from orchestrator.core.jobs import Attempt, AttemptPhase, Job, JobStatus
+from orchestrator.core.metering import Lease, Receipt, Statement
+from orchestrator.core.supply.fleet import Liveness, Supplier, Token, Worker
+from orchestrator.core.supply.holds import HoldKind
+from orchestrator.core.tenancy.reservations import Reservation
+from orchestrator.core.tenancy.tenants import Tenant
+from orchestrator.core.watched import mark
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Set as AbstractSet
+
+    from orchestrator.core.policies import Policies
 
 
-@dataclass(frozen=True, slots=True)
-class Policies:
-    """Every number an operator may turn, handed in; not part of the stored state."""
-
-    fleet: FleetPolicy = FleetPolicy()
-    clusters: ClusterPolicy = ClusterPolicy()
-    jobs: JobPolicy = JobPolicy()
-    metering: MeteringPolicy = MeteringPolicy()
-    fairness: FairnessPolicy = FairnessPolicy()
-    market: Mapping[str, AutoAsk] = field(default_factory=lambda: auto_asks({}, PricePolicy()))
-    """What each model costs where its owner leaves that to the market."""
-    medians: Mapping[str, CloudMedian] = field(default_factory=dict)
-    """What clouds ask, by model: quotes are compared with it, and the market follows it."""
-    prices: PricePolicy = PricePolicy()
-    """Fees, and how far below the clouds the market stays."""
-
-
-class State:
+class State(Indexes):
     """Everything the control plane has decided, in memory. Only the loop changes it."""
 
     def __init__(self, policies: Policies) -> None:
+        super().__init__(policies)
         self.policies = policies
         self.version = 0
         """Events applied since the beginning of the network."""
@@ -89,15 +69,6 @@ class State:
         """Changes whenever a plan's assumptions may; not stored: a plan never outlives a process."""
         self.queue_version = 0
         """Changes whenever a job enters the queue; not stored either."""
-        self.heartbeats = HeartbeatTable()
-        self.latency = LatencyMap()
-        """Round trips between workers: measurements, never stored."""
-        self.zones_held: frozenset[str] = frozenset()
-        """Zones of which so much is silent that nobody is evicted: a measurement, never stored."""
-        self.waiting: dict[JobId, str] = {}
-        """Why each queued job waits, as the last plan saw it: a measurement, never stored."""
-        self.formations: dict[ClusterId, Formation] = {}
-        """What is said of each JOINING cluster: measurements, never stored."""
         self.control = Control("", 0, 0, 0, "")
         self.requests: dict[str, RequestRecord] = {}
         self.suppliers: dict[str, Supplier] = {}
@@ -111,65 +82,8 @@ class State:
         self.leases: dict[LeaseId, Lease] = {}
         self.statements: dict[str, Statement] = {}
         self.receipts: dict[str, Receipt] = {}
-        self._init_indexes()
+        self.reservations: dict[ReservationId, Reservation] = {}
         self._touched: dict[tuple[str, str], None] = {}
-
-    def _init_indexes(self) -> None:
-        self.token_by_hash: dict[str, Token] = {}
-        self.worker_by_key: dict[str, WorkerId] = {}
-        self.claims = Claims()
-        self.newcomers = Newcomers()
-        self.suppliers_unvouched: dict[SupplierId, None] = {}
-        self.workers_of: dict[SupplierId, dict[WorkerId, None]] = {}
-        self.token_subjects: dict[str, None] = {}
-        """Tenants and suppliers that some token names."""
-        self.outdated: dict[WorkerId, None] = {}
-        """Workers whose agent has fallen out of the supported window."""
-        self.on_probation: dict[WorkerId, None] = {}
-        """Newcomers that may yet be given paid work."""
-        self.alerting: dict[WorkerId, None] = {}
-        """Workers whose owner has yet to be told something."""
-        self.spares: dict[JobId, ClusterId] = {}
-        """Clusters that stand ready for the next attempt of a running job."""
-        self.noticed: dict[MemberId, None] = {}
-        """Members that run and are about to go."""
-        self.overlay_hosts: dict[int, MemberId | WorkerId] = {}
-        """Numbers of the overlay's address plan that workers and members not RELEASED have."""
-        self.members_on: dict[WorkerId, dict[MemberId, None]] = {}
-        """Members not RELEASED, by worker."""
-        self.free_devices: dict[WorkerId, dict[DeviceId, None]] = {}
-        self.offers = Offers()
-        self.head_hosts: dict[WorkerId, int] = {}
-        """Free head slots of placeable head hosts."""
-        self.watched = Watched()
-        self._init_indexes_of_work()
-
-    def _init_indexes_of_work(self) -> None:
-        self.open_clusters: dict[ClusterId, None] = {}
-        self.idle_clusters: dict[ClusterId, None] = {}
-        """Clusters that are kept warm without a job."""
-        self.clusters_of: dict[TenantId, dict[ClusterId, None]] = {}
-        """Clusters not CLOSED, by tenant."""
-        self.members_of: dict[ClusterId, dict[MemberId, None]] = {}
-        """Members not RELEASED, by cluster: replaced ones too, until they are gone."""
-        self.attempt_in: dict[ClusterId, AttemptId] = {}
-        """The attempt not ENDED in a cluster: one at a time."""
-        self.logs_open_in: dict[ClusterId, dict[AttemptId, None]] = {}
-        self.queues: dict[TenantId, list[tuple[int, int, JobId]]] = {}
-        """Queued jobs by tenant as (-priority, submitted_at_ms, job_id), in order; none for a tenant without any."""
-        self.entitled: dict[JobId, None] = {}
-        """Queued jobs that were overtaken often enough, in the order in which they became so."""
-        self.jobs_by_submission: dict[tuple[TenantId, str], JobId] = {}
-        self.jobs_of: dict[TenantId, dict[JobId, None]] = {}
-        self.leases_of: dict[AttemptId, dict[LeaseId, None]] = {}
-        self.leases_on: dict[MemberId, dict[LeaseId, None]] = {}
-        """Leases that run, by member."""
-        self.unsettled_leases: dict[LeaseId, None] = {}
-        self.unsettled_on: dict[WorkerId, dict[LeaseId, None]] = {}
-        self.statements_of: dict[LeaseId, list[str]] = {}
-        self.receipts_of: dict[LeaseId, list[str]] = {}
-        self.unsigned: dict[str, None] = {}
-        self.unposted: dict[str, None] = {}
 
     # ------------------------------------------------------------ time
 
@@ -199,6 +113,13 @@ class State:
         known = self.policies.market.get(model)
         return 0 if known is None else known.microcredits_per_gpu_hour
 
+    def price_of(self, worker: Worker, model: str) -> int:
+        """Microcredits per device and hour of a worker: its owner's ask, else the market's price."""
+        for ask in worker.terms.asks:
+            if ask.model == model:
+                return ask.microcredits_per_gpu_hour
+        return self.market_price(model)
+
     # ------------------------------------------------------------ writing
 
     def put(self, entity: Entity) -> None:
@@ -206,6 +127,17 @@ class State:
         key = key_of(entity)
         self._touched[TABLE_OF[type(entity)], key] = None
         match entity:
+            # Those that change most come first: each case before costs a look.
+            case Member():
+                self._put_member(entity)
+            case Job():
+                self._put_job(entity)
+            case Cluster():
+                self._put_cluster(entity)
+            case Attempt():
+                self._put_attempt(entity)
+            case Tenant():
+                self.tenants[entity.tenant_id] = entity
             case Control():
                 self.control = entity
             case RequestRecord():
@@ -214,22 +146,12 @@ class State:
                 self.suppliers[key] = entity
                 if not entity.vouched:
                     self.suppliers_unvouched[entity.supplier_id] = None
-            case Tenant():
-                self.tenants[entity.tenant_id] = entity
             case Token():
                 self.tokens[key] = entity
                 self.token_by_hash[entity.secret_sha256] = entity
                 self.token_subjects[entity.subject_id] = None
             case Worker():
                 self._put_worker(entity)
-            case Cluster():
-                self._put_cluster(entity)
-            case Member():
-                self._put_member(entity)
-            case Job():
-                self._put_job(entity)
-            case Attempt():
-                self._put_attempt(entity)
             case Lease():
                 self._put_lease(entity)
             case Statement():
@@ -238,10 +160,15 @@ class State:
                 self.statements[key] = entity
             case Receipt():
                 self._put_receipt(entity)
+            case Reservation():
+                self.reservations[entity.reservation_id] = entity
+                self.bookings.put(entity, self.queues)
+                self.capacity_version += 1
 
     def remove_job(self, job_id: JobId) -> None:
         """Forget an ended job; its attempts, leases and receipts stay as the record of what was paid."""
         job = self.jobs.pop(job_id)
+        self.tallies.put_job(job, None, was_queued=False, queued=False)
         del self.jobs_by_submission[job.tenant_id, job.submission_id]
         del self.jobs_of[job.tenant_id][job_id]
         self._touched["jobs", job_id] = None
@@ -249,6 +176,7 @@ class State:
     def remove_worker(self, worker_id: WorkerId) -> None:
         """Forget a worker that never held anything."""
         worker = self.workers.pop(worker_id)
+        self.tallies.put_worker(worker, None, frozenset())
         del self.worker_by_key[worker.statement_key]
         self.overlay_hosts.pop(worker.overlay_host, None)
         del self.workers_of[worker.supplier_id][worker_id]
@@ -257,9 +185,12 @@ class State:
         self.watched.remove_worker(worker_id)
         self.heartbeats.forget(worker_id)
         self.latency.forget(worker_id)
+        self.groups.remove(worker_id)
+        self.bandwidth.forget(worker_id)
         for index in (self.on_probation, self.outdated, self.alerting):
             index.pop(worker_id, None)
         self.head_hosts.pop(worker_id, None)
+        self.caches.forget(worker_id)
         self.offers.remove(worker_id)
         del self.free_devices[worker_id]
         self.capacity_version += 1
@@ -271,6 +202,11 @@ class State:
         self.suppliers_unvouched.pop(supplier_id, None)
         self.workers_of.pop(supplier_id, None)
         self._touched["suppliers", supplier_id] = None
+
+    def remove_reservation(self, reservation_id: ReservationId) -> None:
+        """Forget one that has ended."""
+        self.bookings.forget(self.reservations.pop(reservation_id))
+        self._touched["reservations", reservation_id] = None
 
     def remove_request(self, key: str) -> None:
         """Forget an idempotency record."""
@@ -317,9 +253,13 @@ class State:
         mark(self.alerting, worker.worker_id, on=any(not alert.settled for alert in worker.alerts))
         self.watched.put_worker(worker)
         self.offers.put(worker)
-        self._reindex(worker.worker_id)
+        self.groups.put(worker, self.offers.number_of(worker.worker_id))
+        if worker.liveness is Liveness.LEFT:
+            self.caches.forget(worker.worker_id)
+        self.tallies.put_worker(old, worker, self._reindex(worker.worker_id))
 
     def _put_member(self, member: Member) -> None:
+        old = self.members.get(member.member_id)
         self.members[member.member_id] = member
         on_worker = self.members_on.setdefault(member.worker_id, {})
         of_cluster = self.members_of.setdefault(member.cluster_id, {})
@@ -337,15 +277,21 @@ class State:
         mark(self.noticed, member.member_id, on=noticed)
         self.watched.put_member(member)
         self._reindex(member.worker_id)
+        self.tallies.put_member(old, member, self.workers[member.worker_id])
 
-    def _reindex(self, worker_id: WorkerId) -> None:
-        """Recompute what one worker has free. A held device is free only when its member is RELEASED."""
+    def _reindex(self, worker_id: WorkerId) -> AbstractSet[DeviceId]:
+        """Recompute what one worker has free; what members have of it. A held device is free only when its member is
+        RELEASED.
+        """
         self.capacity_version += 1
         worker = self.workers[worker_id]
         members = [self.members[member_id] for member_id in self.members_on.get(worker_id, ())]
-        held = {device_id for member in members for device_id in member.device_ids}
-        heads = sum(member.role is MemberRole.HEAD for member in members)
-        held.update(hold.device_id for hold in worker.device_holds)
+        given: set[DeviceId] = set()
+        heads = 0
+        for member in members:
+            given.update(member.device_ids)
+            heads += member.role is MemberRole.HEAD
+        held = given.union(hold.device_id for hold in worker.device_holds) if worker.device_holds else given
         free = {device.device_id: None for device in worker.inventory.devices if device.device_id not in held}
         self.free_devices[worker_id] = free
         self.offers.hold(worker_id, free, worker.inventory.slots - (len(members) - heads))
@@ -354,16 +300,19 @@ class State:
             self.head_hosts[worker_id] = free_heads
         else:
             self.head_hosts.pop(worker_id, None)
+        return given
 
     def _put_cluster(self, cluster: Cluster) -> None:
         old = self.clusters.get(cluster.cluster_id)
         if old is not None and old.spare_for and self.spares.get(old.spare_for) == old.cluster_id:
             del self.spares[old.spare_for]
+        self.tallies.put_cluster(old, cluster)
         closing = cluster.phase in (ClusterPhase.CLOSING, ClusterPhase.CLOSED)
         if cluster.spare_for is not None and not closing:
             self.spares[cluster.spare_for] = cluster.cluster_id
         self.clusters[cluster.cluster_id] = cluster
         self.watched.put_cluster(cluster, self.jobs.get(cluster.spare_for) if cluster.spare_for else None)
+        self.bookings.put_cluster(cluster, closed=cluster.phase is ClusterPhase.CLOSED)
         self.capacity_version += 1
         mark(self.idle_clusters, cluster.cluster_id, on=cluster.idle_since_ms is not None and not closing)
         if cluster.phase is not ClusterPhase.JOINING:
@@ -378,14 +327,16 @@ class State:
     def _put_job(self, job: Job) -> None:
         old = self.jobs.get(job.job_id)
         was_queued, queued = old is not None and is_queued(old), is_queued(job)
+        self.tallies.put_job(old, job, was_queued=was_queued, queued=queued)
+        queues, name = self.bookings.queues_of(job, self.queues)
         if queued and not was_queued:
-            bisect.insort(self.queues.setdefault(job.tenant_id, []), job.queue_place)
+            bisect.insort(queues.setdefault(name, []), job.queue_place)
             self.queue_version += 1
         elif was_queued and not queued:
-            queue = self.queues[job.tenant_id]
+            queue = queues[name]
             del queue[bisect.bisect_left(queue, job.queue_place)]
             if not queue:
-                del self.queues[job.tenant_id]
+                del queues[name]
             self.waiting.pop(job.job_id, None)
         self.jobs[job.job_id] = job
         mark(self.entitled, job.job_id, on=queued and job.overtaken >= self.policies.jobs.overtaken_max)
@@ -393,9 +344,11 @@ class State:
         if old is None:
             self.jobs_by_submission[job.tenant_id, job.submission_id] = job.job_id
             self.jobs_of.setdefault(job.tenant_id, {})[job.job_id] = None
+            self.demand.arrived(job.request.requirements, job.submitted_at_ms)
 
     def _put_attempt(self, attempt: Attempt) -> None:
         self.attempts[attempt.attempt_id] = attempt
+        self.watched.put_attempt(attempt, self.jobs.get(attempt.job_id), self.policies.jobs.stop_grace_ms)
         open_logs = self.logs_open_in.setdefault(attempt.cluster_id, {})
         if attempt.log_complete:
             open_logs.pop(attempt.attempt_id, None)
@@ -405,8 +358,11 @@ class State:
             self.attempt_in[attempt.cluster_id] = attempt.attempt_id
         elif self.attempt_in.get(attempt.cluster_id) == attempt.attempt_id:
             del self.attempt_in[attempt.cluster_id]
+        if self.attempt_in.get(attempt.cluster_id, attempt.attempt_id) == attempt.attempt_id:
+            self.watched.put_interruptible(attempt, self.jobs.get(attempt.job_id))
 
     def _put_lease(self, lease: Lease) -> None:
+        self.tallies.put_lease(self.leases.get(lease.lease_id), lease)
         self.leases[lease.lease_id] = lease
         self.watched.put_lease(lease.member_id)
         self.leases_of.setdefault(lease.attempt_id, {})[lease.lease_id] = None
@@ -416,7 +372,8 @@ class State:
         else:
             running.pop(lease.lease_id, None)
         unsettled_here = self.unsettled_on.setdefault(lease.worker_id, {})
-        for unsettled in (self.unsettled_leases, unsettled_here):
+        unsettled_theirs = self.unsettled_of.setdefault(lease.tenant_id, {})
+        for unsettled in (self.unsettled_leases, unsettled_here, unsettled_theirs):
             if lease.settled:
                 unsettled.pop(lease.lease_id, None)
             else:
@@ -424,6 +381,7 @@ class State:
 
     def _put_receipt(self, receipt: Receipt) -> None:
         key = receipt.receipt_id
+        self.tallies.put_receipt(self.receipts.get(key), receipt)
         if key not in self.receipts:
             bisect.insort(
                 self.receipts_of.setdefault(receipt.lease_id, []),
@@ -434,9 +392,9 @@ class State:
         self.unsigned.pop(key, None)
         self.unposted.pop(key, None)
         if not receipt.envelope:
-            self.unsigned[key] = None
+            self.unsigned[key] = receipt.issued_at_ms
         elif not receipt.transfer_id:
-            self.unposted[key] = None
+            self.unposted[key] = receipt.issued_at_ms
 
     def _receipt_order(self, name: str, newcomer: Receipt) -> int:
         return newcomer.sequence if name == newcomer.receipt_id else self.receipts[name].sequence
@@ -461,22 +419,28 @@ class State:
 
     def free_slot(self, worker_id: WorkerId, taken: set[int]) -> int:
         """The lowest slot of a worker that no member holds and that is not in ``taken``."""
-        held = {self.members[member_id].slot for member_id in self.members_on.get(worker_id, ())} | taken
-        return next(slot for slot in range(len(held) + 1) if slot not in held)
+        held = {self.members[member_id].slot for member_id in self.members_on.get(worker_id, ())}
+        slot = 0
+        while slot in held or slot in taken:
+            slot += 1
+        return slot
 
     def shown(self, job: Job) -> Job:
-        """A job as people see it: a queued one with the reason why it waits, or how many come before it."""
-        reason = self.waiting.get(job.job_id)
-        if reason is None:
-            before = self.jobs_before(job)
-            if before == 0:
-                return job
-            reason = f"{job.message.removesuffix('.')}, behind {before} of your jobs"
-        return replace(job, message=reason)
+        """A job as people see it: a queued one with the reason why it waits and how many come before it."""
+        before = self.jobs_before(job)
+        reason = self.waiting.get(job.job_id) or self.bookings.waiting_words(job, queued=is_queued(job))
+        if reason is None and before == 0:
+            return job
+        said = job.message.removesuffix(".")
+        if reason is not None:
+            # Who had to give way is told so for as long as it waits for its next try.
+            said = f"{said}; {reason}" if job.gave_way else reason
+        return replace(job, message=f"{said}, behind {before} of your jobs" if before else said)
 
     def jobs_before(self, job: Job) -> int:
-        """How many jobs of its tenant a queued job waits behind; 0 for one that is not queued."""
-        queue = self.queues.get(job.tenant_id, []) if is_queued(job) else []
+        """How many of its queue's jobs a queued job waits behind; 0 for one that is not queued."""
+        queues, name = self.bookings.queues_of(job, self.queues)
+        queue = queues.get(name, []) if is_queued(job) else []
         return bisect.bisect_left(queue, job.queue_place)
 
     def is_idle(self, cluster_id: ClusterId) -> bool:

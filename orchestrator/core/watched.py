@@ -6,15 +6,17 @@ keys only save work and are never stored: 0 means "look at once".
 
 from __future__ import annotations
 
+import bisect
 from typing import TYPE_CHECKING, TypeVar
 
 from orchestrator.core.clusters import WANTED, Cluster, ClusterPhase, Member
-from orchestrator.core.fleet import Liveness, Worker
-from orchestrator.core.holds import HoldKind
+from orchestrator.core.jobs import AttemptPhase
+from orchestrator.core.supply.fleet import Liveness, Worker
+from orchestrator.core.supply.holds import HoldKind
 
 if TYPE_CHECKING:
-    from orchestrator.core.ids import ClusterId, JobId, MemberId, WorkerId
-    from orchestrator.core.jobs import Job
+    from orchestrator.core.ids import AttemptId, ClusterId, JobId, MemberId, TenantId, WorkerId
+    from orchestrator.core.jobs import Attempt, Job, Nomination
 
 K = TypeVar("K")
 
@@ -30,11 +32,18 @@ class Watched:
         """Workers whose holds time may place or lift, and when to look at them next."""
         self.members_due_ms: dict[MemberId, int] = {}
         """Members that run under a schedule or a longest lease, and when to look at them next."""
+        self.attempts_due: list[tuple[int, AttemptId]] = []
+        """Tries that run under a time limit, by when it is over, the first first."""
+        self._due_ms: dict[AttemptId, int] = {}
         self.replacing: dict[WorkerId, None] = {}
         """Suspect workers for which a replacement is formed already."""
         self.shut_out: dict[WorkerId, None] = {}
         self.spares_closed: dict[JobId, tuple[int, ClusterId]] = {}
         """When the last spare of a job was closed again, and which: another one follows only after a pause."""
+        self.interruptible: dict[TenantId, dict[ClusterId, None]] = {}
+        """Clusters whose job may be made to give way, by tenant, in the order in which they were given it."""
+        self.nominated: dict[JobId, Nomination] = {}
+        """What is kept for queued jobs for which others give way, or was: a nomination has an end."""
 
     def put_worker(self, worker: Worker) -> None:
         """A worker was added or changed."""
@@ -67,6 +76,19 @@ class Watched:
         else:
             self.members_due_ms.pop(member.member_id, None)
 
+    def put_attempt(self, attempt: Attempt, job: Job | None, stop_grace_ms: int) -> None:
+        """An attempt was added or changed. One that is told to stop has the grace for that."""
+        attempt_id = attempt.attempt_id
+        before_ms = self._due_ms.pop(attempt_id, None)
+        if before_ms is not None:
+            del self.attempts_due[bisect.bisect_left(self.attempts_due, (before_ms, attempt_id))]
+        limit_ms = 0 if job is None else job.request.time_limit_ms
+        if limit_ms and attempt.phase is AttemptPhase.RUNNING and attempt.started_at_ms is not None:
+            told_ms = attempt.timed_out_ms
+            due_ms = attempt.started_at_ms + limit_ms if told_ms is None else told_ms + stop_grace_ms
+            self._due_ms[attempt_id] = due_ms
+            bisect.insort(self.attempts_due, (due_ms, attempt_id))
+
     def put_lease(self, member_id: MemberId) -> None:
         """A lease of the member began or ended: its longest one counts anew."""
         if member_id in self.members_due_ms:
@@ -85,6 +107,20 @@ class Watched:
         """A job was added or changed: one that has ended wants no spare any more."""
         if job.status.terminal:
             self.spares_closed.pop(job.job_id, None)
+        if job.nomination is not None and job.attempt_id is None and not job.status.terminal:
+            self.nominated[job.job_id] = job.nomination
+        else:
+            self.nominated.pop(job.job_id, None)
+
+    def put_interruptible(self, attempt: Attempt, job: Job | None) -> None:
+        """The attempt that counts in its cluster was added or changed; ``job`` is None where it is forgotten already."""
+        if attempt.phase is not AttemptPhase.ENDED and job is not None and job.request.interruptible:
+            self.interruptible.setdefault(attempt.tenant_id, {})[attempt.cluster_id] = None
+        elif attempt.tenant_id in self.interruptible:
+            clusters = self.interruptible[attempt.tenant_id]
+            clusters.pop(attempt.cluster_id, None)
+            if not clusters:
+                del self.interruptible[attempt.tenant_id]
 
 
 def mark(index: dict[K, None], key: K, *, on: bool) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from orchestrator.adapters.http_listener import Bounds, HttpListener, bind
 from orchestrator.gateway.auth import authenticate
 from orchestrator.gateway.config import CONFIG, JOBS, GatewayConfig
 from orchestrator.gateway.errors import answer_errors, route_template
@@ -16,6 +18,7 @@ from orchestrator.gateway.guard import refuse_strangers
 from orchestrator.gateway.jobs import delete_job, get_job, get_version, list_jobs, stop_job, submit_job
 from orchestrator.gateway.logs import TAILS, Tails, get_log, tail_log
 from orchestrator.gateway.packages import get_package, put_package
+from orchestrator.gateway.shares import UNDER_WAY, share
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -49,18 +52,22 @@ class Gateway:
     host: str
     port: int
     runner: web.AppRunner
+    listener: HttpListener
 
     async def close(self) -> None:
-        """Cut the tails, answer what is under way, stop listening."""
+        """Stop listening, cut the tails, answer what is under way."""
+        await self.listener.close()
         await self.runner.cleanup()
 
 
-def build_app(jobs: JobsPort, config: GatewayConfig) -> web.Application:
+def build_app(jobs: JobsPort, config: GatewayConfig, listener: HttpListener) -> web.Application:
     """The application; each middleware sees only what those before it let through."""
-    app = web.Application(middlewares=[observe, answer_errors, refuse_strangers, authenticate])
+    middlewares = [listener.follow, observe, answer_errors, refuse_strangers, authenticate, share]
+    app = web.Application(middlewares=middlewares)
     app[JOBS] = jobs
     app[CONFIG] = config
     app[TAILS] = Tails(config.tails_per_tenant_max)
+    app[UNDER_WAY] = Counter()
     app.add_routes(ROUTES)
     app.on_response_prepare.append(_harden)
     app.on_shutdown.append(_cut_tails)
@@ -76,8 +83,9 @@ async def start_gateway(
     """
     if host not in WILDCARDS:
         config = replace(config, allowed_hosts=config.allowed_hosts | {host.lower()})
+    listener = HttpListener(Bounds(config.connections_max, config.connection_idle_s), tls)
     runner = web.AppRunner(
-        build_app(jobs, config),
+        build_app(jobs, config, listener),
         handle_signals=False,
         access_log=None,
         # A packed body is stored as it came; unpacking one here would let a small body become a huge one.
@@ -86,12 +94,15 @@ async def start_gateway(
         shutdown_timeout=config.shutdown_timeout_s,
     )
     await runner.setup()
+    assert runner.server is not None  # noqa: S101 -- it was set up
+    listener.serve(runner.server)
     try:
-        await web.TCPSite(runner, host, port, ssl_context=tls).start()
+        listener.listen(await bind(host, port))
     except BaseException:
+        await listener.close()
         await runner.cleanup()
         raise
-    return Gateway(host=host, port=int(runner.addresses[0][1]), runner=runner)
+    return Gateway(host=host, port=listener.port, runner=runner, listener=listener)
 
 
 @web.middleware

@@ -40,6 +40,12 @@ class GatewayConfig:
     """A sender silent for so long is gone, though its connection may look open."""
     tails_per_tenant_max: int = 256
     """Each tail holds a socket; no tenant may use up those of the others."""
+    requests_per_tenant_max: int = 512
+    """Under way, tails among them: senders of packages and readers of logs may take their time."""
+    connections_max: int = 4_096
+    """Sixteen tenants that follow all the logs they may; some 100 MB where all of them are open."""
+    connection_idle_s: float = 75.0
+    """Above the 60 s for which proxies keep a connection: one that is closed while a request is on its way fails it."""
     shutdown_timeout_s: float = 5.0
     """Time for requests under way to be answered once the gateway closes."""
     observer: Observer | None = None

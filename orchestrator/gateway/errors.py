@@ -57,6 +57,8 @@ def http_status(code: RefusalCode) -> int:
             return 429
         case RefusalCode.UNAVAILABLE:
             return 503
+        case RefusalCode.INTERNAL:
+            return 500
         case _:
             assert_never(code)
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from orchestrator.core.catalogue import nearest
 from orchestrator.core.errors import invalid
+from orchestrator.core.supply.catalogue import nearest
 from orchestrator.gateway.body import quoted
 
 INSTALLERS: Mapping[str, tuple[str, str]] = {

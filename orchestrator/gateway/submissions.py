@@ -6,8 +6,8 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from orchestrator.core.catalogue import nearest
 from orchestrator.core.errors import RefusedError, invalid
+from orchestrator.core.supply.catalogue import nearest
 from orchestrator.gateway.body import quoted
 from orchestrator.gateway.installs import parse_install
 from orchestrator.gateway.packages import PROTOCOL, package_uri

@@ -7,13 +7,11 @@ books, and anyone can add them up again from the receipts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NewType
 
 from orchestrator.receipts.ids import ID_HEX_CHARACTERS, sha256_hex
 from orchestrator.receipts.receipt import Receipt
-from orchestrator.receipts.record import AMOUNT_MAX
 
 AccountId = NewType("AccountId", str)
 Asset = NewType("Asset", str)
@@ -22,10 +20,6 @@ TransferId = NewType("TransferId", str)
 
 class CorrectionRefused(ValueError):
     """The receipt corrects another; booking it beside that one would pay twice."""
-
-
-class BooksUnbalanced(ValueError):
-    """Debits and credits of an asset differ: the books were changed by something other than a transfer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,33 +81,3 @@ def book(receipt: Receipt) -> Transfer:
         asset=gpu_ms_asset(receipt.hardware_class),
         amount=receipt.billed_ms,
     )
-
-
-def add_up(transfers: Iterable[Transfer]) -> tuple[Balance, ...]:
-    """Balances by account and asset, in that order, from the transfers alone."""
-    sums: dict[tuple[AccountId, Asset], tuple[int, int]] = {}
-    for transfer in transfers:
-        debited = (transfer.debit_account_id, transfer.asset)
-        debits, given = sums.get(debited, (0, 0))
-        sums[debited] = (debits + transfer.amount, given)
-        credited = (transfer.credit_account_id, transfer.asset)
-        taken, credits_ = sums.get(credited, (0, 0))
-        sums[credited] = (taken, credits_ + transfer.amount)
-    return tuple(
-        Balance(account_id=account_id, asset=asset, debits=debits, credits=credits_)
-        for (account_id, asset), (debits, credits_) in sorted(sums.items())
-    )
-
-
-def require_balanced(balances: Iterable[Balance]) -> None:
-    """Check that debits equal credits in each asset, none negative nor beyond 64 bits. Raises
-    BooksUnbalanced.
-    """
-    totals: dict[Asset, int] = {}
-    for balance in balances:
-        if not (0 <= balance.debits <= AMOUNT_MAX and 0 <= balance.credits <= AMOUNT_MAX):
-            raise BooksUnbalanced(f"{balance.account_id}: {balance.asset} out of bounds")
-        totals[balance.asset] = totals.get(balance.asset, 0) + balance.debits - balance.credits
-    for asset, difference in sorted(totals.items()):
-        if difference:
-            raise BooksUnbalanced(f"{asset}: debits exceed credits by {difference}")

@@ -72,6 +72,10 @@ class Ledger:
         size = checked_page_size(page_size)
         return await self._on_thread(lambda: self._store.transfers(after, size))
 
+    async def totals(self) -> tuple[int, int]:
+        """(receipts booked, debits less credits over all accounts). Raises LedgerUnavailable."""
+        return await self._on_thread(self._store.totals)
+
     def close(self) -> None:
         """Finish what was begun and end the threads."""
         self._threads.shutdown(wait=True)

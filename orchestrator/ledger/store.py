@@ -15,13 +15,14 @@ from orchestrator.adapters.database import (
     DatabaseUnavailableError,
     InvalidUrlError,
     SchemaTooNewError,
+    SchemaUnusableError,
     migrate,
     open_engine,
     unavailable,
 )
 from orchestrator.ledger.core import AccountId, Asset, Balance, Transfer, TransferId, account_owner
 from orchestrator.ledger.port import ConflictingReceipt, LedgerUnavailable, RefusedArgument, SchemaTooNew
-from orchestrator.ledger.tables import accounts, books, entries, transfers
+from orchestrator.ledger.tables import accounts, books, entries, metadata, transfers
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 # Its own name, so that the books may share a database with other tables.
@@ -78,6 +79,18 @@ class LedgerStore:
             )
         )
 
+    def totals(self) -> tuple[int, int]:
+        """(transfers booked, debits less credits over all entries): the second is 0, or the books are damaged.
+
+        A walk over all entries. Raises LedgerUnavailable.
+        """
+        with _as_ledger_errors(), unavailable(self._engine), self._engine.connect() as connection:
+            booked = connection.scalar(select(func.count()).select_from(transfers))
+            debits, credits_ = connection.execute(
+                select(func.sum(entries.c.debit), func.sum(entries.c.credit))
+            ).one()
+        return int(booked or 0), int(debits or 0) - int(credits_ or 0)
+
     def transfers(self, after: str, page_size: int) -> tuple[Transfer, ...]:
         """Those booked after the named one, oldest first. Raises RefusedArgument or LedgerUnavailable."""
         with _as_ledger_errors(), unavailable(self._engine), self._engine.connect() as connection:
@@ -131,7 +144,7 @@ def open_store(url: str) -> LedgerStore:
     with _as_ledger_errors():
         engine = open_engine(url)
         try:
-            migrate(engine, MIGRATIONS, VERSION_TABLE)
+            migrate(engine, MIGRATIONS, VERSION_TABLE, metadata)
         except BaseException:
             engine.dispose()
             raise
@@ -179,5 +192,5 @@ def _as_ledger_errors() -> Iterator[None]:
         raise RefusedArgument("ledger_url", str(error)) from None
     except SchemaTooNewError as error:
         raise SchemaTooNew(str(error)) from None
-    except DatabaseUnavailableError as error:
+    except (DatabaseUnavailableError, SchemaUnusableError) as error:
         raise LedgerUnavailable(f"ledger database {error}") from error

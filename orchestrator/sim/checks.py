@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -10,18 +10,28 @@ from orchestrator.adapters import codec
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import MemberPhase
 from orchestrator.core.jobs import AttemptPhase, JobStatus, Outcome
+from orchestrator.core.preemption import HOUR_MS
+from orchestrator.core.supply.fleet import DeviceKind, Liveness
+from orchestrator.core.tallies import GpuState, lease_state
 from orchestrator.receipts import dsse
 from orchestrator.receipts.receipt import PAYLOAD_TYPE, Receipt, parse_receipt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from orchestrator.core.state import Policies, State
+    from orchestrator.core.ids import JobId
+    from orchestrator.core.policies import Policies
+    from orchestrator.core.state import State
+    from orchestrator.core.tallies import Gpus
     from orchestrator.sim.memory import MemoryLedger, MemoryStore
     from orchestrator.sim.ray import Machine, SimRay
 
 UNNOTICED_MS = 2_500
 """A node's end is seen at the agent's next look, once a second, and reported over a slow link."""
+
+
+AWAY_MS = 40_000
+"""The control plane may be dead when a time limit is over, and die again when it is back."""
 
 
 class ViolationError(AssertionError):
@@ -35,7 +45,10 @@ def require(holds: bool, what: str) -> None:  # noqa: FBT001 - reads as a senten
 
 
 def check_state(state: State) -> None:
-    """After each commit: no device in two members, gangs whole, one running attempt a cluster, no time from nowhere."""
+    """After each commit: no device in two members, gangs whole, one running attempt a cluster, no time from nowhere, and
+    no reservation's jobs on more than was promised.
+    """
+    check_reservations(state)
     for worker_id, member_ids in state.members_on.items():
         held: dict[str, str] = {}
         slots: dict[int, str] = {}
@@ -59,6 +72,99 @@ def check_state(state: State) -> None:
             require(devices == wanted, f"{attempt_id} runs on {devices} of {wanted} devices")
             up = all(member.phase in (MemberPhase.UP, MemberPhase.STOPPING) for member in members)
             require(up, f"{attempt_id} runs while a member is not up")
+    check_nominations(state)
+    check_tallies(state)
+
+
+def check_tallies(state: State) -> None:
+    """What is counted as entities are put is what somebody finds who counts them all."""
+    tallies = state.tallies
+    workers = state.workers.values()
+    found: dict[str, tuple[object, object]] = {
+        "workers": (
+            +tallies.workers,
+            Counter((one.liveness, one.inventory.hardware_class) for one in workers),
+        ),
+        "holds": (+tallies.holds, Counter(hold.kind for one in workers for hold in one.holds)),
+        "clusters": (+tallies.clusters, Counter(one.phase for one in state.clusters.values())),
+        "jobs": (+tallies.jobs, Counter(one.status for one in state.jobs.values())),
+        "leases": (+tallies.leases, Counter(lease_state(one) for one in state.leases.values())),
+        "posted": (tallies.receipts_posted, sum(bool(one.transfer_id) for one in state.receipts.values())),
+        "gpus": (+tallies.gpus, Counter(_gpus(state))),
+    }
+    queued = [state.jobs[job_id] for queue in _queues(state) for _, _, job_id in queue]
+    wanted = sum(job.request.requirements.gpus for job in queued)
+    found["queued"] = (tallies.queued, tallies.queued_gpus), (len(queued), wanted)
+    for name, (counted, true) in found.items():
+        require(counted == true, f"tallies of {name} are {counted}, there are {true}")
+
+
+def _queues(state: State) -> Iterator[list[tuple[int, int, JobId]]]:
+    yield from state.queues.values()
+    yield from state.bookings.queues.values()
+
+
+def _gpus(state: State) -> Iterator[Gpus]:
+    given = {
+        (member.worker_id, device_id)
+        for member in state.members.values()
+        if member.phase is not MemberPhase.RELEASED
+        for device_id in member.device_ids
+    }
+    for worker in state.workers.values():
+        held = {hold.device_id for hold in worker.device_holds}
+        for device in worker.inventory.devices:
+            if worker.liveness is Liveness.LEFT or device.kind is not DeviceKind.GPU:
+                continue
+            if worker.liveness is not Liveness.LIVE:
+                what = GpuState.UNREACHABLE
+            elif (worker.worker_id, device.device_id) in given:
+                what = GpuState.LEASED
+            else:
+                what = GpuState.FREE if worker.placeable and device.device_id not in held else GpuState.HELD
+            yield worker.inventory.hardware_class, device.model, what
+
+
+def check_nominations(state: State) -> None:
+    """What others give way from goes to the nominated job: free, or still theirs, until it has it.
+
+    Only interruptible jobs give way, and none more often than it has to.
+    """
+    for job_id, nomination in state.watched.nominated.items():
+        if nomination.until_ms <= state.latest_ms:
+            continue
+        nominated = {(worker_id, one) for worker_id, device_ids in nomination.devices for one in device_ids}
+        for worker_id, _ in nomination.devices:
+            for member_id in state.members_on.get(worker_id, ()):
+                member = state.members[member_id]
+                if nominated.isdisjoint((worker_id, one) for one in member.device_ids):
+                    continue
+                since_ms = state.clusters[member.cluster_id].created_at_ms
+                fair = since_ms <= nomination.made_at_ms
+                require(
+                    fair,
+                    f"{member_id} of {since_ms} took what was kept for {job_id} since {nomination.made_at_ms}",
+                )
+    for job in state.jobs.values():
+        if job.gave_way:
+            require(job.request.interruptible, f"{job.job_id} is not interruptible and gave way")
+            last_ms, most = job.gave_way[-1].at_ms, state.policies.preemption.per_hour_max
+            times = sum(last_ms - one.at_ms < HOUR_MS for one in job.gave_way)
+            require(times <= most, f"{job.job_id} gave way {times} times in an hour")
+
+
+def check_reservations(state: State) -> None:
+    """Spare clusters apart, which take over what others of the same job have."""
+    for reservation_id, cluster_ids in state.bookings.clusters.items():
+        one = state.reservations[reservation_id]
+        clusters = [
+            state.clusters[cluster_id] for cluster_id in cluster_ids if cluster_id in state.attempt_in
+        ]
+        held = sum(
+            len(member.device_ids) for cluster in clusters for member in state.cluster_members(cluster)
+        )
+        promised = one.requirements.device_count
+        require(held <= promised, f"jobs of {reservation_id} hold {held} devices of {promised} promised")
 
 
 def check_machines(machines: Iterable[Machine], devices: Mapping[str, tuple[str, ...]]) -> None:
@@ -138,6 +244,24 @@ def check_gangs(ray: SimRay, state: State) -> None:
             wanted = state.jobs[attempt.job_id].request.requirements.gpus
             node_lost = attempt.outcome is Outcome.GROUND
             require(gpus >= wanted or node_lost, f"{attempt_id} began on {gpus} of {wanted} GPUs")
+
+
+def check_limits(state: State) -> None:
+    """No try outlives its time limit by more than the grace, or is stopped before; none follows one that came to it."""
+    grace_ms = state.policies.jobs.stop_grace_ms
+    for attempt in state.attempts.values():
+        job = state.jobs[attempt.job_id]
+        limit_ms = job.request.time_limit_ms
+        if attempt.started_at_ms is None or attempt.ended_at_ms is None or not limit_ms:
+            require(not attempt.timed_out, f"{attempt.attempt_id} came to a limit that nobody set")
+            continue
+        ran_ms = attempt.ended_at_ms - attempt.started_at_ms
+        late_ms = ran_ms - limit_ms - grace_ms
+        require(late_ms <= AWAY_MS, f"{attempt.attempt_id} outlived its time limit by {late_ms} ms")
+        if attempt.timed_out:
+            require(ran_ms >= limit_ms, f"{attempt.attempt_id} was stopped after {ran_ms} of {limit_ms} ms")
+            counts = job.attempt_id == attempt.attempt_id
+            require(counts, f"{attempt.attempt_id} came to its limit and {job.attempt_id} followed")
 
 
 def check_store(store: MemoryStore, policies: Policies, state: State) -> None:

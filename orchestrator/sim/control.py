@@ -15,7 +15,7 @@ from orchestrator.control.loop import Loop
 from orchestrator.control.planner import Planner, tick_forever
 from orchestrator.control.sessions import Sessions
 from orchestrator.core import messages as m
-from orchestrator.core.placement import Budget
+from orchestrator.core.scheduling.placement import Budget
 from orchestrator.sim.memory import MemoryWebhooks
 from orchestrator.sim.network import Parts
 
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from orchestrator.control.loop import Committed
-    from orchestrator.core.state import Policies, State
+    from orchestrator.control.loop import Clock, Committed
+    from orchestrator.control.measuring.measuring import Measuring
+    from orchestrator.core.policies import Policies
+    from orchestrator.core.state import State
     from orchestrator.sim.memory import MemoryLedger, MemoryLogFiles, MemoryStore
     from orchestrator.sim.virtual import Processes, SimClock
 
@@ -51,6 +53,8 @@ class Outside:
     policies: Policies
     inspect: Callable[[State], None]
     """Called with every committed state."""
+    measure: Callable[[Clock], Measuring] | None = None
+    """Makes what measures one life; without it nothing is measured."""
     failures: list[Exception] = field(default_factory=list)
     """What no process may die of: found by the checks, or a bug."""
 
@@ -64,6 +68,7 @@ class ControlProcess:
     loop: Loop = field(init=False)
     state: State = field(init=False)
     parts: Parts = field(init=False)
+    measuring: Measuring | None = None
     died: asyncio.Event = field(default_factory=asyncio.Event)
     death_at: str = ""
     """Name of the step at which this life ends; empty: it goes on."""
@@ -74,11 +79,13 @@ class ControlProcess:
         state = self.state = outside.store.load(outside.policies)
         outside.store.interrupt = self._reach
         effects: list[Effects] = []
+        measuring = None if outside.measure is None else outside.measure(outside.clock)
         self.loop = Loop(
             state,
-            outside.store,
+            outside.store if measuring is None else measuring.watched(outside.store),
             outside.clock,
             lambda due: effects[0].perform(due),  # noqa: PLW0108 - made after the loop it works for
+            measuring,
             checkpoint=lambda step: self._step(step, state),
         )
         logs = Logs(self.loop, outside.files)
@@ -91,9 +98,14 @@ class ControlProcess:
         self.parts = Parts(sessions, logs, lambda task: outside.processes.spawn(self.name, task))
         alerts = Alerts(self.loop, MemoryWebhooks())
         effects.append(Effects(sessions, self.loop, outside.ledger, alerts, outside.key))
-        planner = Planner(self.loop, lambda prefix: f"{prefix}_{random.getrandbits(64):016x}", Budget())
+        planner = Planner(
+            self.loop, lambda prefix: f"{prefix}_{random.getrandbits(64):016x}", Budget(), measuring
+        )
         self._spawn(self.loop.run())
         await self.submit(m.StartControl(NETWORK_ID))
+        if measuring is not None:
+            await measuring.begin(self.loop)
+            self.measuring = measuring
         for task in (planner.run(), tick_forever(self.loop), effects[0].run()):
             self._spawn(task)
 

@@ -9,7 +9,8 @@ from orchestrator.adapters import codec
 from orchestrator.agent.journal import Record
 from orchestrator.core.apply import apply
 from orchestrator.core.entities import TABLES
-from orchestrator.core.state import Policies, State
+from orchestrator.core.policies import Policies
+from orchestrator.core.state import State
 from orchestrator.ledger.core import book
 from orchestrator.receipts import dsse, ids
 from orchestrator.receipts.receipt import PAYLOAD_TYPE, parse_receipt

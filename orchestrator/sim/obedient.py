@@ -11,11 +11,19 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
-from orchestrator.core.catalogue import CPU_MODEL, GIB
 from orchestrator.core.clusters import ClusterPhase, ClusterPolicy, NodeAddress, NodeSeen, PathSeen
 from orchestrator.core.decide import handle
-from orchestrator.core.desired import desired_members
-from orchestrator.core.fleet import (
+from orchestrator.core.ids import ClusterId, DeviceId, JobId, Now, SupplierId, TenantId, WorkerId
+from orchestrator.core.jobs import AttemptPhase, JobPolicy, JobRequest, Outcome
+from orchestrator.core.policies import Policies
+from orchestrator.core.queries.desired import desired_members
+from orchestrator.core.queries.queue import Queue
+from orchestrator.core.scheduling.offers import OPEN, Column
+from orchestrator.core.scheduling.placement import Budget, JobNeed
+from orchestrator.core.scheduling.plan import plan
+from orchestrator.core.state import State
+from orchestrator.core.supply.catalogue import CPU_MODEL, GIB
+from orchestrator.core.supply.fleet import (
     NEBULA,
     Device,
     DeviceKind,
@@ -27,22 +35,16 @@ from orchestrator.core.fleet import (
     Supplier,
     Worker,
 )
-from orchestrator.core.holds import HoldKind
-from orchestrator.core.ids import ClusterId, DeviceId, JobId, Now, SupplierId, TenantId, WorkerId
-from orchestrator.core.jobs import AttemptPhase, JobPolicy, JobRequest, Outcome
-from orchestrator.core.offers import OPEN, Column
-from orchestrator.core.placement import Budget
-from orchestrator.core.queueing import Queue
-from orchestrator.core.scheduling import plan
-from orchestrator.core.state import Policies, State
-from orchestrator.core.terms import Ask, Terms
+from orchestrator.core.supply.holds import HoldKind
+from orchestrator.core.supply.terms import Ask, Terms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from orchestrator.core.clusters import Member
     from orchestrator.core.ids import AttemptId, MemberId
     from orchestrator.core.jobs import Requirements
+    from orchestrator.core.scheduling.placement import Need, Served
     from orchestrator.sim.traces import Machines
 
 START_MS = 1_790_000_000_000
@@ -80,6 +82,21 @@ class Ways:
     """In two."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unlimited:
+    """A queue of which nobody knows when its jobs will end, so that nothing is lent to them."""
+
+    queue: Queue
+
+    def __iter__(self) -> Iterator[Need]:
+        for need in self.queue:
+            yield replace(need, time_limit_ms=0) if isinstance(need, JobNeed) else need
+
+    def settled(self, need: Need, outcome: Served) -> None:
+        """As the queue would be told."""
+        self.queue.settled(need, outcome)
+
+
 @dataclass(slots=True)
 class Obedient:
     """State, the virtual clock, and what follows from each command until nothing follows."""
@@ -88,6 +105,8 @@ class Obedient:
     formation_ms: int
     warm_ms: int
     ways: Ways = field(default_factory=Ways)
+    backfill: bool = True
+    """Whether what is kept for a job may be lent."""
     now_ms: int = 0
     """Since the beginning."""
     state: State = field(init=False)
@@ -264,9 +283,20 @@ class Obedient:
             self.do(m.SetTenant(name, weight=weight))
         return tenant_id
 
-    def submit(self, job_id: JobId, tenant_id: TenantId, wanted: Requirements, priority: int) -> None:
+    def submit(
+        self, job_id: JobId, tenant_id: TenantId, wanted: Requirements, priority: int, time_limit_ms: int
+    ) -> None:
         """A job arrives."""
-        request = JobRequest("simulated", "{}", (), (), wanted, priority, max_attempts=TRIES_MAX)
+        request = JobRequest(
+            "simulated",
+            "{}",
+            (),
+            (),
+            wanted,
+            priority,
+            max_attempts=TRIES_MAX,
+            time_limit_ms=time_limit_ms,
+        )
         self.do(m.SubmitJob(job_id, tenant_id, str(job_id), request, ""))
 
     def form(self, cluster_id: ClusterId, generation: int) -> bool:
@@ -293,13 +323,13 @@ class Obedient:
         """The driver runs."""
         self._say_of_attempt(attempt_id, Outcome.NONE)
 
-    def finish(self, job_id: JobId) -> None:
-        """The driver ends well; what the job left is forgotten, and its cluster may be used again."""
+    def finish(self, job_id: JobId, outcome: Outcome = Outcome.SUCCEEDED) -> None:
+        """The driver ends; what the job left is forgotten, and its cluster may be used again."""
         attempt_id = self.state.jobs[job_id].attempt_id
         if attempt_id is None:
             raise AssertionError(f"job {job_id} has no attempt to finish")
         cluster_id = self.state.attempts[attempt_id].cluster_id
-        self._say_of_attempt(attempt_id, Outcome.SUCCEEDED)
+        self._say_of_attempt(attempt_id, outcome)
         self.do(m.DeleteJob(job_id))
         self.forget_attempt(attempt_id)
         self._report_cluster(cluster_id)
@@ -336,18 +366,21 @@ class Obedient:
         measured = 0
         while True:
             vacant = any(state.clusters[one].vacancies for one in state.open_clusters)
-            waiting = bool(state.queues) or bool(state.noticed) or vacant
+            queued = bool(state.queues) or bool(state.bookings.queues)
+            waiting = queued or bool(state.noticed) or vacant
             seen = (state.capacity_version, state.queue_version)
             if not waiting or (seen == self._fruitless and not again):
-                return bool(state.queues)
+                return queued
             again = False
-            made = plan(state, Queue(state, self.at_ms), self.at_ms, Budget())
+            queue = Queue(state, self.at_ms)
+            made = plan(state, queue if self.backfill else Unlimited(queue), self.at_ms, Budget())
+            state.promises = made.promises
             for one, other in made.pairs:
                 self._measure(one, other)
             measured = measured + 1 if made.empty else 0
             if made.empty and (not made.pairs or measured > MEASURED_MAX):
                 self._fruitless = seen
-                return bool(state.queues)
+                return queued
             if not made.empty:
                 ids = tuple(ClusterId(f"cl_{next(self._count):09d}") for _ in made.placements)
                 self.do(m.ApplyPlan(made, ids))
@@ -356,6 +389,7 @@ class Obedient:
         rtt_us = self._rtt_us(one, other)
         self.state.latency.observe(one, other, rtt_us, self.at_ms)
         self.state.latency.observe(other, one, rtt_us, self.at_ms)
+        self.state.groups.measured(one, (other,), self.at_ms)
 
     def _rtt_us(self, one: WorkerId, other: WorkerId) -> int:
         near = self.region_of.get(one) == self.region_of.get(other)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, assert_never
 
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase, ClusterPolicy
-from orchestrator.core.fairness import WEIGHT_DEFAULT
 from orchestrator.core.ids import ClusterId, JobId, TenantId, WorkerId, member_id_of
 from orchestrator.core.jobs import Outcome, Requirements
+from orchestrator.core.tenancy.fairness import WEIGHT_DEFAULT
 from orchestrator.sim.obedient import Obedient, Ways
 from orchestrator.sim.replay_tally import Samples, Tally, TenantTally
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from orchestrator.core.ids import AttemptId
     from orchestrator.sim.traces import Machines, TracedJob
 
-POLICIES = ("fair", "fifo")
-"""The product's, and one queue for everybody by priority and age."""
+POLICIES = ("fair", "fifo", "no-backfill")
+"""The product's; one queue for everybody by priority and age; and the product's without lending what it keeps."""
 
 TENANTS_MAX = 10_000
 UNFINISHED_MAX = 1_000_000
@@ -86,6 +86,8 @@ class Running:
     """Its first start was counted."""
     held: bool = False
     started_ms: int | None = None
+    ends_ms: int = 0
+    """When this try is done."""
     warned_ms: int | None = None
     """When it heard that a machine of it goes."""
     tries: int = 0
@@ -119,7 +121,8 @@ class Replay:
             )
         self.options = options
         self._chance = Random(options.seed)
-        self.house = Obedient(fleet, options.formation_ms, options.warm_ms, options.ways)
+        backfill = options.policy != "no-backfill"
+        self.house = Obedient(fleet, options.formation_ms, options.warm_ms, options.ways, backfill=backfill)
         self.tally = Tally(Samples(Random(options.seed)), Samples(Random(options.seed)))
         self.unfinished: dict[JobId, Running] = {}
         self._fleet = fleet
@@ -167,6 +170,9 @@ class Replay:
         self.house.plan(again=again)
         self._follow()
         self._take_stock()
+        if self.tally.goodput.due(self.now_ms):
+            self.tally.fairness.add(self.now_ms, self.tally.jain())
+            self.tally.goodput.add(self.now_ms, self.goodput())
         return True
 
     def useful_gpu_ms(self) -> int:
@@ -175,6 +181,11 @@ class Replay:
         return self.tally.useful_gpu_ms + sum(
             self._progress_ms(one, self.now_ms) * one.gpus for one in running
         )
+
+    def goodput(self) -> float | None:
+        """Work that counted over GPU time held, until now; None where nothing was held."""
+        held_ms = self.tally.held_gpu_ms
+        return self.useful_gpu_ms() / held_ms if held_ms else None
 
     # ------------------------------------------------------------ time
 
@@ -260,7 +271,7 @@ class Replay:
         tally.rounded += job.rounded
         tally.waiting += 1
         known.waiting += one.possible
-        self.house.submit(job_id, self._queues[job.tenant], wanted, job.priority)
+        self.house.submit(job_id, self._queues[job.tenant], wanted, job.priority, job.time_limit_ms)
 
     def _meet(self, job: TracedJob) -> TenantTally:
         tenants = self.tally.tenants
@@ -298,7 +309,22 @@ class Replay:
             self.tally.waits.add(self.now_ms - one.submit_ms)
         self.house.start(attempt_id)
         length_ms = one.left_ms + self._checkpoints(one.left_ms) * self.options.checkpoint_cost_ms
-        self._schedule(self.now_ms + length_ms, Kind.FINISH, job_id, one.tries)
+        one.ends_ms = self.now_ms + length_ms
+        self._schedule(one.ends_ms, Kind.FINISH, job_id, one.tries)
+        limit_ms = state.jobs[job_id].request.time_limit_ms
+        if limit_ms and limit_ms < length_ms:
+            self._schedule(self.now_ms + limit_ms, Kind.TICK)
+
+    def _cut_short(self, attempt_id: AttemptId) -> None:
+        """It came to its time limit: what its last try did does not count, unless it is done at this very instant."""
+        job_id = self.house.state.attempts[attempt_id].job_id
+        one = self.unfinished[job_id]
+        if self.now_ms >= one.ends_ms:
+            self._finish(job_id, one.tries)
+            return
+        self._let_go(self.unfinished.pop(job_id))
+        self.tally.cut_short += 1
+        self.house.finish(job_id, Outcome.STOPPED)
 
     def _set_machines(self, count: int) -> None:
         """So many are there from now; which of them go is chance, and who went first comes back first."""
@@ -357,6 +383,8 @@ class Replay:
                 self._schedule(max(self.now_ms, event.not_before_ms - self._began_ms()), Kind.WAKE)
             case m.ClusterIdled():
                 self._schedule(self.now_ms + self.options.warm_ms, Kind.TICK)
+            case m.AttemptTimedOut(attempt_id, _):
+                self._cut_short(attempt_id)
             case m.AttemptEnded(attempt_id, outcome) if outcome is Outcome.GROUND:
                 self._ended.append(attempt_id)
             case m.ClusterClosed(cluster_id):

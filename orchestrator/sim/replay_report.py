@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from orchestrator.sim.plots import Axis, Curve, plot
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from orchestrator.sim.replay import Replay
+    from orchestrator.sim.replay_tally import Readings, Samples
 
 MS_PER_HOUR = 3_600_000
 CURVE_POINTS = 500
-
-WIDTH, HEIGHT, MARGIN = 720, 260, 48
-SVG = "http://www.w3.org/2000/svg"
-GRID = 4
-"""Lines across a plot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +29,8 @@ class Report:
     simulated_s: float
     jobs_arrived: int
     jobs_done: int
+    jobs_cut_short: int
+    """They came to their time limit before they were done."""
     jobs_running: int
     """They hold GPUs at the end."""
     jobs_waiting: int
@@ -86,6 +85,7 @@ def report(replay: Replay, *, interrupted: bool = False) -> Report:
         simulated_s=tally.now_ms / 1000,
         jobs_arrived=tally.arrived,
         jobs_done=tally.done,
+        jobs_cut_short=tally.cut_short,
         jobs_running=sum(one.held for one in unfinished),
         jobs_waiting=sum(one.possible and not one.held for one in unfinished),
         jobs_never_fitted=sum(not one.possible and not one.held for one in unfinished),
@@ -95,7 +95,7 @@ def report(replay: Replay, *, interrupted: bool = False) -> Report:
         gpu_hours_held=tally.held_gpu_ms / MS_PER_HOUR,
         gpu_hours_useful=useful_ms / MS_PER_HOUR,
         utilisation=_ratio(tally.held_gpu_ms, tally.available_gpu_ms),
-        goodput=_ratio(useful_ms, tally.held_gpu_ms),
+        goodput=replay.goodput(),
         wait_s_p50=_seconds(waits.quantile(0.5)),
         wait_s_p90=_seconds(waits.quantile(0.9)),
         wait_s_p99=_seconds(waits.quantile(0.99)),
@@ -113,12 +113,13 @@ def report(replay: Replay, *, interrupted: bool = False) -> Report:
 def table(found: Report) -> dict[str, str]:
     """A line for each thing, in words."""
     jobs = f"{found.jobs_arrived:,} arrived, {found.jobs_done:,} done, {found.jobs_running:,} running,"
+    cut_short = f"; {found.jobs_cut_short:,} came to their time limit"
     rounded = f"; {found.jobs_rounded_up:,} asked for part of a GPU and got a whole one"
     hours = f"{found.gpu_hours_held:,.1f} of {found.gpu_hours_available:,.1f} GPU-hours"
     return {
         "jobs": (
             f"{jobs} {found.jobs_waiting:,} waiting, {found.jobs_never_fitted:,} never fitted"
-            f"{rounded if found.jobs_rounded_up else ''}"
+            f"{cut_short if found.jobs_cut_short else ''}{rounded if found.jobs_rounded_up else ''}"
         ),
         "simulated": f"{_time(found.simulated_s)}{', ended by hand' if found.interrupted else ''}",
         "utilisation": f"{_percent(found.utilisation)} ({hours})",
@@ -169,58 +170,87 @@ def _time(seconds: float | None) -> str:
 # ---------------------------------------------------------------- plots
 
 
+HOURS: Final = Axis("virtual time in hours", low=0)
+WHOLE: Final = Axis("part of all", low=0, high=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Plotted:
+    """What a plot shows, and where its points come from."""
+
+    title: str
+    across: Axis
+    up: Axis
+    points: Callable[[Replay], Sequence[tuple[float, float]]]
+
+
+PLOTS: Final = {
+    "utilisation": Plotted(
+        "GPUs held, of those there", HOURS, WHOLE, lambda replay: _in_hours(replay.tally.utilisation.points())
+    ),
+    "queue": Plotted(
+        "Jobs waiting",
+        HOURS,
+        Axis("jobs", low=0),
+        lambda replay: _in_hours(replay.tally.queue.points()),
+    ),
+    "wait": Plotted(
+        "Jobs that had started after so long",
+        Axis("seconds of waiting", low=0),
+        WHOLE,
+        lambda replay: _in_seconds(replay.tally.waits),
+    ),
+    "completion": Plotted(
+        "Jobs that were done after so long",
+        Axis("seconds from arrival to the end", low=0),
+        WHOLE,
+        lambda replay: _in_seconds(replay.tally.completions),
+    ),
+    "fairness": Plotted(
+        "Fairness between tenants until then (Jain's index)",
+        HOURS,
+        WHOLE,
+        lambda replay: _until_now(replay, replay.tally.fairness, replay.tally.jain()),
+    ),
+    "fragmentation": Plotted(
+        "GPUs free while jobs waited, of those there",
+        HOURS,
+        WHOLE,
+        lambda replay: _in_hours(replay.tally.fragmentation.points()),
+    ),
+    "goodput": Plotted(
+        "Work that counted until then, of GPU time held",
+        HOURS,
+        WHOLE,
+        lambda replay: _until_now(replay, replay.tally.goodput, replay.goodput()),
+    ),
+}
+"""By the name of its file. What is shown *until then* ends in what the table says."""
+
+
 def write_plots(replay: Replay, folder: Path) -> tuple[Path, ...]:
-    """``utilisation.svg``, ``queue.svg`` and ``wait.svg`` in a folder, which is made where it is missing."""
+    """One SVG file for each of PLOTS in a folder, which is made where it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    tally = replay.tally
-    hours = "hours"
-    plots = {
-        "utilisation": plot("GPUs held, of those there", hours, _in_hours(tally.utilisation.points()), top=1),
-        "queue": plot("Jobs waiting", hours, _in_hours(tally.queue.points())),
-        "wait": plot(
-            "Part of jobs that had started after",
-            "seconds of waiting",
-            [(ms / 1000, part) for ms, part in tally.waits.curve(CURVE_POINTS)],
-            top=1,
-        ),
-    }
+    source = f"orch simulate, policy {replay.options.policy}, seed {replay.options.seed}"
     paths = []
-    for name, text in plots.items():
+    for name, plotted in PLOTS.items():
+        title, points = plotted.title, plotted.points(replay)
         path = folder / f"{name}.svg"
-        path.write_text(text, encoding="utf-8")
+        path.write_text(
+            plot(title, plotted.across, plotted.up, [Curve(title, points)], source=source), encoding="utf-8"
+        )
         paths.append(path)
     return tuple(paths)
 
 
+def _in_seconds(samples: Samples) -> list[tuple[float, float]]:
+    return [(ms / 1000, part) for ms, part in samples.curve(CURVE_POINTS)]
+
+
+def _until_now(replay: Replay, readings: Readings, last: float | None) -> list[tuple[float, float]]:
+    now = [] if last is None else [(replay.now_ms, last)]
+    return _in_hours([*readings.points, *now])
+
+
 def _in_hours(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(ms / MS_PER_HOUR, value) for ms, value in points]
-
-
-def plot(title: str, unit: str, points: Sequence[tuple[float, float]], top: float = 0) -> str:
-    """One line over its axes; ``top`` 0: as high as the line."""
-    across = max((x for x, _ in points), default=0) or 1
-    height = top or max((y for _, y in points), default=0) or 1
-    inner_width, inner_height = WIDTH - 2 * MARGIN, HEIGHT - 2 * MARGIN
-    place = [
-        f"{MARGIN + inner_width * x / across:.1f},{HEIGHT - MARGIN - inner_height * y / height:.1f}"
-        for x, y in points
-    ]
-    lines = [
-        f'<svg xmlns="{SVG}" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<text x="{MARGIN}" y="24" font-size="14">{escape(title)}</text>',
-    ]
-    for step in range(GRID + 1):
-        x, y = MARGIN + inner_width * step / GRID, HEIGHT - MARGIN - inner_height * step / GRID
-        lines += [
-            f'<line x1="{MARGIN}" y1="{y:.1f}" x2="{WIDTH - MARGIN}" y2="{y:.1f}" stroke="#ddd"/>',
-            f'<text x="{MARGIN - 6}" y="{y + 4:.1f}" text-anchor="end">{height * step / GRID:.4g}</text>',
-            f'<text x="{x:.1f}" y="{HEIGHT - MARGIN + 18}" text-anchor="middle">{across * step / GRID:.4g}</text>',
-        ]
-    middle = WIDTH // 2
-    lines += [
-        f'<text x="{middle}" y="{HEIGHT - 10}" text-anchor="middle">{escape(unit)}</text>',
-        f'<polyline fill="none" stroke="#1f6feb" stroke-width="1.5" points="{" ".join(place)}"/>',
-        "</svg>",
-    ]
-    return "\n".join(lines) + "\n"

@@ -94,6 +94,30 @@ class Series:
         self.stretch_ms *= 2
 
 
+class Readings:
+    """What something was now and then, at equal distances of virtual time at least; of too many, each second goes."""
+
+    def __init__(self, distance_ms: int = 1_000) -> None:
+        self._distance_ms = distance_ms
+        self._due_ms = 0
+        self.points: list[tuple[int, float]] = []
+        """(when in ms, what it was), in order."""
+
+    def due(self, now_ms: int) -> bool:
+        """Whether a reading is wanted: taking one may cost something."""
+        return now_ms >= self._due_ms
+
+    def add(self, now_ms: int, value: float | None) -> None:
+        """One more, later than the others; None where there was nothing to read."""
+        self._due_ms = now_ms + self._distance_ms
+        if value is None:
+            return
+        self.points.append((now_ms, value))
+        if len(self.points) > POINTS_MAX:
+            self.points = self.points[::2]
+            self._distance_ms *= 2
+
+
 @dataclass(slots=True)
 class TenantTally:
     """One tenant's jobs now, and its GPU time while it had to share."""
@@ -117,7 +141,14 @@ class Tally:
     tenants: dict[str, TenantTally] = field(default_factory=dict)
     utilisation: Series = field(default_factory=Series)
     queue: Series = field(default_factory=Series)
+    fragmentation: Series = field(default_factory=Series)
+    fairness: Readings = field(default_factory=Readings)
+    """Jain's index until then."""
+    goodput: Readings = field(default_factory=Readings)
+    """Work that counted over GPU time held, until then."""
     now_ms: int = 0
+    cut_short: int = 0
+    """Jobs that came to their time limit."""
     available_gpus: int = 0
     held_gpus: int = 0
     free_gpus: int = 0
@@ -158,6 +189,8 @@ class Tally:
         used = self.held_gpus / self.available_gpus if self.available_gpus else 0.0
         self.utilisation.add(self.now_ms, to_ms, used)
         self.queue.add(self.now_ms, to_ms, self.waiting)
+        short = self.free_gpus / self.available_gpus if contenders and self.available_gpus else 0.0
+        self.fragmentation.add(self.now_ms, to_ms, short)
         self.now_ms = to_ms
 
     def jain(self) -> float | None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPolicy
-from orchestrator.core.fleet import FleetPolicy, Liveness
 from orchestrator.core.ids import JobId, TenantId
 from orchestrator.core.jobs import JobPolicy, JobRequest, Requirements
 from orchestrator.core.metering import MeteringPolicy
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.supply.fleet import FleetPolicy, Liveness
 from orchestrator.receipts import ids
 from orchestrator.sim import checks
 from orchestrator.sim.virtual import run_virtual, virtual_ms

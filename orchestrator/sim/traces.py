@@ -14,8 +14,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.core.catalogue import MODELS, find_model, nearest
-from orchestrator.core.fleet import HardwareClass
+from orchestrator.core.supply.catalogue import MODELS, find_model, nearest
+from orchestrator.core.supply.fleet import HardwareClass
 
 N = TypeVar("N", int, float)
 
@@ -55,6 +55,7 @@ JOB_OPTIONAL = (
     "max_rtt_ms",
     "max_price",
     "weight",
+    "time_limit_s",
 )
 
 
@@ -92,6 +93,8 @@ class TracedJob:
     max_price: int = 0
     weight: int = 0
     """The tenant's; what its first row says counts."""
+    time_limit_ms: int = 0
+    """It is stopped after so long, and the scheduler knows it."""
     rounded: bool = False
     """It asked for a part of a GPU and is given a whole one."""
 
@@ -217,7 +220,7 @@ def read_trace(path: Path, rows_max: int = ROWS_MAX) -> Iterator[TracedJob]:
             continue
         if job.submit_ms < last_ms:
             raise TraceError(
-                f"{at}: submitted at {job.submit_ms / 1000:g} s, before the row above it at {last_ms / 1000:g} s;"
+                f"{at}: submitted at {job.submit_ms / 1000:.12g} s, before the row above it at {last_ms / 1000:.12g} s;"
                 " sort the rows by time"
             )
         last_ms, empty = job.submit_ms, False
@@ -250,6 +253,7 @@ def _job(row: Mapping[str, str], at: str) -> TracedJob:
         max_rtt_ms=_optional(row, "max_rtt_ms", at, 10_000),
         max_price=_scaled(row, "max_price", at, 1_000_000, 10**6) if row.get("max_price") else 0,
         weight=_number(row, "weight", at, 1_000_000, least=1) if row.get("weight") else 0,
+        time_limit_ms=_scaled(row, "time_limit_s", at, 1000, SECONDS_MAX) if row.get("time_limit_s") else 0,
     )
 
 
@@ -307,7 +311,13 @@ def _rows(
         header = [name.strip() for name in next(records, [])]
         lacking = [name for name in columns if name not in header]
         if lacking:
-            raise TraceError(f"{path}:1: column {lacking[0]!r} is missing; the first line names {columns}")
+            named = ", ".join(columns)
+            raise TraceError(
+                f"{path}:1: column {lacking[0]!r} is missing; the first line has to name {named}"
+            )
+        twice = [name for name in header if header.count(name) > 1]
+        if twice:
+            raise TraceError(f"{path}:1: column {twice[0][:40]!r} is there twice; leave one of them out")
         for name in header if optional is not None else ():
             known = [*columns, *(optional or ())]
             if name not in known:
@@ -331,7 +341,10 @@ def _header(path: Path) -> list[str]:
 
 
 def _opened(path: Path) -> BufferedReader:
+    """Raises TraceError, too, for what is no plain file: each is read twice, and a pipe would hang the second time."""
     try:
+        if path.exists() and not path.is_file():
+            raise TraceError(f"{path}: is no plain file; write what is in it to one first")
         return path.open("rb")
     except OSError as error:
         raise TraceError(f"{path}: cannot be read: {error.strerror}; check the path") from error
@@ -344,7 +357,7 @@ def _records(path: Path, file: BufferedReader) -> Iterator[list[str]]:
         while line := file.readline(LINE_BYTES_MAX):
             if len(line) == LINE_BYTES_MAX:
                 raise TraceError(f"{path}:{number}: longer than {LINE_BYTES_MAX:,} bytes; is it CSV?")
-            yield from csv.reader([line.decode().rstrip("\r\n")], strict=True)
+            yield from csv.reader([line.decode("utf-8-sig").rstrip("\r\n")], strict=True)
             number += 1
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TraceError(f"{path}:{number}: cannot be read: {error}") from error

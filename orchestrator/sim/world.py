@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -15,15 +15,16 @@ from orchestrator.agent.agent import Agent, AgentSettings
 from orchestrator.api.v1 import common_pb2
 from orchestrator.control.inventory_wire import inventory_from
 from orchestrator.core import messages as m
-from orchestrator.core.catalogue import GIB
 from orchestrator.core.clusters import ClusterPolicy
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import FleetPolicy, TokenRole
 from orchestrator.core.ids import JobId, SupplierId, TenantId, TokenId, WorkerId
-from orchestrator.core.jobs import JobRequest, Requirements
+from orchestrator.core.jobs import JobPolicy, JobRequest
 from orchestrator.core.metering import MeteringPolicy
-from orchestrator.core.state import Policies
-from orchestrator.core.versions import NEWEST
+from orchestrator.core.policies import Policies
+from orchestrator.core.preemption import PreemptionPolicy
+from orchestrator.core.supply.catalogue import GIB
+from orchestrator.core.supply.fleet import FleetPolicy, TokenRole
+from orchestrator.core.supply.versions import NEWEST
 from orchestrator.receipts import ids
 from orchestrator.sim import checks
 from orchestrator.sim.control import ControlProcess, Outside
@@ -31,6 +32,7 @@ from orchestrator.sim.memory import MemoryJournal, MemoryLedger, MemoryLogFiles,
 from orchestrator.sim.network import Link, Parts, SimControlPlane
 from orchestrator.sim.ray import Machine, SimHead, SimNodes, SimRay
 from orchestrator.sim.virtual import Processes, SimClock, run_virtual, virtual_ms
+from orchestrator.sim.workload import TENANTS, a_request
 
 if TYPE_CHECKING:
     from orchestrator.core.state import State
@@ -38,7 +40,11 @@ if TYPE_CHECKING:
 POLICIES = Policies(
     fleet=FleetPolicy(suspect_after_ms=12_000, lease_ttl_ms=30_000, lost_after_ms=40_000),
     clusters=ClusterPolicy(idle_teardown_ms=30_000, head_deadline_ms=40_000, join_deadline_ms=40_000),
+    jobs=JobPolicy(stop_grace_ms=10_000),
     metering=MeteringPolicy(statement_interval_ms=20_000),
+    preemption=PreemptionPolicy(
+        notice_ms=8_000, wait_ms=5_000, wait_for_share_ms=20_000, run_ms_min=5_000, protected_ms=20_000
+    ),
 )
 """Shorter than the defaults, so that one run crosses every deadline."""
 
@@ -47,9 +53,6 @@ AGENT_VERSION = ".".join(str(part) for part in NEWEST)
 FAULTS_S = 150.0
 RECOVERY_S = 1_500.0
 """Virtual time within which every acknowledged job must have ended once faults have ceased."""
-
-PICKY_RATIO = 0.3
-"""One-GPU jobs that want a particular model."""
 
 STOPPED_RATIO = 0.15
 """Jobs that their tenant stops."""
@@ -92,8 +95,11 @@ class Result:
     attempts: int = 0
     control_deaths: int = 0
     faults: dict[str, int] = field(default_factory=dict)
+    gave_way: int = 0
     receipts: int = 0
     billed_ms: int = 0
+    cut_short: int = 0
+    """Tries that came to their time limit."""
     virtual_s: float = 0.0
     digest: str = ""
     """Of the whole event log: two runs of one seed must have the same."""
@@ -275,20 +281,14 @@ class World:
         """Submit jobs through the time of faults, and stop some."""
         for number in range(self.random.randint(6, 14)):
             await asyncio.sleep(self.random.random() * FAULTS_S / 10)
-            gpus = self.random.choice((0, 1, 1, 1, 2, 3, 4))
-            wanted = Requirements(gpus=gpus)
-            if gpus == 1 and self.random.random() < PICKY_RATIO:
-                wanted = replace(wanted, gpu_model="H100")
-            request = JobRequest(
-                "python train.py", "{}", (), (), wanted, priority=self.random.choice((0, 0, 5))
-            )
-            self.processes.spawn("world", self._tenant(f"sub-{number}", request))
+            tenant_id, request = a_request(self.random, number)
+            self.processes.spawn("world", self._tenant(tenant_id, f"sub-{number}", request))
 
-    async def _tenant(self, submission_id: str, request: JobRequest) -> None:
+    async def _tenant(self, tenant_id: TenantId, submission_id: str, request: JobRequest) -> None:
         stops = self.random.random() < STOPPED_RATIO
         patience_s = self.random.random() * 60
         fresh = JobId(f"job_{self.random.getrandbits(64):016x}")
-        command = m.SubmitJob(fresh, TenantId("tn_1"), submission_id, request, submission_id)
+        command = m.SubmitJob(fresh, tenant_id, submission_id, request, submission_id)
         job_id = str(await self.submit(command))
         self.acknowledged[submission_id] = job_id
         if stops:
@@ -444,7 +444,8 @@ class World:
 async def _run(seed: int) -> Result:
     world = World(seed)
     await world.start_control()
-    await world.submit(m.CreateTenant(TenantId("tn_1"), "acme", "r"))
+    for tenant_id in TENANTS:
+        await world.submit(m.CreateTenant(tenant_id, f"acme of {tenant_id}", tenant_id))
     for kind in FLEET:
         await world.add_worker(*kind)
     watching = world.processes.spawn("world", world.watch())
@@ -463,10 +464,13 @@ async def _run(seed: int) -> Result:
     checks.check_store(world.outside.store, POLICIES, state)
     checks.check_jobs(state, world.acknowledged, world.ray)
     checks.check_gangs(world.ray, state)
+    checks.check_limits(state)
     checks.check_money(state, world.outside.ledger, receipts, world.held_ms)
     result = world.result
     result.jobs, result.attempts, result.receipts = len(state.jobs), len(state.attempts), len(receipts)
+    result.gave_way = sum(len(job.gave_way) for job in state.jobs.values())
     result.billed_ms = sum(one.billed_ms for one in receipts)
+    result.cut_short = sum(attempt.timed_out for attempt in state.attempts.values())
     result.virtual_s = virtual_ms() / 1000
     log = b"".join(b"%d %s" % (at_ms, body) for _, at_ms, _, body in world.outside.store.log)
     result.digest = hashlib.sha256(log).hexdigest()[:16]

@@ -14,8 +14,8 @@ from typing import NoReturn
 from orchestrator.adapters.store import SqlStore, Transaction
 from orchestrator.core import messages as m
 from orchestrator.core.ids import TenantId
-from orchestrator.core.state import Policies
-from orchestrator.core.tenants import Tenant
+from orchestrator.core.policies import Policies
+from orchestrator.core.tenancy.tenants import Tenant
 
 SIZES = 7
 

@@ -10,9 +10,10 @@ import pytest
 from orchestrator.adapters import codec
 from orchestrator.core import messages as m
 from orchestrator.core.entities import TABLES
-from orchestrator.core.fleet import Supplier
 from orchestrator.core.ids import LeaseId, SupplierId, TokenId
 from orchestrator.core.jobs import Requirements
+from orchestrator.core.supply.fleet import Supplier
+from tests.core.booking import reserve
 from tests.core.worlds import World
 
 
@@ -27,6 +28,7 @@ def test_codec_every_entity_of_a_full_story_comes_back_equal() -> None:
     for lease in world.leases(job_id):
         world.state_time(lease, 60_000, final=True)
     world.do(m.CreateTenant(world.tenant("beta"), "gamma", "req-1"))
+    reserve(world, Requirements(gpus=1))
     rows = world.state.rows()
     assert {table for table in TABLES if not rows[table]} == set(), "a table this story never fills"
     for table, entities in rows.items():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.adapters.keys import KeyFileError, Keys
+from orchestrator.adapters.keys import AdminTokenFile, KeyFileError, Keys
 from orchestrator.adapters.log_setup import REDACTED, redact
 from orchestrator.receipts.dsse import public_bytes
 
@@ -33,6 +33,18 @@ def test_keys_missing_beside_its_network_is_refused_and_not_made_anew(tmp_path: 
     with pytest.raises(KeyFileError, match=f"{name} is missing"):
         Keys(tmp_path, founded=True)
     assert not (tmp_path / name).exists()
+
+
+def test_admin_token_of_the_operators_own_has_to_be_long_enough(tmp_path: Path) -> None:
+    secret, good = tmp_path / "token", "0123456789abcdef" * 2
+    secret.write_text(f"{good}\n")
+    assert AdminTokenFile(tmp_path, secret).text == good
+    for weak in ("hunter2", f"hunter2.{'x' * 43}", f"{good} hunter2", ""):
+        secret.write_text(weak)
+        with pytest.raises(KeyFileError, match="--admin-token-file: ") as refused:
+            AdminTokenFile(tmp_path, secret)
+        assert "hunter2" not in str(refused.value)
+    assert not (tmp_path / "admin-token").exists()
 
 
 def test_redact_secrets_by_name_and_by_text() -> None:

@@ -14,7 +14,7 @@ from orchestrator.adapters.price_file import (
     PriceFileError,
     read_price_file,
 )
-from orchestrator.core.pricing import PROVIDERS_MIN, CloudPrice, cloud_medians
+from orchestrator.core.market.pricing import PROVIDERS_MIN, CloudPrice, cloud_medians
 
 TODAY = date(2026, 11, 20)
 WHOLE = {

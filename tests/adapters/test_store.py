@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -20,9 +21,14 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 from sqlalchemy.exc import IntegrityError
 
-from orchestrator.adapters.database import DatabaseUnavailableError, SchemaTooNewError
+from orchestrator.adapters.database import (
+    DatabaseUnavailableError,
+    SchemaTooNewError,
+    SchemaUnusableError,
+)
 from orchestrator.adapters.store import VERSION_TABLE, SqlStore, metadata
-from orchestrator.core.state import Policies, State
+from orchestrator.core.policies import Policies
+from orchestrator.core.state import State
 from tests.adapters.crashing_writer import batch_size, tenant_batch
 from tests.properties.stories import Story
 
@@ -101,6 +107,74 @@ def test_store_newer_schema_is_refused_in_one_line_and_left_alone(store: SqlStor
     assert "\n" not in str(caught.value)
     assert "run the newer version" in str(caught.value)
     assert store.load(Policies()).version == 2
+
+
+SPOILT: dict[str, tuple[tuple[str, ...], str]] = {
+    # what is wrong: by which statements, and what is said of it
+    "another program's": (
+        (f"DROP TABLE {VERSION_TABLE}", "DROP TABLE reservations"),
+        "already exists; it is another program's database, or was copied or restored in part",
+    ),
+    "restored without a table": (("DROP TABLE jobs",), "table jobs is missing"),
+    "restored with another table": (
+        ("DROP TABLE jobs", "CREATE TABLE jobs (id TEXT PRIMARY KEY, body BLOB)"),
+        "column phase of table jobs is missing",
+    ),
+    "half upgraded": (
+        (f"UPDATE {VERSION_TABLE} SET version_num = 'c0001'",),
+        "table reservations already exists",
+    ),
+    "upgraded twice": ((f"INSERT INTO {VERSION_TABLE} VALUES ('c0001')",), "copied or restored in part"),
+    "without a version": (
+        (f"DROP TABLE {VERSION_TABLE}", f"CREATE TABLE {VERSION_TABLE} (x TEXT)"),
+        "no such column",
+    ),
+}
+
+
+def dumped(path: Path, *statements: str) -> list[str]:
+    """Everything in a database, after statements of somebody else."""
+    with closing(sqlite3.connect(path)) as database:
+        for statement in statements:
+            database.execute(statement)
+        database.commit()
+        return list(database.iterdump())
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_store_of_other_tables_is_refused_in_one_line_and_left_alone(
+    store: SqlStore, path: Path, what: str
+) -> None:
+    statements, expected = SPOILT[what]
+    store.write(tenant_batch(0, 2))
+    before = dumped(path, *statements)
+    with pytest.raises(SchemaUnusableError, match=expected) as caught:
+        SqlStore(f"sqlite:///{path}")
+    assert "\n" not in str(caught.value)
+    assert "state.db" in str(caught.value)
+    assert dumped(path) == before
+
+
+def test_store_row_of_a_newer_version_is_refused_in_one_line_that_names_it(
+    store: SqlStore, path: Path
+) -> None:
+    store.write(tenant_batch(0, 2))
+    body = '{"tenant_id":"ten_9","name":7}'
+    dumped(path, f"INSERT INTO tenants VALUES ('ten_9', '', CAST('{body}' AS BLOB))")
+    with pytest.raises(SchemaUnusableError, match="row ten_9 of tenants cannot be read") as caught:
+        store.load(Policies())
+    assert "\n" not in str(caught.value)
+    assert "run the newer version" in str(caught.value)
+
+
+def test_store_that_others_write_to_is_waited_for_and_not_taken_for_foreign(
+    store: SqlStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.adapters.database.BUSY_TIMEOUT_MS", 50)
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(DatabaseUnavailableError, match="locked"):
+            SqlStore(f"sqlite:///{path}")
 
 
 def test_store_directory_that_is_none_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from orchestrator.adapters.systemd import (
     unit_dir,
     unit_text,
 )
-from orchestrator.core.fleet import Isolation
+from orchestrator.core.supply.fleet import Isolation
 
 SHOWN = "LoadState=loaded\nActiveState=active\nSubState=running\nMainPID=4711\nUnitFileState=enabled\nResult=success\n"
 

@@ -54,11 +54,14 @@ class ScriptedServer(
         self.calls: list[tuple[str, str]] = []
         self.stored: dict[str, bytes] = {}
         self.samples: list[telemetry_pb2.ReportRequest] = []
+        self.scraped: list[list[telemetry_pb2.AnswerScrapeRequest]] = []
+        """The messages of each answer to a scrape."""
         self.joins: list[worker_pb2.JoinRequest] = []
         self.recoveries: list[worker_pb2.RecoverRequest] = []
         self.renewals: list[worker_pb2.RenewCertificate] = []
         self.leavings: list[int] = []
         self.wishes: list[worker_pb2.OwnerWish] = []
+        self.cached: list[worker_pb2.CachedReport] = []
         self.shown: list[bytes] = []
         """The certificate (PEM) of each session."""
         self.join_certificate: dict[str, Any] = {}
@@ -163,6 +166,8 @@ class ScriptedServer(
                     self.wishes.append(request.owner_wish)
                     heard = worker_pb2.WishAck(number=request.owner_wish.number)
                     yield worker_pb2.SessionResponse(wish_ack=heard)
+                case "cached":
+                    self.cached.append(request.cached)
                 case "renew_certificate":
                     self.renewals.append(request.renew_certificate)
                     certificate = self.network.certificate(request.renew_certificate.tls_csr)
@@ -215,3 +220,10 @@ class ScriptedServer(
         async for request in request_iterator:
             self.samples.append(request)
         return telemetry_pb2.ReportResponse(samples=len(self.samples))
+
+    async def AnswerScrape(  # noqa: N802 - the proto names it
+        self, request_iterator: AsyncIterator[telemetry_pb2.AnswerScrapeRequest], context: Context
+    ) -> telemetry_pb2.AnswerScrapeResponse:
+        await self._enter("AnswerScrape", context)
+        self.scraped.append([request async for request in request_iterator])
+        return telemetry_pb2.AnswerScrapeResponse()

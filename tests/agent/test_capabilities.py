@@ -13,7 +13,7 @@ from orchestrator.adapters.container import tiers as containers
 from orchestrator.agent.capabilities import found_capabilities, runtimes_fault
 from orchestrator.agent.identity import StartError
 from orchestrator.agent.inventory import Capabilities, Offer
-from orchestrator.core.fleet import REMARK_CHARACTERS_MAX
+from orchestrator.core.supply.fleet import REMARK_CHARACTERS_MAX
 
 MISSING = "programs for boxes are missing; run: apt-get install bubblewrap"
 NO_UV = "uv, which installs runtimes, was not found; install it: pip install uv"

@@ -31,7 +31,7 @@ from orchestrator.adapters.peers import (
 )
 from orchestrator.agent.capabilities import found_capabilities
 from orchestrator.agent.credentials import CERTIFICATE_FILE, TRUST_FILE
-from orchestrator.agent.daemon import EXIT_INTERRUPTED, EXIT_LEFT, EXIT_REFUSED, EXIT_USAGE
+from orchestrator.agent.daemon import EXIT_INTERRUPTED, EXIT_LEFT, EXIT_REFUSED, EXIT_USAGE, PACKAGES_DIR
 from orchestrator.agent.identity import AGENT_FILE, KEY_FILE, LOCK_FILE, TLS_KEY_FILE
 from orchestrator.agent.inventory import Offer
 from orchestrator.agent.journal import RECORD_FILE
@@ -56,7 +56,7 @@ import os, sys
 from pathlib import Path
 from orchestrator.adapters.box import tiers
 from orchestrator.agent.daemon import AgentConfig, run_agent
-from orchestrator.core.terms import Ask, Terms
+from orchestrator.core.supply.terms import Ask, Terms
 address, data_dir, simulate = sys.argv[1:]
 if os.environ["ISOLATION"] == "box":
     tiers.TOOL_PACKAGES["no-such-program"] = "no-such-package"
@@ -420,6 +420,18 @@ async def test_daemon_rotated_ca_is_trusted_at_once_and_a_certificate_of_it_aske
     assert json.loads((lab.data_dir / AGENT_FILE).read_bytes())["ca_pin"] == rotated.pin != old_pin
     await lab.connected(lab.start(), 3)
     assert lab.server.recoveries == []
+
+
+async def test_daemon_says_what_lies_ready_in_its_data_directory(lab: Lab) -> None:
+    package = hashlib.sha256(b"package").hexdigest()
+    (lab.data_dir / PACKAGES_DIR).mkdir(parents=True)
+    (lab.data_dir / PACKAGES_DIR / f"{package}.zip").write_bytes(b"package")
+    daemon = lab.start(token=lab.token)
+    await lab.connected(daemon)
+    await wait_until_async(lambda: bool(lab.server.cached), what="the report", deadline_s=DEADLINE_S)
+    assert lab.server.cached == [worker_pb2.CachedReport(packages=[package])]
+    await daemon.interrupt()
+    assert (await daemon.end())[0] == EXIT_LEFT
 
 
 async def test_daemon_standing_is_kept_and_told_once(lab: Lab) -> None:

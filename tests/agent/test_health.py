@@ -12,9 +12,9 @@ import pytest
 from orchestrator.agent.health import FAULTS_PER_REPORT, LOOKS_PER_REPORT, FaultDesk, Health, owner_ratio
 from orchestrator.agent.wishes import Wishes
 from orchestrator.api.v1 import common_pb2, telemetry_pb2, worker_pb2
-from orchestrator.core.health import HOT_SAMPLES_MIN, DeviceTelemetry, Fault, FaultKind, GpuProcess
 from orchestrator.core.idle import BUSY_SAMPLES_MIN, IDLE_MS_MIN
-from orchestrator.core.terms import Terms
+from orchestrator.core.supply.health import HOT_SAMPLES_MIN, DeviceTelemetry, Fault, FaultKind, GpuProcess
+from orchestrator.core.supply.terms import Terms
 from tests.agent.fakes import FakeChannel, FakeClock, gpu, settled
 
 UUID = "GPU-1"
@@ -62,6 +62,10 @@ def device() -> common_pb2.Device:
     return common_pb2.Device(device_id="dev-1", kind=common_pb2.DEVICE_KIND_GPU, evidence=evidence)
 
 
+def tunnels() -> telemetry_pb2.TunnelCounts:
+    return telemetry_pb2.TunnelCounts(direct=2, relayed=1)
+
+
 class Bench:
     """One machine with one GPU, looked at when a test says so."""
 
@@ -70,7 +74,14 @@ class Bench:
         self.source, self.received, self.desk = ScriptedSource(), Received(), FaultDesk()
         self.wishes = Wishes(folder, self.clock)
         self.health = Health(
-            [device()], self.source, self.received, self.desk, self.wishes, self.clock, lambda: {OURS}
+            [device()],
+            self.source,
+            self.received,
+            self.desk,
+            self.wishes,
+            self.clock,
+            lambda: {OURS},
+            tunnels,
         )
         self.terms = Terms(notice_ms=7_000)
 
@@ -108,6 +119,7 @@ async def test_every_third_look_is_reported_with_all_that_is_known(bench: Bench)
     assert (shown.power_limit_watts, shown.last_xid) == (300.0, 13)
     assert (shown.HasField("ecc_corrected"), shown.ecc_corrected, shown.ecc_uncorrected) == (True, 0, 3)
     assert list(shown.throttle_reasons) == ["power_cap"]
+    assert bench.received.samples[1].tunnels == tunnels()
 
 
 async def test_report_that_cannot_be_sent_is_dropped(bench: Bench) -> None:
@@ -127,7 +139,9 @@ async def test_simulated_devices_are_not_measured(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     simulated = gpu("sim-1")
     simulated.simulated = True
-    health = Health([simulated], bench.source, bench.received, bench.desk, bench.wishes, bench.clock, set)
+    health = Health(
+        [simulated], bench.source, bench.received, bench.desk, bench.wishes, bench.clock, set, tunnels
+    )
     for _ in range(LOOKS_PER_REPORT):
         await health.look(bench.terms)
     assert bench.source.looks == 0

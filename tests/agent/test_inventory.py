@@ -22,9 +22,9 @@ from orchestrator.agent.inventory import (
     unlisted,
 )
 from orchestrator.api.v1 import common_pb2
-from orchestrator.core.catalogue import GIB
-from orchestrator.core.evidence import DeviceEvidence, DeviceVendor, MachineEvidence, Sighting, Source
-from orchestrator.core.health import lost_fault
+from orchestrator.core.supply.catalogue import GIB
+from orchestrator.core.supply.evidence import DeviceEvidence, DeviceVendor, MachineEvidence, Sighting, Source
+from orchestrator.core.supply.health import lost_fault
 
 MACHINE = Machine(8, 32 * GIB, "linux", "x86_64", "3.11.9", "2.60.0")
 BARE = Capabilities("none", "none")

@@ -34,7 +34,7 @@ from orchestrator.agent.joining import (
     recover,
 )
 from orchestrator.api.v1 import common_pb2, terms_pb2, worker_pb2
-from orchestrator.core.terms import Terms, Tier, WeekWindow
+from orchestrator.core.supply.terms import Terms, Tier, WeekWindow
 from tests.agent.scripted_server import ScriptedServer
 from tests.tls import TestNetwork, wall_ms
 

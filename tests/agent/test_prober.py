@@ -300,3 +300,34 @@ async def test_prober_box_that_is_gone_ends_its_survey_alone() -> None:
     await asyncio.sleep(0)
     assert not rig.report.paths
     await rig.prober.close()
+
+
+# ------------------------------------------------------------ where the job asked for more
+
+
+def needs(bits_per_s: int = 0) -> overlay_pb2.ProbeNeeds:
+    return overlay_pb2.ProbeNeeds(every_pair=True, bandwidth_bits_per_s=bits_per_s)
+
+
+async def test_prober_bound_asked_for_has_each_measure_the_ways_to_all_others() -> None:
+    async with rigs(0, 1, 2) as (head, first, second):
+        for rig in (head, first, second):
+            rig.follow(peers(0, 1, 2), probe_needs=needs())
+        await until(lambda: first.report.HasField("bus"), "the all-reduce")
+        assert (head.answered, first.answered, second.answered) == ([], ["m-0", "m-2"], ["m-0", "m-1"])
+        rates = {path.peer_id: path.bandwidth_bits_per_s > 0 for path in first.report.paths}
+        assert rates == {"m-0": True, "m-2": False}
+
+
+async def test_prober_bandwidth_asked_for_is_measured_by_both_ends_of_every_pair_before_the_all_reduce() -> (
+    None
+):
+    async with rigs(0, 1, 2, 3) as everybody:
+        for rig in everybody:
+            rig.follow(peers(0, 1, 2, 3), probe_needs=needs(8_000_000))
+        first = everybody[1]
+        await until(lambda: first.report.HasField("bus"), "the all-reduce")
+        for rig in everybody[1:]:
+            rates = {path.peer_id: path.bandwidth_bits_per_s for path in rig.report.paths}
+            assert set(rates) == {f"m-{rank}" for rank in range(4) if rank != rig.rank}
+            assert all(rate > 8_000_000 for rate in rates.values())

@@ -39,6 +39,9 @@ class FakeStore:
     def find(self, digest: RuntimeDigest) -> Provisioned | None:
         return self.built.get(digest)
 
+    def ready(self) -> tuple[RuntimeDigest, ...]:
+        return tuple(self.built)
+
     async def provision(self, runtime: Runtime, progress: Callable[[str], None]) -> Provisioned:
         self.begun.append(runtime.name)
         progress("copying Python 3.11.9")

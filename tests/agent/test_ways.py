@@ -17,6 +17,7 @@ import pytest
 from orchestrator.adapters.node_records import OverlayBeacon, OverlayEntry
 from orchestrator.adapters.overlay.bridge import LOOPBACK, read_config, read_token
 from orchestrator.adapters.overlay.process import interface_name
+from orchestrator.adapters.overlay.tunnels import NONE, Tunnels
 from orchestrator.adapters.process_tree import descendants
 from orchestrator.agent.housing import Housing, Room, box_name
 from orchestrator.agent.runtimes import Runtimes
@@ -217,8 +218,10 @@ def test_way_without_udp_becomes_the_bridge_and_comes_back_after_a_death(tmp_pat
 
             assert way.transport == "udp"
             wait_until(lambda: tended().transport == "tls", what="the bridge", deadline_s=20)
+            assert way.tunnels == NONE, "a tunnel to the lighthouse is no member's"
             stream = talk(box, server.address, tmp_path / "talk")
             stream.goes_on()
+            wait_until(lambda: tended().tunnels == Tunnels(relayed=1), what="the tunnel", deadline_s=10)
             (nebula,) = nebulas(str(tmp_path / "mbr_21" / "overlay" / "bridged.json"))
             os.kill(nebula, signal.SIGKILL)
             config = str(tmp_path / "mbr_21" / "overlay" / "bridged.json")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import p4_durable
+from benchmarks import metrics_scrape, p4_durable
 from benchmarks.__main__ import FIGURES, figure_module
 from benchmarks.cold_network import stages_of
 from benchmarks.report import KEYS, Case, Target, compared
@@ -106,8 +106,8 @@ def test_paired_interval_unequal_sides_are_refused() -> None:
 def test_registry_lists_every_figure_with_a_module_that_measures() -> None:
     assert list(FIGURES) == [
         *("P1", "P2", "P3", "P4", "P5", "P7-BEATS", "P7-SESSIONS", "P7-STORM"),
-        *("P8-LATENCY", "P8-GANGS", "P9"),
-        *("P11", "RUNTIME", "HOSTILE", "DEMO"),
+        *("P8-LATENCY", "P8-GANGS", "P9", "FAIRNESS"),
+        *("P11", "RUNTIME", "METRICS", "HOSTILE", "DEMO"),
     ]
     assert all(callable(figure_module(name).measure) for name in FIGURES)
 
@@ -126,12 +126,25 @@ def test_main_unknown_figure_names_those_there_are() -> None:
 
 
 def test_p4_tiny_size_gives_every_case() -> None:
-    cases = p4_durable.measure(p4_durable.Size(workers=200, submitters=4, submissions=60), repetitions=2)
+    size = p4_durable.Size(workers=200, submitters=4, submissions=60, gangs=20)
+    cases = p4_durable.measure(size, repetitions=2)
     names = [case.case for case in cases]
     kinds = ["", "-ratio", "-p99", "-cpu"]
-    assert names == [f"durable{delay}{kind}" for delay in ("", "-5ms") for kind in kinds]
+    single = [f"durable{delay}{kind}" for delay in ("", "-5ms") for kind in kinds]
+    assert names == [*single, "durable-bundles", "durable-bundles-cpu"]
     assert all(case.n == 2 and case.low <= case.value <= case.high for case in cases)
     assert all(case.peer is not None and case.peer > 0 for case in cases)
+
+
+def test_metrics_tiny_size_gives_every_case() -> None:
+    size = metrics_scrape.Size(
+        workers=200, scrapes=2, pairs=1, submissions=60, storms=1, storm_submissions=40
+    )
+    cases = {case.case: case for case in metrics_scrape.measure(size)}
+    scrape = {"scrape", "scrape-network", "scrape-core", "series"}
+    assert set(cases) == {*scrape, "overhead-share", "overhead-cpu", "overhead-rate", "storm-p99"}
+    assert cases["series"].value > 200
+    assert 0 < cases["overhead-share"].value < 100
 
 
 def test_stages_of_a_formation_the_last_member_up_counts() -> None:

@@ -16,8 +16,8 @@ from orchestrator.adapters.clock import SystemClock
 from orchestrator.api.v1.jobs_pb2_grpc import add_JobsServiceServicer_to_server
 from orchestrator.api.v1.ledger_pb2_grpc import add_LedgerServiceServicer_to_server
 from orchestrator.api.v1.operator_pb2_grpc import add_OperatorServiceServicer_to_server
+from orchestrator.cli.listening import ServerIdentity
 from orchestrator.cli.main import run
-from orchestrator.cli.serving import ServerIdentity
 from tests.cli.control import ADMIN, Door, FakeJobs, FakeLedger, FakeOperator
 
 

@@ -8,94 +8,30 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from orchestrator.adapters.runtimes import Runtime
 from orchestrator.api.v1 import (
-    common_pb2,
+    authority_pb2,
+    delivery_pb2,
     jobs_pb2,
     ledger_pb2,
     operator_pb2,
     overlay_pb2,
+    overview_pb2,
     scheduling_pb2,
     telemetry_pb2,
 )
-from orchestrator.api.v1.jobs_pb2_grpc import JobsServiceServicer
 from orchestrator.api.v1.ledger_pb2_grpc import LedgerServiceServicer
 from orchestrator.api.v1.operator_pb2_grpc import OperatorServiceServicer
-from tests.receipts.samples import CONTROL_PUBLIC, make_bundle
+from tests.cli.fake_reservations import FakeReservations
+from tests.cli.samples import job, quote, small_runtime, tenant, wait, worker
+from tests.cli.status_samples import status, top
+from tests.receipts.samples import make_bundle
 
 ADMIN = "adm_secret-of-the-operator"
 TENANT = "tnt_secret-of-a-tenant"
 HOSTILE_NAME = "lab\x1b[31m[bold]\nsecond"
 SECRET = "sup_fresh-secret"
-REMARK = "serves one-machine clusters only: no /dev/net/tun"
 LOG = b"epoch 1\n\x00\xff binary\nepoch 2\n"
-
-
-def worker() -> operator_pb2.Worker:
-    device = common_pb2.Device(
-        device_id="dev_1",
-        kind=common_pb2.DEVICE_KIND_GPU,
-        model="RTX4090",
-        memory_bytes=24 << 30,
-        simulated=True,
-    )
-    inventory = common_pb2.Inventory(
-        hardware_class=common_pb2.HARDWARE_CLASS_CONSUMER, devices=[device], slots=1, isolation="box"
-    )
-    inventory.overlay = "none"
-    inventory.remarks.append(REMARK)
-    return operator_pb2.Worker(
-        worker_id="wrk_1",
-        name="attic",
-        supplier_id="sup_1",
-        supplier_name="north",
-        inventory=inventory,
-        liveness="live",
-        connected=True,
-        devices_held=1,
-        joined_at=Timestamp(seconds=1_700_000_000),
-    )
-
-
-def tenant() -> operator_pb2.Tenant:
-    """With two of three limits."""
-    return operator_pb2.Tenant(
-        tenant_id="ten_1",
-        name="lab",
-        weight=200,
-        quota=operator_pb2.TenantQuota(gpus=8, microcredits_per_month=50_000_000),
-    )
-
-
-def job() -> jobs_pb2.Job:
-    member = jobs_pb2.AttemptMember(
-        member_id="clu_1-1",
-        worker_id="wrk_1",
-        worker_name="attic",
-        supplier_id="sup_1",
-        role="member",
-        device_ids=["dev_1"],
-        simulated=True,
-    )
-    attempt = jobs_pb2.Attempt(
-        attempt_id="job_1-1",
-        number=1,
-        cluster_id="clu_1",
-        phase="running",
-        explanation=["attic: 1 of 1 devices free", "chosen over cellar: nearer"],
-        members=[member],
-    )
-    return jobs_pb2.Job(
-        job_id="job_1",
-        tenant_id="ten_1",
-        submission_id="raysubmit_1",
-        status=jobs_pb2.JOB_STATUS_RUNNING,
-        message="running on 1 member",
-        entrypoint="python train.py",
-        attempts=[attempt],
-    )
 
 
 class FakeOperator(OperatorServiceServicer):
@@ -108,21 +44,21 @@ class FakeOperator(OperatorServiceServicer):
         """Requests about workers and authorities."""
         self.held: list[int] = []
         """Devices held at the next looks at the worker; one after the last."""
+        self.status = status()
+        self.tops: list[overview_pb2.GetTopRequest] = []
+        self.away = False
+        """Whether it refuses to say what is on top, as while it restarts."""
+        self.groups = scheduling_pb2.ListGroupsResponse(bound_ms=20)
+        self.group_map = scheduling_pb2.GetGroupMapResponse(bound_ms=20)
 
     def GetStatus(self, request: Any, context: Any) -> operator_pb2.GetStatusResponse:
-        return operator_pb2.GetStatusResponse(
-            network_id="net_1",
-            version="0.1.0",
-            term=3,
-            workers_by_liveness={"live": 2, "lost": 1},
-            receipts=7,
-            isolation="none",
-            receipt_public_key=CONTROL_PUBLIC.hex(),
-            remarks=[
-                operator_pb2.StatusRemark(text="no isolation, so no job comes here", workers=2),
-                operator_pb2.StatusRemark(text="serves one-machine clusters only", workers=1),
-            ],
-        )
+        return self.status
+
+    def GetTop(self, request: overview_pb2.GetTopRequest, context: Any) -> overview_pb2.GetTopResponse:
+        if self.away:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+        self.tops.append(request)
+        return top()
 
     def CreateTenant(
         self, request: operator_pb2.CreateTenantRequest, context: Any
@@ -150,6 +86,7 @@ class FakeOperator(OperatorServiceServicer):
             month="2026-11",
             gpu_ms_used=5_400_000,
             microcredits_spent=12_345_678,
+            microcredits_committed=2_000_000,
             share_ppm=123_456,
             lately_ppm=23_400,
             fair_ppm=500_000,
@@ -239,21 +176,21 @@ class FakeOperator(OperatorServiceServicer):
         self.asked.append(request)
         return worker()
 
-    def GetAuthority(self, request: Any, context: Any) -> operator_pb2.GetAuthorityResponse:
-        return operator_pb2.GetAuthorityResponse(authorities=self.authorities(), workers_behind=1)
+    def GetAuthority(self, request: Any, context: Any) -> authority_pb2.GetAuthorityResponse:
+        return authority_pb2.GetAuthorityResponse(authorities=self.authorities(), workers_behind=1)
 
-    def RotateAuthority(self, request: Any, context: Any) -> operator_pb2.RotateAuthorityResponse:
-        return operator_pb2.RotateAuthorityResponse(authorities=self.authorities())
+    def RotateAuthority(self, request: Any, context: Any) -> authority_pb2.RotateAuthorityResponse:
+        return authority_pb2.RotateAuthorityResponse(authorities=self.authorities())
 
-    def RetireAuthority(self, request: Any, context: Any) -> operator_pb2.RetireAuthorityResponse:
+    def RetireAuthority(self, request: Any, context: Any) -> authority_pb2.RetireAuthorityResponse:
         self.asked.append(request)
-        return operator_pb2.RetireAuthorityResponse(authorities=self.authorities()[:1])
+        return authority_pb2.RetireAuthorityResponse(authorities=self.authorities()[:1])
 
     @staticmethod
-    def authorities() -> list[operator_pb2.Authority]:
+    def authorities() -> list[authority_pb2.Authority]:
         return [
-            operator_pb2.Authority(generation=2, pin="newest-pin"),
-            operator_pb2.Authority(generation=1, pin="older-pin"),
+            authority_pb2.Authority(generation=2, pin="newest-pin"),
+            authority_pb2.Authority(generation=1, pin="older-pin"),
         ]
 
     def ListClusters(self, request: Any, context: Any) -> operator_pb2.ListClustersResponse:
@@ -275,7 +212,33 @@ class FakeOperator(OperatorServiceServicer):
             method="ring", ranks=3, size_bytes=4 << 20, bus_bits_per_s=2_500_000_000
         )
         paths = [operator_pb2.ClusterPath(member_id="clu_1-1", measured=one) for one in (measured, silent)]
-        return operator_pb2.GetClusterResponse(cluster=self.cluster(), paths=paths, bus=bus)
+        gpu = delivery_pb2.DeliveredDevice(uuid="GPU-5f1c", model="RTX4090")
+        ranks = [
+            delivery_pb2.RankDelivered(
+                rank=0,
+                worker_name="attic",
+                devices=[gpu],
+                evidence_class="t2",
+                rtt_us=21_400,
+                bandwidth_bits_per_s=412_000_000,
+                head_rtt_us=3_100,
+                head_bandwidth_bits_per_s=34_800_000,
+                bus_bits_per_s=2_500_000_000,
+            ),
+            delivery_pb2.RankDelivered(rank=1, worker_name="shed", evidence_class="t0"),
+        ]
+        return operator_pb2.GetClusterResponse(
+            cluster=self.cluster(), paths=paths, bus=bus, certificate=ranks
+        )
+
+    def ListGroups(
+        self, request: scheduling_pb2.ListGroupsRequest, context: Any
+    ) -> scheduling_pb2.ListGroupsResponse:
+        self.asked.append(request)
+        return self.groups
+
+    def GetGroupMap(self, request: Any, context: Any) -> scheduling_pb2.GetGroupMapResponse:
+        return self.group_map
 
     def ListReceipts(self, request: Any, context: Any) -> operator_pb2.ListReceiptsResponse:
         receipt = operator_pb2.Receipt(receipt_id="rct_1", job_id="job_1", billed_ms=61_005, state="posted")
@@ -292,67 +255,11 @@ class FakeOperator(OperatorServiceServicer):
         return operator_pb2.Cluster(cluster_id="clu_1", phase="ready", members=[member])
 
 
-def small_runtime(name: str, extra: str = "") -> common_pb2.Runtime:
-    """A runtime of two or three packages."""
-    hashed = f"--hash=sha256:{'ab' * 32}"
-    lock = "".join(f"{one} {hashed}\n" for one in ("ray==2.60.0", "numpy==2.4.1", extra) if one).encode()
-    runtime = Runtime(name, "3.11", "2.60.0", lock, ("ray[default]==2.60.0", "numpy"))
-    return common_pb2.Runtime(
-        name=name,
-        digest=runtime.digest,
-        python=runtime.python,
-        ray_version=runtime.ray_version,
-        packages=runtime.packages,
-        lock=lock,
-    )
-
-
-def wait() -> scheduling_pb2.JobWait:
-    """Of a job for which machines are kept."""
-    return scheduling_pb2.JobWait(
-        reason="waiting for 2 × RTX4090",
-        removed=[
-            scheduling_pb2.FilterRemoval(name="gpu_model", phrase="not a RTX4090", workers=7, alone=3),
-        ],
-        changes=[scheduling_pb2.RequestChange(key="orch.region", says="without orch.region: enough")],
-        fitting=4,
-        free=1,
-        needed=2,
-        largest=1,
-        jobs_before=5,
-        position="behind 5 of its tenant's jobs",
-        overtaken=16,
-        overtaken_max=16,
-        entitled=True,
-        not_before=Timestamp(seconds=1_700_000_000),
-        estimate="when it starts is not known",
-    )
-
-
-def quote() -> scheduling_pb2.Quote:
-    """Of machines that are free."""
-    return scheduling_pb2.Quote(
-        model="RTX4090",
-        gpus=8,
-        duration_ms=5_400_000,
-        available_now=True,
-        microcredits_per_gpu_hour=300_001,
-        price_microcredits=3_600_012,
-        payment_fee_microcredits=72_000,
-        reservation_fee_microcredits=9_000,
-        total_microcredits=3_681_012,
-        currency="stablecoin",
-        cloud_median_microcredits=450_000,
-        below_median_bp=3_183,
-        sources=[scheduling_pb2.PriceSource(provider="cloud-a", date="2026-11-03")],
-        reasons=["free now, on 2 machines", "31.83 % below the median of 3 clouds"],
-    )
-
-
-class FakeJobs(JobsServiceServicer):
+class FakeJobs(FakeReservations):
     """One job, whose log may break off in the middle."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.runtimes = [small_runtime("default"), small_runtime("torch", "torch==2.12.0")]
         self.quotes: list[jobs_pb2.GetQuoteRequest] = []
         self.priced = quote()
@@ -399,6 +306,15 @@ class FakeJobs(JobsServiceServicer):
                     diameter_us=21_400,
                     devices=2,
                     microcredits_per_hour=750_000,
+                    predicted_diameter_us=18_000,
+                    pairs=3,
+                    pairs_measured=2,
+                    runner_up=scheduling_pb2.RunnerUp(
+                        machines="cellar in place of attic",
+                        microcredits_per_hour=870_000,
+                        diameter_us=19_000,
+                        lost_by="dearer by 0.12 credits an hour",
+                    ),
                 )
             )
         else:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from orchestrator.adapters.keys import Keys
-from orchestrator.adapters.overlay.certificates import read_certificate
 from orchestrator.adapters.overlay.config import Landmark
 from orchestrator.cli.overlay import overlay_authority
 from orchestrator.control.beacon import BEACON_GROUP, BEACON_LIFE_MS
 from tests.adapters.overlay.underlay import LIGHTHOUSE_PORT, NEEDS, PREFIX, Underlay, wall_s
 from tests.cli.conftest import Orch
+from tests.nebula_certificates import read_certificate
 
 ADDRESS = "198.18.0.2"
 

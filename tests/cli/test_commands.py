@@ -11,7 +11,8 @@ import pytest
 from orchestrator.api.v1 import common_pb2, operator_pb2
 from orchestrator.cli.wording import isolation_text
 from tests.cli.conftest import Control, Orch
-from tests.cli.control import REMARK, SECRET, lines_with
+from tests.cli.control import SECRET, lines_with
+from tests.cli.samples import REMARK
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,8 @@ from tests.cli.control import REMARK, SECRET, lines_with
         ("job stop job_1", "stopped"),
         ("cluster list", "clusters"),
         ("cluster show clu_1", "cluster"),
+        ("group list", "groups"),
+        ("group plot", "points"),
         ("runtime list", "runtimes"),
         ("runtime show default", "runtime"),
         ("receipt list", "receipts"),
@@ -106,6 +109,18 @@ def test_cluster_show_tells_how_its_members_reach_each_other(admin: Orch) -> Non
     (silent,) = lines_with(out, "attic", "clu_1-9", "100 %")
     assert "ms" not in silent
     assert json.loads(admin("cluster", "show", "clu_1", "-o", "json").out)["bus"]["method"] == "ring"
+
+
+def test_cluster_show_tells_the_delivery_certificate_by_rank(admin: Orch) -> None:
+    out = admin("cluster", "show", "clu_1").out
+    figures = ("21.4 ms", "412.0 Mbit/s", "3.1 ms", "34.8 Mbit/s", "2.50 Gbit/s")
+    assert lines_with(out, "0", "attic", "GPU-5f1c RTX4090", "T2", *figures)
+    (unmeasured,) = lines_with(out, "1", "shed", "T0")
+    assert "ms" not in unmeasured
+    assert "bit/s" not in unmeasured
+    first, second = json.loads(admin("cluster", "show", "clu_1", "-o", "json").out)["certificate"]
+    assert (first["devices"][0]["uuid"], first["rtt_us"]) == ("GPU-5f1c", "21400")
+    assert "bandwidth_bits_per_s" not in second
 
 
 def test_job_show_prints_attempts_members_and_why(admin: Orch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.local.ports import free_address
 from orchestrator.cli.main import described
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid
 from tests.cli.conftest import Control, Orch
@@ -41,14 +41,8 @@ def own_environment(home: Path, **environment: str) -> dict[str, str]:
     return {**kept, "HOME": str(home), **environment}
 
 
-def unused_address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 def test_unreachable_control_plane_real_process_says_so_in_one_line(tmp_path: Path) -> None:
-    address = unused_address()
+    address = free_address()
     answer = process(tmp_path, "status", ORCH_URL=address, ORCH_TOKEN=ADMIN)
     expected = f"orch: cannot reach the control plane at {address}: is `orch serve` running? set ORCH_URL\n"
     assert (answer.returncode, answer.stdout, answer.stderr.decode()) == (1, b"", expected)
@@ -69,7 +63,7 @@ def test_unknown_command_real_process_exits_with_two_in_one_line(tmp_path: Path)
 
 
 def test_debug_real_process_shows_the_traceback_without_the_token(tmp_path: Path) -> None:
-    answer = process(tmp_path, "status", ORCH_URL=unused_address(), ORCH_TOKEN=ADMIN, ORCH_DEBUG="1")
+    answer = process(tmp_path, "status", ORCH_URL=free_address(), ORCH_TOKEN=ADMIN, ORCH_DEBUG="1")
     assert b"Traceback" in answer.stderr
     assert ADMIN.encode() not in answer.stderr
 

@@ -27,7 +27,7 @@ from orchestrator.cli.join import (
 )
 from orchestrator.cli.machine import Wanted, require_consent
 from orchestrator.cli.worker_settings import WorkerSettings
-from orchestrator.core.terms import Ask, Terms
+from orchestrator.core.supply.terms import Ask, Terms
 from tests.cli.conftest import Answer, Orch
 
 PIN = 43 * "p"

@@ -18,7 +18,8 @@ from orchestrator.api.v1 import agent_pb2, standing_pb2, terms_pb2, worker_pb2
 from orchestrator.api.v1.agent_pb2_grpc import AgentServiceServicer, add_AgentServiceServicer_to_server
 from orchestrator.cli import owner
 from tests.cli.conftest import Control, Orch
-from tests.cli.control import REMARK, lines_with
+from tests.cli.control import lines_with
+from tests.cli.samples import REMARK
 
 TERMS = terms_pb2.Terms(
     asks=[terms_pb2.Ask(model="RTX4090", microcredits_per_gpu_hour=350_000)],

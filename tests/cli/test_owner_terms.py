@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.cli.errors import CliError
 from orchestrator.cli.join import asks, duration_ms, terms_of, week_windows
 from orchestrator.cli.worker_settings import WorkerSettings
-from orchestrator.core.terms import WEEK_MINUTES, Ask, Terms, Tier, WeekWindow
+from orchestrator.core.supply.terms import WEEK_MINUTES, Ask, Terms, Tier, WeekWindow
 
 WINTER = datetime(2026, 1, 14, 12, tzinfo=UTC)
 SUMMER = datetime(2026, 7, 15, 12, tzinfo=UTC)

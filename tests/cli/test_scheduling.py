@@ -55,7 +55,7 @@ def test_tenant_show_tells_use_beside_limits_and_the_share(admin: Orch) -> None:
     assert lines_with(out, "weight", "200")
     assert lines_with(out, "GPUs held", "3 of 8")
     assert lines_with(out, "GPU-hours in 2026-11", "1.5")
-    assert lines_with(out, "spent in 2026-11", "12.345678 credits of 50 credits")
+    assert lines_with(out, "spent in 2026-11", "12.345678 credits of 50 credits, 2 credits committed")
     assert lines_with(out, "share", "12.34 % now, 2.34 % lately, 50.00 % by its weight")
     assert lines_with(out, "jobs queued", "2")
 
@@ -84,9 +84,20 @@ def test_job_explain_placed_tells_why_price_and_round_trip(admin: Orch) -> None:
     out = admin("job", "explain", "job_1").out
     assert lines_with(out, "attempt", "job_1-1, running, on clu_1")
     assert lines_with(out, "price", "0.75 credits an hour for 2 devices")
-    assert lines_with(out, "round trip", "21.4 ms measured")
+    assert lines_with(out, "round trip", "21.4 ms measured; up to 18.0 ms expected when they were chosen")
+    assert lines_with(out, "round trip", "with 2 of 3 pairs measured")
+    assert lines_with(
+        out,
+        "runner-up",
+        "cellar in place of attic, 0.87 credits an hour, up to 19.0 ms: dearer by 0.12 credits an hour",
+    )
     assert lines_with(out, "  chosen over cellar: nearer")
     assert "waits because" not in out
+
+
+def test_job_show_tells_the_time_limit_and_when_it_is_over(admin: Orch) -> None:
+    out = admin("job", "show", "job_1").out
+    assert lines_with(out, "time limit", "90m, over at 2023-11-14 23:43:20Z")
 
 
 def test_job_explain_without_machines_says_that(admin: Orch) -> None:
@@ -111,8 +122,8 @@ def test_quote_options_become_the_keys_of_a_job(admin: Orch, control: Control) -
     words = (
         "--gpus 8 --model RTX4090 --gpus-per-worker 2 --hardware-class consumer --min-memory-gb 24"
         " --min-compute-capability 8.9 --region eu --max-price 0.5 --min-reliability 99 --evidence T1"
-        " --tier committed --max-rtt-ms 20 --pattern pipeline --isolation box --image a --hours 1.5"
-        " --currency stablecoin"
+        " --tier committed --max-rtt-ms 20 --min-bandwidth-mbps 250 --pattern pipeline"
+        " --isolation box --image a --hours 1.5 --currency stablecoin"
     )
     assert admin("quote", *words.split()).code == 0
     (request,) = control.jobs.quotes
@@ -129,6 +140,7 @@ def test_quote_options_become_the_keys_of_a_job(admin: Orch, control: Control) -
         "orch.evidence": "T1",
         "orch.tier": "committed",
         "orch.max_rtt_ms": "20",
+        "orch.min_bandwidth_mbps": "250",
         "orch.pattern": "pipeline",
         "orch.isolation": "box",
         "orch.image": "a",

@@ -8,8 +8,10 @@ import pytest
 
 from orchestrator.api.v1 import common_pb2, operator_pb2, standing_pb2, telemetry_pb2, terms_pb2
 from orchestrator.cli.standings import sample_rows, span_text, standing_fields, terms_fields
+from orchestrator.cli.worker_actions import labels_fields
 from tests.cli.conftest import Control, Orch
-from tests.cli.control import REMARK, lines_with
+from tests.cli.control import lines_with
+from tests.cli.samples import REMARK
 
 
 def test_show_has_the_worker_its_devices_and_their_measurements(admin: Orch, control: Control) -> None:
@@ -21,9 +23,22 @@ def test_show_has_the_worker_its_devices_and_their_measurements(admin: Orch, con
     assert lines_with(answer.out, "patience", "the network's")
     assert lines_with(answer.out, "isolation", "box")
     assert lines_with(answer.out, "remarks", REMARK)
-    assert lines_with(answer.out, "dev_1", "RTX4090 (simulated)")
+    assert lines_with(answer.out, "NUMBER", "DEVICE", "MODEL")
+    assert any(line.startswith("0  ") for line in lines_with(answer.out, "dev_1", "RTX4090 (simulated)"))
     assert lines_with(answer.out, "dev_1", "50%", "61 °C", "220 of 0 W")
     assert lines_with(answer.out, "cellar", "42.5 ms", "5 %", "ago")
+
+
+def test_show_has_a_nodes_labels_as_the_clusters_word_and_what_they_contradict() -> None:
+    assert labels_fields(common_pb2.Inventory()) == {}
+    labels = common_pb2.NodeLabels(node="rack3-u12", region="eu-west-1", gpu_product="Tesla-T4", gpu_count=2)
+    evidence = common_pb2.MachineEvidence(labels=labels)
+    told = common_pb2.Inventory(evidence=evidence, label_contradictions=["says T4", "says 2"])
+    assert labels_fields(told) == {
+        "node's labels": "rack3-u12, region eu-west-1, GPU 2 × Tesla-T4 (the cluster's word, not checked)",
+        "contradicted 1": "says T4",
+        "contradicted 2": "says 2",
+    }
 
 
 @pytest.mark.parametrize(

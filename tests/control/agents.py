@@ -24,12 +24,12 @@ from orchestrator.api.v1 import (
     worker_pb2,
     worker_pb2_grpc,
 )
-from orchestrator.cli.serving import ServerIdentity
+from orchestrator.cli.listening import ServerIdentity
 from orchestrator.control.inventory_wire import inventory_to
 from orchestrator.control.services.enrolment import EnrolLimits
-from orchestrator.control.services.operator import Addresses
-from orchestrator.core.fleet import TokenRole
-from orchestrator.core.state import Policies
+from orchestrator.control.services.surroundings import Addresses
+from orchestrator.core.policies import Policies
+from orchestrator.core.supply.fleet import TokenRole
 from tests.control.house import House, house, inventory
 
 Metadata = tuple[tuple[str, str], ...]

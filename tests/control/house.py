@@ -13,15 +13,19 @@ from orchestrator.adapters import clock
 from orchestrator.adapters.authority import Authority
 from orchestrator.adapters.keys import Keys
 from orchestrator.adapters.log_files import LogFiles
-from orchestrator.adapters.metrics import Metrics
+from orchestrator.adapters.metrics.registry import Metrics
 from orchestrator.adapters.packages import PackageStore
 from orchestrator.adapters.store import SqlStore
 from orchestrator.api.v1 import common_pb2
 from orchestrator.control.app import ControlPlane, Parts
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import NodeAddress, NodeSeen
-from orchestrator.core.desired import desired_members
-from orchestrator.core.fleet import (
+from orchestrator.core.ids import AttemptId, DeviceId, SupplierId, TenantId, TokenId, WorkerId
+from orchestrator.core.jobs import Outcome
+from orchestrator.core.policies import Policies
+from orchestrator.core.queries.desired import desired_members
+from orchestrator.core.state import State
+from orchestrator.core.supply.fleet import (
     Device,
     DeviceKind,
     HardwareClass,
@@ -29,11 +33,7 @@ from orchestrator.core.fleet import (
     Isolation,
     TokenRole,
 )
-from orchestrator.core.ids import AttemptId, DeviceId, SupplierId, TenantId, TokenId, WorkerId
-from orchestrator.core.jobs import Outcome
-from orchestrator.core.state import Policies, State
 
-SUPPLIER_SECRET = "orch_supplier_of-the-test"
 DEADLINE_S = 20.0
 
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from orchestrator.adapters.store import Transaction
 from orchestrator.control.loop import Loop
 from orchestrator.core import messages as m
+from orchestrator.core.errors import UndecidedError
 from orchestrator.core.ids import Now
-from orchestrator.core.state import Policies, State
+from orchestrator.core.policies import Policies
+from orchestrator.core.state import State
 from tests.core.worlds import NETWORK_ID, START_WALL_MS
 
 
@@ -68,7 +70,10 @@ class Rig:
 
 
 @asynccontextmanager
-async def rigged(on_step: Callable[[str], None] | None = None) -> AsyncIterator[Rig]:
+async def rigged(
+    on_step: Callable[[str], None] | None = None,
+    undecided: Callable[[m.Command, UndecidedError], None] | None = None,
+) -> AsyncIterator[Rig]:
     """A loop that has started its control plane; ended when the test is."""
     state, store, clock = State(Policies()), HeldStore(), HandClock()
     store.let_go()
@@ -83,7 +88,7 @@ async def rigged(on_step: Callable[[str], None] | None = None) -> AsyncIterator[
         if on_step is not None:
             on_step(name)
 
-    loop = Loop(state, store, clock, perform, checkpoint=step)
+    loop = Loop(state, store, clock, perform, checkpoint=step, undecided=undecided)
     task = asyncio.create_task(loop.run())
     await loop.submit(m.StartControl(NETWORK_ID))
     steps.clear()

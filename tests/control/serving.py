@@ -58,6 +58,11 @@ class Serve:
         request = operator_pb2.CreateTokenRequest(role=operator_pb2.TOKEN_ROLE_TENANT, subject="acme")
         return str(stub.CreateToken(request, metadata=metadata).secret)
 
+    def metrics(self, path: str = "/metrics") -> tuple[int, bytes]:
+        """(status, body) of a request to the metrics' door, with its token."""
+        secret = Path(self.endpoints["metrics_token_file"]).read_text().strip()
+        return self.http(self.endpoints["metrics"].removesuffix("/metrics") + path, secret)
+
     def http(self, path: str, secret: str = "", body: dict[str, object] | None = None) -> tuple[int, bytes]:
         """(status, body) of a request to the gateway, or to a whole URL."""
         url = path if "://" in path else self.endpoints["gateway"] + path
@@ -85,6 +90,21 @@ def command(folder: Path, *arguments: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("ORCH_")}
+
+
+def refusal(folder: Path, *arguments: str, **variables: str) -> str:
+    """What a start that must be refused says: one line, and exit code 2."""
+    done = subprocess.run(
+        command(folder, *arguments),
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
 
 
 @contextlib.contextmanager

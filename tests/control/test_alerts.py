@@ -14,10 +14,10 @@ from orchestrator.control.alerts import TRIES_MAX, Alerts
 from orchestrator.core import messages as m
 from orchestrator.core.alerts import AlertKind
 from orchestrator.core.decide import pending_effects
-from orchestrator.core.fleet import FleetPolicy, TokenRole
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import SupplierId, TokenId, WorkerId
-from orchestrator.core.terms import Terms
+from orchestrator.core.supply.fleet import FleetPolicy, TokenRole
+from orchestrator.core.supply.holds import HoldKind
+from orchestrator.core.supply.terms import Terms
 from tests.control.looping import Rig, rigged
 from tests.core.worlds import inventory, sha
 from tests.polling import wait_until_async

@@ -8,14 +8,13 @@ import pytest
 import structlog
 
 from orchestrator.adapters.database import DatabaseUnavailableError
-from orchestrator.adapters.metrics import Metrics
+from orchestrator.adapters.metrics.registry import Metrics
 from orchestrator.adapters.store import Transaction
 from orchestrator.control.app import ControlPlane
-from orchestrator.control.uptime import worker_uptimes
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusedError
 from orchestrator.core.ids import TenantId
-from tests.control.house import DEADLINE_S, Puppet, house
+from tests.control.house import DEADLINE_S, house
 from tests.polling import wait_until_async
 
 
@@ -44,11 +43,14 @@ async def test_failure_commit_that_fails_later_ends_the_wait(tmp_path: Path) -> 
     async with house(tmp_path) as built:
         # Raising the term is the one commit that a start with a known admin token needs.
         broken = ControlPlane(replace(built.parts, store=FullDisk(1)))
+        assert broken.standing() == "starting"
         async with asyncio.timeout(DEADLINE_S):
             await broken.start()
+            assert broken.standing() == ""
             submitting = asyncio.create_task(broken.loop.submit(m.CreateTenant(TenantId("ten_x"), "x")))
             with pytest.raises(DatabaseUnavailableError):
                 await broken.failure()
+            assert broken.standing() == "loop has ended: the disk is full"
             with pytest.raises(RefusedError, match="safe to retry"):
                 await submitting
             await broken.stop()
@@ -61,9 +63,10 @@ class Listening(Metrics):
         super().__init__()
         self.ids: dict[str, object] = {}
 
-    def planned(self, seconds: float, placed: int, deferred: int) -> None:
-        super().planned(seconds, placed, deferred)
-        self.ids = structlog.contextvars.get_contextvars()
+    def observe(self, name: str, value: float, labels: tuple[str, ...] = ()) -> None:
+        super().observe(name, value, labels)
+        if name == "plan_seconds":
+            self.ids = structlog.contextvars.get_contextvars()
 
 
 async def test_start_lines_of_its_parts_carry_network_and_term(tmp_path: Path) -> None:
@@ -77,12 +80,3 @@ async def test_start_lines_of_its_parts_carry_network_and_term(tmp_path: Path) -
         await wait_until_async(lambda: bool(observer.ids), what="a plan", deadline_s=DEADLINE_S)
         await plane.stop()
         assert observer.ids == {"network_id": network_id, "term": term}
-
-
-async def test_uptime_each_worker_by_its_standing(tmp_path: Path) -> None:
-    async with house(tmp_path) as built:
-        up, gone = await Puppet.join(built), await Puppet.join(built)
-        await built.plane.loop.submit(m.LeaveWorker(gone.worker_id))
-        (only,) = await built.plane.loop.read(lambda state: worker_uptimes(5.0, state))
-        assert (only.worker_id, only.hardware_class) == (up.worker_id, "consumer")
-        assert (only.expected_s, only.up_s) == (5.0, 5.0)

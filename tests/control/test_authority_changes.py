@@ -16,7 +16,7 @@ from orchestrator.adapters.peers import SESSION_CONTEXT
 from orchestrator.agent.connection import GrpcControlPlane, GrpcSession
 from orchestrator.agent.credentials import Credentials, keep_certificate
 from orchestrator.agent.identity import Identity, Keys, Received
-from orchestrator.api.v1 import operator_pb2, worker_pb2
+from orchestrator.api.v1 import authority_pb2, operator_pb2, worker_pb2
 from orchestrator.cli.client import trusted
 from orchestrator.cli.errors import CliError
 from orchestrator.cli.settings import Settings
@@ -39,16 +39,16 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 
 async def rotate(served: Served) -> None:
-    await served.operator.RotateAuthority(operator_pb2.RotateAuthorityRequest(), metadata=served.admin)
+    await served.operator.RotateAuthority(authority_pb2.RotateAuthorityRequest(), metadata=served.admin)
 
 
 async def retire(served: Served, *, force: bool = False) -> None:
-    request = operator_pb2.RetireAuthorityRequest(force=force)
+    request = authority_pb2.RetireAuthorityRequest(force=force)
     await served.operator.RetireAuthority(request, metadata=served.admin)
 
 
 async def behind(served: Served) -> int:
-    request = operator_pb2.GetAuthorityRequest()
+    request = authority_pb2.GetAuthorityRequest()
     return int((await served.operator.GetAuthority(request, metadata=served.admin)).workers_behind)
 
 

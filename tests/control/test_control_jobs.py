@@ -12,9 +12,9 @@ import pytest
 from orchestrator.control.jobs_port import ControlJobs
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode
-from orchestrator.core.fleet import TokenRole
 from orchestrator.core.ids import AttemptId, TenantId
 from orchestrator.core.jobs import JobStatus, Outcome
+from orchestrator.core.supply.fleet import TokenRole
 from orchestrator.gateway.ports import Submission
 from tests.control.house import DEADLINE_S, House, Puppet, house
 from tests.gateway.jobs_contract import JobsPortContract, World, refused

@@ -12,6 +12,7 @@ from orchestrator.control.wire import PATHS_MAX, bus_to, observed_from, path_to
 from orchestrator.core.clusters import BusSeen, ClusterPhase, PathSeen
 from orchestrator.core.errors import RefusedError
 from orchestrator.core.ids import JobId, MemberId, WorkerId
+from orchestrator.core.queries.certificate import certificate
 from tests.control.test_overlay import gang, told
 from tests.core.worlds import World
 
@@ -151,6 +152,36 @@ def test_desired_member_is_told_of_its_peers_until_everything_is_measured() -> N
         assert list(told(world, member).probe_peers) == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "every_pair", "bits_per_s"),
+    [({}, False, 0), ({"max_rtt_ms": 30}, True, 0), ({"min_bandwidth_mbps": 50}, True, 50_000_000)],
+)
+def test_desired_member_is_told_what_the_job_asked_of_the_ways(
+    asked: dict[str, int], every_pair: bool, bits_per_s: int
+) -> None:
+    world, job_id = gang()
+    job = world.state.jobs[job_id]
+    requirements = replace(job.request.requirements, **asked)  # type: ignore[arg-type]  # names of its fields
+    world.state.put(replace(job, request=replace(job.request, requirements=requirements)))
+    for member in world.members(job_id):
+        needs = told(world, member).probe_needs
+        assert (needs.every_pair, needs.bandwidth_bits_per_s) == (every_pair, bits_per_s)
+        assert told(world, member).HasField("probe_needs") == bool(asked)
+
+
+def test_certificate_is_shown_by_rank_and_what_was_not_measured_stays_unset() -> None:
+    world, job_id = gang()
+    reported(world, job_id, BusSeen("ring", 2, 1 << 19, 12_000_000))
+    members = world.members(job_id)[1:]
+    shown = [views.rank_message(one) for one in certificate(world.state, world.cluster(job_id))]
+    assert [one.rank for one in shown] == [0, 1]
+    for rank, member in zip(shown, members, strict=True):
+        assert [one.uuid for one in rank.devices] == list(member.device_ids)
+        assert (rank.evidence_class, rank.devices[0].simulated) == ("t0", True)
+        assert (rank.rtt_us, rank.bus_bits_per_s) == (21_000, 12_000_000)
+        assert not rank.HasField("bandwidth_bits_per_s")
+
+
 def test_job_names_the_longest_way_of_its_cluster() -> None:
     world, job_id = gang()
     assert not any("round trip" in line for line in explanation(world, job_id))
@@ -159,7 +190,7 @@ def test_job_names_the_longest_way_of_its_cluster() -> None:
     _, first, second = world.members(job_id)
     ends = [world.state.workers[one.worker_id].name for one in (first, second)]
     (line,) = (line for line in explanation(world, job_id) if "round trip" in line)
-    assert line.startswith("measured: round trips of up to 21.0 ms, ")
+    assert line.startswith("delivered: round trips up to 21.0 ms, that from ")
     assert any(name in line for name in ends)
 
 

@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from orchestrator.adapters import peers
 from orchestrator.api.v1 import (
+    authority_pb2,
     common_pb2,
     operator_pb2,
     telemetry_pb2,
@@ -31,11 +32,11 @@ from orchestrator.control.loop import Committed
 from orchestrator.control.services.enrolment import EnrolLimits
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.evidence import EvidenceClass
-from orchestrator.core.fleet import FleetPolicy, TokenRole
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import WorkerId
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.supply.evidence import EvidenceClass
+from orchestrator.core.supply.fleet import FleetPolicy, TokenRole
+from orchestrator.core.supply.holds import HoldKind
 from tests.control.agents import OPTIONS, Agent, Served, agent_of, bearer, refused, serving
 from tests.control.house import DEADLINE_S, inventory
 from tests.polling import wait_until_async
@@ -87,7 +88,7 @@ async def test_join_token_is_good_for_one_pair_of_keys(agent: Agent) -> None:
     token = await agent.served.house.token(TokenRole.SUPPLIER, "anna")
     await agent.join(token)
     async with agent_of(agent.served, offer=offered("other")) as other:
-        with refused(grpc.StatusCode.PERMISSION_DENIED, "used"):
+        with refused(grpc.StatusCode.UNAUTHENTICATED, "used"):
             await other.join(token)
     swapped = Agent(agent.served, key=agent.key)
     with refused(grpc.StatusCode.ALREADY_EXISTS, agent.worker_id):
@@ -97,12 +98,12 @@ async def test_join_token_is_good_for_one_pair_of_keys(agent: Agent) -> None:
 async def test_join_expired_and_foreign_tokens_are_refused_with_the_reason(agent: Agent) -> None:
     house = agent.served.house
     short = await house.token(TokenRole.SUPPLIER, "anna", ttl_ms=1)
-    with refused(grpc.StatusCode.PERMISSION_DENIED, "expired"):
+    with refused(grpc.StatusCode.UNAUTHENTICATED, "expired"):
         await agent.join(short)
     _, tenants = await house.tenant("acme")
     with refused(grpc.StatusCode.PERMISSION_DENIED, "supplier token"):
         await agent.join(tenants)
-    with refused(grpc.StatusCode.PERMISSION_DENIED, "not known"):
+    with refused(grpc.StatusCode.UNAUTHENTICATED, "not known"):
         await agent.join("orch_supplier_trunca")
     with refused(grpc.StatusCode.PERMISSION_DENIED, "join token only"):
         await agent.join("")
@@ -212,10 +213,10 @@ async def test_rotation_under_load_drops_no_good_worker(served: Served) -> None:
         for one in agents:
             await one.join()
             await one.hello()
-        await served.operator.RotateAuthority(operator_pb2.RotateAuthorityRequest(), metadata=served.admin)
+        await served.operator.RotateAuthority(authority_pb2.RotateAuthorityRequest(), metadata=served.admin)
         with refused(grpc.StatusCode.FAILED_PRECONDITION, "8 worker(s)", "8 connected", "0 absent"):
             await served.operator.RetireAuthority(
-                operator_pb2.RetireAuthorityRequest(), metadata=served.admin
+                authority_pb2.RetireAuthorityRequest(), metadata=served.admin
             )
         async with asyncio.timeout(DEADLINE_S):
             for one in agents:
@@ -225,7 +226,7 @@ async def test_rotation_under_load_drops_no_good_worker(served: Served) -> None:
                 await one.stream.write(worker_pb2.SessionRequest(renew_certificate=renew))
                 one.certificate = (await one.expect("certificate")).certificate
             retired = await served.operator.RetireAuthority(
-                operator_pb2.RetireAuthorityRequest(), metadata=served.admin
+                authority_pb2.RetireAuthorityRequest(), metadata=served.admin
             )
             assert [one.generation for one in retired.authorities] == [2]
             for one in agents:

@@ -19,8 +19,8 @@ from orchestrator.control.limits import KEYS_MAX, Buckets, Limit, site_of
 from orchestrator.control.services import workers
 from orchestrator.control.services.enrolment import EnrolLimits, EnrolServicer
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import FleetPolicy
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.supply.fleet import FleetPolicy
 from tests.control import serving as real
 from tests.control.agents import Agent, Served, agent_of, serving
 from tests.control.floods import DeafAgent, answered, beat, begin, refusals, written

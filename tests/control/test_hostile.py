@@ -27,7 +27,7 @@ from orchestrator.api.v1 import (
     worker_pb2,
 )
 from orchestrator.control.services import workers
-from orchestrator.core.fleet import TokenRole
+from orchestrator.core.supply.fleet import TokenRole
 from tests.control.agents import OPTIONS, Agent, Served, agent_of, bearer, refused, serving
 from tests.control.floods import WORDS_MAX, Change, answered, beat, begin, refusals, written
 from tests.control.house import DEADLINE_S
@@ -154,9 +154,9 @@ async def test_join_with_worthless_tokens_is_counted(served: Served, honest: Age
     events = written(served)
     cases = ((good, "used"), (good[:-3], "not known"), (foreign, "not known"), (expired, "expired"))
     for token, words in cases:
-        with refused(Status.PERMISSION_DENIED, words, "new one"):
+        with refused(Status.UNAUTHENTICATED, words, "new one"):
             await Agent(served, offer=offered("other")).join(token)
-    assert refusals(served, "Join", "forbidden") == len(cases)
+    assert refusals(served, "Join", "unauthenticated") == len(cases)
     assert written(served) == events
 
 
@@ -373,8 +373,8 @@ BAD_REPORTS = {
         "cannot be",
     ),
     "paths": (
-        worker_pb2.Observed(members=[worker_pb2.MemberObserved(paths=[overlay_pb2.PathMeasured()] * 65)]),
-        "65 paths",
+        worker_pb2.Observed(members=[worker_pb2.MemberObserved(paths=[overlay_pb2.PathMeasured()] * 257)]),
+        "257 paths",
     ),
     "no time at all": (
         worker_pb2.Observed(

@@ -9,19 +9,20 @@ import pytest
 from orchestrator.adapters.codec import decode_as, encode
 from orchestrator.api.v1 import common_pb2
 from orchestrator.control.inventory_wire import INVENTORY_BYTES_MAX, inventory_from, inventory_to
-from orchestrator.core.catalogue import GIB
 from orchestrator.core.errors import RefusedError
-from orchestrator.core.evidence import (
+from orchestrator.core.ids import DeviceId
+from orchestrator.core.supply.catalogue import GIB
+from orchestrator.core.supply.evidence import (
     DeviceEvidence,
     DeviceVendor,
     EvidenceClass,
     MachineEvidence,
+    NodeLabels,
     Sighting,
     Source,
 )
-from orchestrator.core.fleet import Device, DeviceKind, HardwareClass, Inventory, Isolation
-from orchestrator.core.hardware import evidence_class
-from orchestrator.core.ids import DeviceId
+from orchestrator.core.supply.fleet import Device, DeviceKind, HardwareClass, Inventory, Isolation
+from orchestrator.core.supply.hardware import evidence_class
 
 NAME = "NVIDIA GeForce RTX 3070"
 
@@ -75,6 +76,14 @@ RIG = Inventory(
         gpus_lost=1,
         wsl=True,
         virtualisation="hyper-v",
+        labels=NodeLabels(
+            node="rack3-u12",
+            region="eu-west-1",
+            zone="eu-west-1b",
+            instance_type="p5.48xlarge",
+            gpu_product="NVIDIA-H100-80GB-HBM3",
+            gpu_count=8,
+        ),
     ),
     unisolated=True,
     class_reason="6 × RTX3070: 6 of 6 hang on PCIe x1, as on a mining rig's risers",
@@ -121,6 +130,31 @@ def test_inventory_stored_before_there_was_evidence_is_still_read() -> None:
     "zone":""}"""
     inventory = decode_as(old, Inventory)
     assert (inventory.evidence, inventory.class_reason, inventory.devices[0].evidence) == (None, "", None)
+
+
+def test_inventory_labels_that_contradict_are_shown_and_what_an_agent_says_of_it_is_not_read() -> None:
+    wire = inventory_to(RIG)
+    (said,) = wire.label_contradictions
+    assert "NVIDIA-H100-80GB-HBM3" in said
+    assert wire.hardware_class == common_pb2.HARDWARE_CLASS_MINER
+    wire.label_contradictions[:] = ["nothing wrong here"]
+    assert inventory_to(inventory_from(wire)).label_contradictions == [said]
+
+
+def test_inventory_of_an_agent_without_labels_has_none() -> None:
+    wire = inventory_to(RIG)
+    wire.evidence.ClearField("labels")
+    found = inventory_from(wire).evidence
+    assert found is not None
+    assert found.labels is None
+
+
+@pytest.mark.parametrize("name", ["node", "region", "zone", "instance_type", "gpu_product"])
+@pytest.mark.parametrize("text", ["x" * 201, "a\nb"])
+def test_inventory_label_that_cannot_be_kept_is_refused_by_its_name(name: str, text: str) -> None:
+    wire = inventory_to(RIG)
+    setattr(wire.evidence.labels, name, text)
+    assert f"inventory.evidence.labels.{name}" == refused(wire).field
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from orchestrator.control.limits import Limit, neighbourhood_of, region_of, site
 from orchestrator.control.services.enrolment import EnrolLimits, EnrolServicer
 from orchestrator.control.sessions import CHANGES, OPENS
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import FleetPolicy, TokenRole
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.supply.fleet import FleetPolicy, TokenRole
 from tests.control.agents import Agent, Served, agent_of, bearer, refused, serving
 from tests.control.floods import answered, refusals, written
 from tests.control.house import DEADLINE_S
@@ -135,10 +135,10 @@ async def test_join_with_a_token_that_does_not_count_costs_no_arithmetic_and_no_
     for token, words in (("orch_supplier_guess", "not known"), (spent, "used")):
         request = Agent(served, offer=offered("other")).join_request(token)
         request.tls_csr = request.proof = b"x"
-        with refused(grpc.StatusCode.PERMISSION_DENIED, words):
+        with refused(grpc.StatusCode.UNAUTHENTICATED, words):
             await served.enrol.Join(request)
     assert written(served) == events
-    assert refusals(served, "Join", "forbidden") == 2
+    assert refusals(served, "Join", "unauthenticated") == 2
 
 
 async def test_join_with_unknown_tokens_is_limited_in_all_and_good_ones_are_not(served: Served) -> None:
@@ -149,7 +149,7 @@ async def test_join_with_unknown_tokens_is_limited_in_all_and_good_ones_are_not(
         with pytest.raises(RefusedError) as caught:
             await enrolment.Join(request, Caller(v6(number)))
         codes.append(caught.value.code)
-    assert codes == [RefusalCode.FORBIDDEN] * 3 + [RefusalCode.EXHAUSTED] * 3
+    assert codes == [RefusalCode.UNAUTHENTICATED] * 3 + [RefusalCode.EXHAUSTED] * 3
     good = await served.house.token(TokenRole.SUPPLIER, "anna")
     request = Agent(served, offer=offered("good")).join_request(good)
     assert (await enrolment.Join(request, Caller(v6(9)))).worker_id

@@ -7,14 +7,15 @@ import asyncio
 import pytest
 
 from orchestrator.control import loop as loops
-from orchestrator.control.loop import Committed, Loop
+from orchestrator.control.loop import Committed, Loop, Waiting
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.ids import ClusterId, TenantId
-from orchestrator.core.placement import Budget
-from orchestrator.core.queueing import Queue
-from orchestrator.core.scheduling import plan
-from orchestrator.core.state import Policies, State
+from orchestrator.core.policies import Policies
+from orchestrator.core.queries.queue import Queue
+from orchestrator.core.scheduling.placement import Budget
+from orchestrator.core.scheduling.plan import plan
+from orchestrator.core.state import State
 from tests.control.looping import HandClock, HeldStore, rigged, settle
 from tests.core.worlds import World
 
@@ -40,6 +41,22 @@ async def test_loop_acknowledges_only_after_the_commit() -> None:
         committed = await waiting
         assert committed.result == "ten_1"
         assert rig.store.transactions[-1].base_version + 1 == committed.version == rig.state.version
+
+
+async def test_loop_says_how_many_wait_and_since_when_the_oldest_does() -> None:
+    async with rigged() as rig:
+        assert rig.loop.waiting() == Waiting(0, None)
+        rig.store.hold()
+        began_ms = rig.clock.monotonic_ms
+        under_way = asyncio.create_task(rig.loop.submit(tenant(1)))
+        await rig.store.busy.wait()
+        rig.clock.monotonic_ms += 700
+        behind = asyncio.create_task(rig.loop.submit(tenant(2)))
+        await settle()
+        assert rig.loop.waiting() == Waiting(1, began_ms)
+        rig.store.let_go()
+        await asyncio.gather(under_way, behind)
+        assert rig.loop.waiting() == Waiting(0, None)
 
 
 async def test_loop_reads_wait_for_the_commit_under_way_and_see_it() -> None:

@@ -12,7 +12,6 @@ from orchestrator.adapters.overlay.certificates import (
     Authority,
     new_key,
     next_window_ms,
-    read_certificate,
     windows_valid,
 )
 from orchestrator.api.v1 import common_pb2, worker_pb2
@@ -28,11 +27,12 @@ from orchestrator.control.overlay import (
 )
 from orchestrator.core.clusters import Member
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import NEBULA, Isolation
 from orchestrator.core.ids import JobId, MemberId, Now, WorkerId
 from orchestrator.core.jobs import JobPolicy, Requirements
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.supply.fleet import NEBULA, Isolation
 from tests.core.worlds import START_WALL_MS, World
+from tests.nebula_certificates import read_certificate
 from tests.polling import wait_until_async
 
 NETWORK = IPv4Network("198.18.0.0/15")

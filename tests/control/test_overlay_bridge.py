@@ -16,7 +16,8 @@ from orchestrator.cli.serve_settings import listen_address, read_settings
 from orchestrator.control.overlay import Beacon, Overlay, bridge_owner
 from orchestrator.core.ids import MemberId
 from orchestrator.core.jobs import JobStatus, Outcome
-from orchestrator.core.state import Policies, State
+from orchestrator.core.policies import Policies
+from orchestrator.core.state import State
 from orchestrator.gateway.ports import Submission
 from tests.control.house import Puppet, house
 

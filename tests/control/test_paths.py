@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 
 import pytest
 
-from orchestrator.adapters.overlay.certificates import Authority, new_key, read_certificate
+from orchestrator.adapters.overlay.certificates import Authority, new_key
 from orchestrator.api.v1 import overlay_pb2, worker_pb2
 from orchestrator.control import paths as module
 from orchestrator.control.connected import Session
@@ -19,10 +19,11 @@ from orchestrator.control.overlay import RESERVED_HOSTS, WORKERS_GROUP, Beacon, 
 from orchestrator.control.paths import ORDER_INTERVAL_MS, PEERS_PER_ORDER, Paths
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusedError
-from orchestrator.core.fleet import NEBULA, Isolation
 from orchestrator.core.ids import Now, WorkerId
 from orchestrator.core.state import State
+from orchestrator.core.supply.fleet import NEBULA, Isolation
 from tests.core.worlds import World
+from tests.nebula_certificates import read_certificate
 from tests.polling import wait_until_async
 
 T = TypeVar("T")
@@ -162,6 +163,8 @@ async def test_order_names_few_live_peers_and_not_again_before_its_time() -> Non
         assert set(last.targets) <= {one.worker_id for one in others}
         addresses = {target.address for order in last.orders for target in order.targets}
         assert len(addresses) == PEERS_PER_ORDER
+        told = sum(len(one.targets) for one in (*others, last))
+        assert network.paths.probes_ordered == told > 0
         # Not before ten minutes, not even to a session of its own.
         network.open(last)
         await network.looked()
@@ -195,6 +198,9 @@ async def test_order_for_what_a_job_waits_for_comes_at_once_and_once_to_one_end(
         network.paths.take(
             asker.worker_id, report_of(asker.orders[-1].number, other.worker_id, rtt_us=32_000)
         )
+        both = frozenset({one.worker_id, two.worker_id})
+        assert network.paths.loss_ratio(both) == pytest.approx(1 / 20)
+        assert network.paths.loss_ratio(frozenset({one.worker_id})) is None
         known = network.world.state.latency
         assert known.measured_us(one.worker_id, two.worker_id, network.world.at_ms, 60_000) == 32_000
         network.end()

@@ -15,7 +15,7 @@ from orchestrator.control.planner import Planner
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.ids import JobId
-from orchestrator.core.placement import Budget
+from orchestrator.core.scheduling.placement import Budget, Plan
 from tests.control.looping import HandClock, HeldStore, settle
 from tests.core.worlds import World
 from tests.polling import wait_until_async
@@ -42,10 +42,22 @@ class Counted:
     """What was measured of each plan."""
 
     plans: list[tuple[int, int]] = field(default_factory=list)
+    looks: int = 0
+    came_true: list[int] = field(default_factory=list)
+    came_late: int = 0
 
-    def planned(self, seconds: float, placed: int, deferred: int) -> None:
+    def looked(self) -> None:
+        self.looks += 1
+
+    def planned(self, seconds: float, made: Plan) -> None:
         assert seconds >= 0
-        self.plans.append((placed, deferred))
+        self.plans.append((len(made.placements) + len(made.reuses), len(made.deferrals)))
+
+    def applied(self, made: Plan) -> None:
+        self.came_true.append(len(made.placements) + len(made.reuses))
+
+    def stale(self) -> None:
+        self.came_late += 1
 
 
 @asynccontextmanager
@@ -64,6 +76,22 @@ async def planning(
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_planner_goes_on_after_a_plan_that_a_fault_of_ours_kept_from_being_applied() -> None:
+    world = World()
+    world.worker()
+    world.submit()
+    async with planning(world) as (planner, loop, store, _):
+
+        def broken() -> None:
+            raise RefusedError(RefusalCode.INTERNAL, "nothing was done")
+
+        loop.before_apply.append(broken)
+        assert await planner.plan_once() is False
+        assert store.transactions == []
+        assert await planner.plan_once() is True
+        assert len(store.transactions) == 1
 
 
 async def test_planner_with_nothing_queued_writes_nothing() -> None:
@@ -95,13 +123,15 @@ async def test_planner_stale_plan_is_made_again() -> None:
         world.do(m.DrainWorker(first))
         world.state.take_touched()
 
-    async with planning(world) as (planner, loop, _, _):
+    async with planning(world) as (planner, loop, _, counted):
         loop.before_apply.append(drain)
         assert await planner.plan_once() is True, "there is something to do again at once"
+        assert (counted.came_late, counted.came_true) == (1, [])
         assert world.job(job_id).attempt_id is None
         other = world.worker()
         assert await planner.plan_once() is True
         assert world.members(job_id)[0].worker_id == other
+        assert (counted.came_late, counted.came_true, counted.looks) == (1, [1], 2)
 
 
 async def test_planner_reasons_are_shown_and_never_written() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.api.v1 import common_pb2, jobs_pb2, worker_pb2
 from orchestrator.control.inventory_wire import inventory_to
-from orchestrator.core.fleet import Isolation
+from orchestrator.core.supply.fleet import Isolation
 from tests.control.agents import Agent, Served, agent_of, bearer, refused, serving
 from tests.control.house import DEADLINE_S, inventory
 

@@ -11,8 +11,8 @@ import pytest
 
 from orchestrator.api.v1 import jobs_pb2, operator_pb2
 from orchestrator.core.jobs import JobStatus
-from orchestrator.core.pricing import CloudMedian, PricePolicy, Source, auto_asks
-from orchestrator.core.state import Policies
+from orchestrator.core.market.pricing import CloudMedian, PricePolicy, Source, auto_asks
+from orchestrator.core.policies import Policies
 from orchestrator.gateway.ports import Submission
 from tests.control.agents import Served, bearer, refused, serving
 from tests.control.house import Puppet
@@ -100,10 +100,26 @@ async def test_explain_job_waiting_and_placed_are_its_tenants_and_the_operators(
     market = auto_asks(MEDIANS, PricePolicy())["RTX4090"].microcredits_per_gpu_hour
     assert found.placement.microcredits_per_hour == 2 * market
     assert found.placement.explanation
+    # One machine: nothing to measure, and nothing else that would have done.
+    assert (found.placement.predicted_diameter_us, found.placement.pairs) == (0, 0)
+    assert not found.placement.HasField("runner_up")
     with refused(grpc.StatusCode.NOT_FOUND):
         await served.jobs.ExplainJob(request, metadata=bearer(other))
     with refused(grpc.StatusCode.UNAUTHENTICATED):
         await served.jobs.ExplainJob(request)
+
+
+async def test_get_job_tells_its_time_limit_and_when_the_try_that_runs_comes_to_it(served: Served) -> None:
+    tenant_id, secret = await served.house.tenant("acme")
+    jobs = served.house.plane.jobs
+    job = await jobs.submit(tenant_id, Submission("true", metadata={"orch.time_limit": "90m"}))
+    request = jobs_pb2.GetJobRequest(job=job.job_id)
+    found = (await served.jobs.GetJob(request, metadata=bearer(secret))).job
+    assert (found.time_limit_ms, found.HasField("time_limit_at")) == (90 * 60_000, False)
+    puppet = await Puppet.join(served.house, devices=1)
+    await puppet.until(lambda state: state.jobs[job.job_id].status is JobStatus.RUNNING)
+    found = (await served.jobs.GetJob(request, metadata=bearer(secret))).job
+    assert found.time_limit_at.ToMilliseconds() == found.started_at.ToMilliseconds() + 90 * 60_000
 
 
 # ---------------------------------------------------------------- quotes

@@ -7,7 +7,6 @@ import socket
 import sqlite3
 import ssl
 import stat
-import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,8 +17,8 @@ from orchestrator.api.v1 import operator_pb2
 from orchestrator.cli.errors import CliError
 from orchestrator.cli.gateway_tls import check_gateway
 from orchestrator.cli.serve_settings import listen_address, read_settings, warn_of_password
-from orchestrator.core.fleet import FleetPolicy
-from tests.control.serving import START_S, command, environment, serving
+from orchestrator.core.supply.fleet import FleetPolicy
+from tests.control.serving import START_S, refusal, serving
 
 JOBS = 20
 EVERYWHERE = "0.0.0.0:0"
@@ -54,19 +53,25 @@ def test_serve_answers_at_every_door_and_ends_at_ctrl_c(tmp_path: Path) -> None:
         secret = serve.tenant_secret()
         assert serve.http("/api/version", secret)[0] == 200
         assert serve.http("/api/version", "never-issued")[0] == 403
-        status, text = serve.http(serve.endpoints["metrics"])
+        status, text = serve.metrics()
         assert status == 200
         families = {family.name: family for family in text_string_to_metric_families(text.decode())}
         assert {
-            "orchestrator_worker_expected_seconds",
-            "orchestrator_worker_up_seconds",
+            "orchestrator_workers",
             "orchestrator_job_queue_seconds",
             "orchestrator_plan_seconds",
             "orchestrator_receipts",
         } <= families.keys()
         requests = families["orchestrator_gateway_request_seconds"].samples
         assert {sample.labels["status"] for sample in requests} == {"200", "403"}
-        for name in ("admin-token", "receipt-key", "master-secret", "control.db", "endpoints.json"):
+        for name in (
+            "admin-token",
+            "metrics-token",
+            "receipt-key",
+            "master-secret",
+            "control.db",
+            "endpoints.json",
+        ):
             assert stat.S_IMODE((folder / name).stat().st_mode) & 0o077 == 0, name
         admin = (folder / "admin-token").read_text().strip()
         assert serve.interrupt() == 0
@@ -76,19 +81,24 @@ def test_serve_answers_at_every_door_and_ends_at_ctrl_c(tmp_path: Path) -> None:
     assert secret not in said
 
 
-def refusal(folder: Path, *arguments: str, **variables: str) -> str:
-    """What a start that must be refused says: one line, and exit code 2."""
-    done = subprocess.run(
-        command(folder, *arguments),
-        env=environment() | variables,
-        capture_output=True,
-        text=True,
-        timeout=START_S,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    return done.stderr
+def test_serve_metrics_want_their_token_and_readiness_wants_none(tmp_path: Path) -> None:
+    token = tmp_path / "prometheus-token"
+    token.write_text("from-a-secret\n")
+    with serving(tmp_path / "data", "--metrics-token-file", str(token)) as serve:
+        assert serve.endpoints["metrics_token_file"] == str(token)
+        assert serve.metrics()[0] == 200
+        status, said = serve.http(serve.endpoints["metrics"])
+        assert status == 401
+        assert str(token) in said.decode()
+        root = serve.endpoints["metrics"].removesuffix("/metrics")
+        assert serve.http(f"{root}/readyz") == (200, b"ready\n")
+        assert serve.http(f"{root}/healthz") == (200, b"alive\n")
+        assert not (tmp_path / "data" / "metrics-token").exists()
+
+
+def test_serve_metrics_token_file_that_is_missing_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    said = refusal(tmp_path / "data", "--metrics-token-file", str(tmp_path / "none"))
+    assert f"--metrics-token-file: cannot read {tmp_path / 'none'}: no such file" in said
 
 
 @pytest.mark.parametrize("door", ["listen", "gateway", "metrics"])

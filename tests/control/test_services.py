@@ -16,6 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from orchestrator.adapters.metrics.worker_pages import page_text
 from orchestrator.api.v1 import (
     common_pb2,
     jobs_pb2,
@@ -26,9 +27,11 @@ from orchestrator.api.v1 import (
     telemetry_pb2_grpc,
     worker_pb2,
 )
-from orchestrator.core.fleet import TokenRole
-from orchestrator.core.ids import AttemptId
+from orchestrator.control.measuring.measuring import Sources
+from orchestrator.control.services.workers import TUNNELS_MAX, TUNNELS_PER_MEMBER_MAX, Sample
+from orchestrator.core.ids import AttemptId, WorkerId
 from orchestrator.core.jobs import JobStatus
+from orchestrator.core.supply.fleet import TokenRole
 from orchestrator.gateway.ports import Submission
 from tests.control.agents import Agent, Served, agent_of, bearer, refused, serving
 from tests.control.house import DEADLINE_S, Puppet
@@ -104,8 +107,11 @@ async def test_join_bad_input_is_refused_by_field(agent: Agent) -> None:
 async def test_join_tokens_that_do_not_count_are_refused(agent: Agent) -> None:
     enrol = agent.served.enrol
     _, tenants = await agent.served.house.tenant("acme")
-    for token in ("never-issued", tenants):
-        with refused(grpc.StatusCode.PERMISSION_DENIED):
+    for token, code in (
+        ("never-issued", grpc.StatusCode.UNAUTHENTICATED),
+        (tenants, grpc.StatusCode.PERMISSION_DENIED),
+    ):
+        with refused(code):
             await enrol.Join(agent.join_request(token))
 
 
@@ -184,19 +190,55 @@ async def test_telemetry_of_own_devices_is_exported_and_of_others_not(agent: Age
     telemetry = telemetry_pb2_grpc.TelemetryServiceStub(agent.channel)
     await telemetry.Report(iter([telemetry_pb2.ReportRequest(devices=devices)]), metadata=bearer(agent.token))
     house = agent.served.house
-    await house.plane.measure()
-    lines = house.metrics.text().decode().splitlines()
-    labels = f'{{device_id="{mine}",worker_id="{agent.worker_id}"}}'
+
+    async def page() -> list[str]:
+        return page_text(await house.plane.worker_rows(0)).decode().splitlines()
+
+    lines = await page()
+    labels = f'{{worker="{agent.worker_id}",device="0"}}'
     assert f"orchestrator_device_utilization_ratio{labels} 0.75" in lines
-    assert f"orchestrator_device_last_xid{labels} 48.0" in lines
-    assert f"orchestrator_device_ecc_uncorrected{labels} 2.0" in lines
+    assert f"orchestrator_device_last_xid{labels} 48" in lines
+    assert f"orchestrator_device_ecc_uncorrected{labels} 2" in lines
     assert not [line for line in lines if "somebody else" in line]
     agent.stream.cancel()
     await wait_until_async(
         lambda: not house.plane.sessions.connected, what="the session's end", deadline_s=DEADLINE_S
     )
-    await house.plane.measure()
-    assert labels not in house.metrics.text().decode()
+    lines = await page()
+    assert not [line for line in lines if labels in line]
+    assert [line for line in lines if line.startswith("orchestrator_worker_info{")]
+
+
+async def test_telemetry_of_tunnels_is_added_up_by_way_and_bounded(agent: Agent) -> None:
+    await placed(agent, zipped())
+    telemetry = telemetry_pb2_grpc.TelemetryServiceStub(agent.channel)
+    house = agent.served.house
+
+    async def report(tunnels: telemetry_pb2.TunnelCounts | None) -> None:
+        sample = telemetry_pb2.ReportRequest(tunnels=tunnels)
+        await telemetry.Report(iter([sample]), metadata=bearer(agent.token))
+
+    async def shown() -> list[float | None]:
+        plane = house.plane
+        sources = Sources(plane.sessions, plane.telemetry.newest, None, dict, None)
+        await plane.measuring.network(plane.loop, sources)
+        registry = house.metrics.registry
+        return [
+            registry.get_sample_value("orchestrator_overlay_tunnels", {"way": way})
+            for way in ("direct", "relayed", "bridged")
+        ]
+
+    assert await shown() == [0, 0, 0]
+    await report(telemetry_pb2.TunnelCounts(direct=4, relayed=2, bridged=1))
+    another = telemetry_pb2.TunnelCounts(relayed=5)
+    house.plane.telemetry.newest[WorkerId("wrk_without_members")] = Sample(0.0, 0, (), another)
+    assert await shown() == [4, 2, 1]
+    await report(telemetry_pb2.TunnelCounts(direct=1, relayed=TUNNELS_PER_MEMBER_MAX))
+    assert await shown() == [0, 0, 0], "more than its member can have"
+    await report(None)
+    assert await shown() == [0, 0, 0]
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "tunnels"):
+        await report(telemetry_pb2.TunnelCounts(direct=TUNNELS_MAX, bridged=1))
 
 
 # ---------------------------------------------------------------- packages and logs
@@ -286,7 +328,7 @@ async def test_operator_calls_need_an_operators_token(served: Served) -> None:
     status = operator_pb2.GetStatusRequest()
     with refused(grpc.StatusCode.UNAUTHENTICATED, "ORCH_TOKEN"):
         await served.operator.GetStatus(status)
-    with refused(grpc.StatusCode.PERMISSION_DENIED):
+    with refused(grpc.StatusCode.UNAUTHENTICATED, "not known here; ask the operator for a new one"):
         await served.operator.GetStatus(status, metadata=bearer("never-issued"))
     with refused(grpc.StatusCode.PERMISSION_DENIED, "the token of an operator; this one is a tenant's"):
         await served.operator.GetStatus(status, metadata=bearer(tenants))
@@ -310,7 +352,7 @@ async def test_create_token_same_request_id_is_the_same_token_and_secret(served:
     await served.operator.RevokeToken(
         operator_pb2.RevokeTokenRequest(token_id=first.token.token_id), metadata=served.admin
     )
-    with refused(grpc.StatusCode.PERMISSION_DENIED, "revoked"):
+    with refused(grpc.StatusCode.UNAUTHENTICATED, "revoked"):
         await served.jobs.ListJobs(jobs_pb2.ListJobsRequest(), metadata=bearer(first.secret))
 
 

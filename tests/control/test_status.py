@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestrator.control.services.operator import STATUS_REMARKS_MAX, Addresses, status_message
+from orchestrator.control.services.operator_overview import STATUS_REMARKS_MAX, status_message
+from orchestrator.control.services.surroundings import Addresses
 from orchestrator.core import messages as m
 from orchestrator.core.ids import WorkerId
+from orchestrator.core.queries.health import Vitals
+from orchestrator.core.queries.overview import overview
 from tests.core.worlds import World, inventory
 
 NOWHERE = Addresses(version="1", gateway_url="", metrics_url="", receipt_public_key=b"")
 
 
 def said(world: World) -> list[tuple[str, int]]:
-    return [(remark.text, remark.workers) for remark in status_message(world.state, NOWHERE).remarks]
+    answer = status_message(
+        world.state, NOWHERE, overview(world.state, (), (), world.at_ms), Vitals(), world.at_ms
+    )
+    return [(remark.text, remark.workers) for remark in answer.remarks]
 
 
 def join(world: World, *remarks: str) -> WorkerId:

@@ -10,10 +10,16 @@ from hypothesis import strategies as st
 
 from orchestrator.core import messages as m
 from orchestrator.core.apply import apply
-from orchestrator.core.catalogue import CPU_MODEL, GIB, MODELS
-from orchestrator.core.evidence import DeviceEvidence, DeviceVendor, EvidenceClass, Sighting, Source
-from orchestrator.core.filters import Question
-from orchestrator.core.fleet import (
+from orchestrator.core.ids import DeviceId, JobId, SupplierId, WorkerId
+from orchestrator.core.jobs import JobStatus, Outcome, Requirements
+from orchestrator.core.nearness.bandwidth import BandwidthMap
+from orchestrator.core.policies import Policies
+from orchestrator.core.scheduling.filters import Question
+from orchestrator.core.scheduling.offers import NO_ASK, Column, Offers
+from orchestrator.core.state import State
+from orchestrator.core.supply.catalogue import CPU_MODEL, GIB, MODELS
+from orchestrator.core.supply.evidence import DeviceEvidence, DeviceVendor, EvidenceClass, Sighting, Source
+from orchestrator.core.supply.fleet import (
     NEBULA,
     Device,
     DeviceKind,
@@ -23,13 +29,9 @@ from orchestrator.core.fleet import (
     Supplier,
     Worker,
 )
-from orchestrator.core.holds import DeviceHold, Hold, HoldKind
-from orchestrator.core.ids import DeviceId, JobId, SupplierId, WorkerId
-from orchestrator.core.jobs import JobStatus, Outcome, Requirements
-from orchestrator.core.offers import NO_ASK, Column, Offers
-from orchestrator.core.reliability import Reliability
-from orchestrator.core.state import Policies, State
-from orchestrator.core.terms import WEEK_MINUTES, Ask, Terms, Tier, WeekWindow
+from orchestrator.core.supply.holds import DeviceHold, Hold, HoldKind
+from orchestrator.core.supply.reliability import Reliability
+from orchestrator.core.supply.terms import WEEK_MINUTES, Ask, Terms, Tier, WeekWindow
 from tests.core.worlds import START_WALL_MS, World, inventory
 
 AT_MS = START_WALL_MS
@@ -143,14 +145,19 @@ MARKET = {"RTX4090": CREDIT // 2, "RTX3060": CREDIT // 10, "H100": 2 * CREDIT, C
 
 
 def asked(
-    offers: Offers, wanted: Requirements, *, at_ms: int = AT_MS, avoid: tuple[WorkerId, ...] = ()
+    offers: Offers,
+    wanted: Requirements,
+    *,
+    at_ms: int = AT_MS,
+    avoid: tuple[WorkerId, ...] = (),
+    bandwidth: BandwidthMap | None = None,
 ) -> Question:
     """What filters look at, with MARKET for the market."""
     prices = offers[Column.PRICE].copy()
     for row in range(offers.size):
         if prices[row] == NO_ASK:
             prices[row] = MARKET.get(offers.model_of(row), 0)
-    return Question(offers, wanted, at_ms, prices, HALF_LIFE_MS, avoid)
+    return Question(offers, wanted, at_ms, prices, HALF_LIFE_MS, avoid, bandwidth)
 
 
 # ------------------------------------------------------------ random ones

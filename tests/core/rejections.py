@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from orchestrator.core.catalogue import GIB
-from orchestrator.core.evidence import EVIDENCE_RANK
-from orchestrator.core.filters import OPEN_MS_MIN
-from orchestrator.core.fleet import Device, DeviceKind, HardwareClass, Inventory, Worker
-from orchestrator.core.hardware import evidence_class
 from orchestrator.core.jobs import Requirements
-from orchestrator.core.reliability import score_bp
-from orchestrator.core.terms import Tier
+from orchestrator.core.scheduling.filters import OPEN_MS_MIN
+from orchestrator.core.supply.catalogue import GIB
+from orchestrator.core.supply.evidence import EVIDENCE_RANK
+from orchestrator.core.supply.fleet import Device, DeviceKind, HardwareClass, Inventory, Worker
+from orchestrator.core.supply.hardware import evidence_class
+from orchestrator.core.supply.reliability import score_bp
+from orchestrator.core.supply.terms import Tier
 
 
 def worker_rejection(worker: Worker, wanted: Requirements) -> str | None:

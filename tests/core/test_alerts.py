@@ -7,10 +7,10 @@ import pytest
 from orchestrator.core import messages as m
 from orchestrator.core.alerts import ALERTS_KEPT, UNSETTLED_MAX, Alert, AlertKind
 from orchestrator.core.decide import effects_of, pending_effects
-from orchestrator.core.fleet import FleetPolicy
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import WorkerId
-from orchestrator.core.terms import Terms
+from orchestrator.core.supply.fleet import FleetPolicy
+from orchestrator.core.supply.holds import HoldKind
+from orchestrator.core.supply.terms import Terms
 from tests.core.worlds import World
 
 POLICY = FleetPolicy()

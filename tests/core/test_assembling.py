@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.clusters import ClusterPhase
-from orchestrator.core.fleet import NEBULA, Isolation
 from orchestrator.core.ids import JobId, WorkerId
 from orchestrator.core.jobs import Pattern, Requirements
-from orchestrator.core.placement import Budget, Plan
-from orchestrator.core.queueing import Queue
-from orchestrator.core.scheduling import plan
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.queries.queue import Queue
+from orchestrator.core.scheduling.placement import Budget, Plan
+from orchestrator.core.scheduling.plan import plan
+from orchestrator.core.supply.fleet import NEBULA, Isolation
 from tests.core.test_isolation import RUNTIMES
 from tests.core.worlds import World, path_seen
 

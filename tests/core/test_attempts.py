@@ -6,11 +6,11 @@ import pytest
 
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase
-from orchestrator.core.desired import desired_members
 from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.ids import AttemptId, JobId
 from orchestrator.core.jobs import AttemptPhase, JobPolicy, JobStatus, Outcome
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.queries.desired import desired_members
 from tests.core.worlds import Driver, World
 
 BACKOFF_MS = JobPolicy().retry_backoff_ms

@@ -9,10 +9,10 @@ import pytest
 from orchestrator.core import messages as m
 from orchestrator.core.entities import TABLES
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import Inventory, Liveness
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import DeviceId, WorkerId
 from orchestrator.core.state import State
+from orchestrator.core.supply.fleet import Inventory, Liveness
+from orchestrator.core.supply.holds import HoldKind
 from tests.core.worlds import World, inventory
 
 

@@ -6,7 +6,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.core.coordinates import MOVE_MAX_MS, STEP, UNKNOWN_US, Coordinates, shortest_detours
+from orchestrator.core.nearness.coordinates import (
+    MOVE_MAX_MS,
+    STEP,
+    UNKNOWN_US,
+    Coordinates,
+    shortest_detours,
+)
 
 ROWS = st.lists(
     st.dictionaries(st.integers(0, 9), st.integers(1, 10_000_000), min_size=0, max_size=6),

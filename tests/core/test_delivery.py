@@ -12,9 +12,9 @@ from orchestrator.core import messages as m
 from orchestrator.core.apply import apply
 from orchestrator.core.clusters import BusSeen, ClusterPhase, Member, PathSeen
 from orchestrator.core.decisions.clusters import delivered
-from orchestrator.core.fleet import NEBULA
 from orchestrator.core.ids import JobId, MemberId, WorkerId
 from orchestrator.core.state import State
+from orchestrator.core.supply.fleet import NEBULA
 from tests.core.test_isolation import BOX, boxed, gang
 from tests.core.worlds import World, path_seen
 
@@ -137,6 +137,37 @@ def test_replaced_member_takes_its_figures_with_it() -> None:
     cluster = world.cluster(job_id)
     assert cluster.phase is ClusterPhase.READY
     assert cluster.paths == (path_seen(second, head), path_seen(new, head), path_seen(new, second))
+
+
+def test_node_of_a_replaced_member_is_gone_from_the_heads_list_before_the_cluster_is_ready() -> None:
+    """Ray notices late that a node is gone, and would give it work until then."""
+    world, job_id = joined()
+    head, first, _ = members_of(world, job_id)
+    listed = next(one.nodes for one in world.honest(head.worker_id))
+    ghost = next(node for node in listed if node.member_id == first.member_id)
+    world.fail(first)
+    world.worker(isolation=BOX, overlay=NEBULA)
+    world.plan()
+    told(world, lambda one: replace(one, nodes=(*one.nodes, ghost)) if one.nodes else one)
+    cluster_id = world.cluster(job_id).cluster_id
+    assert world.state.clusters[cluster_id].phase is ClusterPhase.JOINING
+    world.reports()
+    assert world.state.clusters[cluster_id].phase is ClusterPhase.READY
+
+
+def test_node_of_a_replaced_member_that_never_goes_is_named_when_time_is_up() -> None:
+    world, job_id = joined()
+    head, first, _ = members_of(world, job_id)
+    ghost = next(one.nodes for one in world.honest(head.worker_id))[1]
+    assert ghost.member_id == first.member_id
+    world.fail(first)
+    world.worker(isolation=BOX, overlay=NEBULA)
+    world.plan()
+    told(world, lambda one: replace(one, nodes=(*one.nodes, ghost)) if one.nodes else one)
+    cluster_id = world.cluster(job_id).cluster_id
+    world.live_on(world.policies.clusters.join_deadline_ms + 5_000)
+    reason = world.state.clusters[cluster_id].reason
+    assert f"{world.who(first.worker_id).name} is gone and still listed by the head" in reason
 
 
 def with_paths(world: World, member: Member, paths: tuple[PathSeen, ...]) -> tuple[m.ObservedMember, ...]:

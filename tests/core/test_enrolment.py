@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.core import messages as m
-from orchestrator.core.catalogue import GIB
 from orchestrator.core.decide import REQUEST_LIFE_MS
 from orchestrator.core.decisions.fleet import recoveries_left
 from orchestrator.core.decisions.operators import TOKEN_TTL_MS_MAX, authenticate
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import HardwareClass, Inventory, Liveness, TokenRole
 from orchestrator.core.ids import DeviceId, JobId, SupplierId, TenantId, TokenId, WorkerId
+from orchestrator.core.supply.catalogue import GIB
+from orchestrator.core.supply.fleet import HardwareClass, Inventory, Liveness, TokenRole
 from tests.core.worlds import World, inventory, sha
 
 
@@ -30,7 +30,7 @@ def test_join_token_is_used_up_by_the_first_machine() -> None:
     token = world.token()
     world.do(world.joining(inventory(), token=token))
     refusal = refused(world, world.joining(inventory(), token=token))
-    assert refusal.code is RefusalCode.FORBIDDEN
+    assert refusal.code is RefusalCode.UNAUTHENTICATED
     assert "used" in refusal.message
 
 
@@ -78,7 +78,7 @@ def test_join_token_revoked_is_refused_and_revoking_twice_changes_nothing() -> N
 def test_join_token_unknown_is_refused() -> None:
     world = World()
     refusal = refused(world, world.joining(inventory(), token=sha("guess")))
-    assert refusal.code is RefusalCode.FORBIDDEN
+    assert refusal.code is RefusalCode.UNAUTHENTICATED
     assert "not known" in refusal.message
 
 

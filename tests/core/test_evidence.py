@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.catalogue import GIB, MODELS, model_of
 from orchestrator.core.decisions.fleet import check_inventory
 from orchestrator.core.errors import RefusedError
-from orchestrator.core.evidence import (
+from orchestrator.core.ids import DeviceId
+from orchestrator.core.supply.catalogue import GIB, MODELS, model_of
+from orchestrator.core.supply.evidence import (
     DeviceEvidence,
     DeviceVendor,
     EvidenceClass,
@@ -20,8 +21,8 @@ from orchestrator.core.evidence import (
     Source,
     bus_id,
 )
-from orchestrator.core.fleet import Device, DeviceKind, HardwareClass, Inventory
-from orchestrator.core.hardware import (
+from orchestrator.core.supply.fleet import Device, DeviceKind, HardwareClass, Inventory
+from orchestrator.core.supply.hardware import (
     CHANGES_MAX,
     MINER_GPUS_MIN,
     NARROW_LANES_MAX,
@@ -32,7 +33,6 @@ from orchestrator.core.hardware import (
     misfit,
     worker_evidence_class,
 )
-from orchestrator.core.ids import DeviceId
 from tests.core.worlds import inventory
 
 DRIVER_NAMES = {

@@ -8,7 +8,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 
-from orchestrator.core.explaining import (
+from orchestrator.core.ids import JobId, TenantId
+from orchestrator.core.jobs import Requirements
+from orchestrator.core.scheduling.filters import FILTERS, Question, Removed
+from orchestrator.core.scheduling.offers import Column
+from orchestrator.core.scheduling.placement import Budget, JobNeed
+from orchestrator.core.scheduling.plan import plan
+from orchestrator.core.scheduling.shortage import (
     CHANGES_MAX,
     Change,
     Shortage,
@@ -17,14 +23,8 @@ from orchestrator.core.explaining import (
     shortage,
     waiting_words,
 )
-from orchestrator.core.filters import FILTERS, Question, Removed
-from orchestrator.core.fleet import NEBULA, HardwareClass, Isolation, Worker
-from orchestrator.core.ids import JobId, TenantId
-from orchestrator.core.jobs import Requirements
-from orchestrator.core.offers import Column
-from orchestrator.core.placement import Budget, JobNeed
-from orchestrator.core.scheduling import plan
-from orchestrator.core.terms import Ask, Terms
+from orchestrator.core.supply.fleet import NEBULA, HardwareClass, Isolation, Worker
+from orchestrator.core.supply.terms import Ask, Terms
 from tests.core.fleets import AT_MS, CREDIT, asked, device, fleets, machine, requests, state_of, table_of
 from tests.core.test_filters import gpu_machine
 from tests.core.worlds import Listed, World

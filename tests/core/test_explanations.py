@@ -9,12 +9,12 @@ import pytest
 
 from orchestrator.core import messages as m
 from orchestrator.core.decide import handle
-from orchestrator.core.explanations import FITS_NOW, NO_ESTIMATE, Explanation, Placed, Wait, explain
-from orchestrator.core.fleet import Isolation
 from orchestrator.core.ids import JobId
 from orchestrator.core.jobs import JobPolicy, JobStatus, Requirements
-from orchestrator.core.state import Policies
-from orchestrator.core.terms import Ask, Terms
+from orchestrator.core.policies import Policies
+from orchestrator.core.queries.explain import FITS_NOW, Explanation, Placed, Wait, explain
+from orchestrator.core.supply.fleet import Isolation
+from orchestrator.core.supply.terms import Ask, Terms
 from tests.core.worlds import World
 
 FAST_MS = 100
@@ -57,7 +57,8 @@ def test_explain_queued_tells_reason_filters_and_what_would_change_it() -> None:
     }
     assert (wait.shortage.fitting, wait.shortage.free, wait.shortage.needed) == (0, 0, 1)
     assert [change.key for change in wait.changes] == ["orch.region"]
-    assert (wait.estimated_start_ms, wait.estimate) == (None, NO_ESTIMATE)
+    assert wait.estimated_start_ms is None
+    assert wait.estimate == "when it starts is not known: no machines here hold all that it asks for"
 
 
 def test_explain_before_any_plan_works_the_reason_out_and_changes_nothing() -> None:
@@ -131,6 +132,15 @@ def test_shown_message_of_a_job_no_plan_came_to_says_how_many_are_before_it() ->
     ]
 
 
+def test_shown_message_of_a_job_that_is_passed_over_says_why_and_how_many_are_before_it() -> None:
+    world = World()
+    jobs = [world.submit(Requirements(gpus=2)) for _ in range(2)]
+    world.plan()
+    first, second = (world.job(one).message for one in jobs)
+    assert first.startswith("waiting for 2 × GPU together: 0 of 0 fitting devices free, 2 needed")
+    assert second == f"{first}, behind 1 of your jobs"
+
+
 def test_explain_deep_in_a_long_queue_and_a_large_fleet_is_fast() -> None:
     world = World()
     for _ in range(2):
@@ -161,7 +171,7 @@ def test_explain_running_tells_why_what_was_measured_and_the_price() -> None:
     assert placed.attempt_id == world.attempt(job_id).attempt_id
     assert placed.why[: len(world.attempt(job_id).explanation)] == world.attempt(job_id).explanation
     assert placed.diameter_us == 21_000
-    assert "measured: round trips of up to 21.0 ms" in placed.why[-1]
+    assert placed.why[-1].startswith("delivered: round trips up to 21.0 ms, that from ")
     market = world.state.policies.market["RTX4090"].microcredits_per_gpu_hour
     assert (placed.devices, placed.microcredits_per_hour) == (2, 400_000 + market)
 

@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.errors import RefusedError
-from orchestrator.core.fairness import (
+from orchestrator.core.ids import TenantId
+from orchestrator.core.market.worth import worth_milli
+from orchestrator.core.policies import Policies
+from orchestrator.core.tenancy.fairness import (
     GROWTH_BITS,
     NOTHING,
     SHARE_ONE,
@@ -22,16 +25,12 @@ from orchestrator.core.fairness import (
     Usage,
     amounts_of,
     changed,
-    check_policy,
     check_weight,
     dominant_share,
-    in_turn,
     mean_held,
     moment,
     order,
 )
-from orchestrator.core.ids import TenantId
-from orchestrator.core.worth import worth_milli
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -157,22 +156,17 @@ def test_moment_before_the_usage_was_written_takes_nothing_away() -> None:
 
 def test_dominant_share_is_the_largest_of_any_resource_over_the_weight() -> None:
     held = Amounts(gpu_milli=10_000, cpus=300, memory_mib=0)
-    assert dominant_share(NOTHING, held, FLEET, 1) == SHARE_ONE * 3 // 10
-    assert dominant_share(NOTHING, held, FLEET, 3) == SHARE_ONE // 10
-
-
-def test_dominant_share_counts_memory_up_to_its_bound_only() -> None:
-    assert dominant_share(FLEET, ONE_GPU, FLEET, 1, SHARE_ONE // 4) == SHARE_ONE // 100 + SHARE_ONE // 4
-    assert dominant_share(ONE_GPU, ONE_GPU, FLEET, 1, SHARE_ONE // 4) == 2 * SHARE_ONE // 100
+    assert dominant_share(held, FLEET) == SHARE_ONE * 3 // 10
+    assert dominant_share(held, FLEET, 3) == SHARE_ONE // 10
 
 
 def test_dominant_share_of_a_resource_that_the_fleet_lacks_says_nothing() -> None:
-    assert dominant_share(NOTHING, Amounts(5, 5, 5), NOTHING, 1) == 0
+    assert dominant_share(Amounts(5, 5, 5), NOTHING) == 0
 
 
 def test_dominant_share_by_the_largest_weight_still_tells_one_small_device() -> None:
     fleet = Amounts(gpu_milli=1_000_000 * 9_000)
-    assert dominant_share(NOTHING, Amounts(gpu_milli=90), fleet, WEIGHT_MAX) > 0
+    assert dominant_share(Amounts(gpu_milli=90), fleet, WEIGHT_MAX) > 0
 
 
 # ---------------------------------------------------------------- turns
@@ -253,6 +247,58 @@ def test_turns_of_nobody_are_nobodys() -> None:
     assert Turns([], FLEET, POLICY, START_MS, 8).next() is None
 
 
+def had(gpus: int, minutes: int) -> Usage:
+    """Held until now, when it was given back."""
+    amounts = Amounts(gpu_milli=1_000 * gpus)
+    past = holding(amounts, START_MS - 60_000 * minutes)
+    return changed(past, moment(START_MS, DAY_MS), lost=amounts)
+
+
+@pytest.mark.parametrize("much", [2, 24])
+def test_turns_of_who_had_more_lately_stand_behind_by_their_place_however_much_it_was(much: int) -> None:
+    """Of four equals the last stands one and a half fair shares behind the first, each one half behind the next."""
+    contenders = [tenant(name, had(number * much, 12 * 60)) for number, name in enumerate("dcba")]
+    turns = Turns(contenders, FLEET, POLICY, START_MS, 8)
+    half_of_fair = SHARE_ONE // 100 // 8
+    assert [turns.share(one.tenant_id) for one in contenders] == [
+        number * half_of_fair for number in range(4)
+    ]
+
+
+def test_turns_of_who_had_hardly_more_lately_stand_behind_in_part() -> None:
+    """Of two, a fair share is 50 GPUs; one of them had it for five minutes: a quarter of what tells them apart wholly."""
+    turns = Turns([tenant("a", had(50, 5)), tenant("b")], FLEET, POLICY, START_MS, 8)
+    fair = SHARE_ONE // 100 // 2
+    assert turns.share(TenantId("a")) == pytest.approx(fair / 4, rel=0.02)
+    turns = Turns([tenant("a", had(50, 25)), tenant("b")], FLEET, POLICY, START_MS, 8)
+    assert turns.share(TenantId("a")) == fair
+
+
+def test_turns_of_who_had_as_much_lately_stand_together() -> None:
+    past = changed(holding(ONE_GPU, START_MS - HOUR_MS), moment(START_MS, DAY_MS), lost=ONE_GPU)
+    turns = Turns([tenant("a", past), tenant("b"), tenant("c", past)], FLEET, POLICY, START_MS, 8)
+    assert turns.share(TenantId("a")) == turns.share(TenantId("c")) > turns.share(TenantId("b")) == 0
+
+
+def test_turns_of_the_last_in_memory_come_once_all_others_have_their_fair_shares() -> None:
+    rich = changed(holding(FLEET, START_MS - DAY_MS), moment(START_MS, DAY_MS), lost=FLEET)
+    for weight in (50, 100, 1_000):
+        contenders = [tenant("a", rich, weight), *(tenant(name) for name in "bcde")]
+        turns = Turns(contenders, FLEET, POLICY, START_MS, 8)
+        fair_of_others = 100 * 400 // (400 + weight)
+        served = given_in_turn(turns, ONE_GPU, 100)
+        assert "a" in served
+        assert served.index("a") <= fair_of_others + 4
+
+
+def test_turns_of_who_holds_more_than_its_part_of_the_weights_stand_beyond_their_fair_share() -> None:
+    now = moment(START_MS, DAY_MS)
+    holder = changed(Usage(), now, gained=Amounts(gpu_milli=34_000))
+    turns = Turns([tenant("a", holder, 50), tenant("b", holder, 100)], FLEET, POLICY, START_MS, 8)
+    assert turns.is_beyond(TenantId("a"))
+    assert not turns.is_beyond(TenantId("b"))
+
+
 def test_order_puts_who_used_much_lately_behind() -> None:
     past = changed(holding(FLEET, START_MS), moment(START_MS + DAY_MS, DAY_MS), lost=FLEET)
     both = [tenant("a", past), tenant("b")]
@@ -262,24 +308,27 @@ def test_order_puts_who_used_much_lately_behind() -> None:
     assert order(both, FLEET, POLICY, START_MS + 60 * DAY_MS) == ("a", "b")
 
 
-def test_in_turn_alternates_tenants_and_keeps_each_ones_order() -> None:
-    queues = {TenantId("a"): ["a1", "a2", "a3"], TenantId("b"): ["b1"], TenantId("c"): ["c1", "c2"]}
+def test_turns_alternate_while_what_is_given_grows_their_shares() -> None:
     turns = Turns([tenant("a"), tenant("b"), tenant("c")], FLEET, POLICY, START_MS, 8)
+    wanted = {TenantId("a"): 3, TenantId("b"): 1, TenantId("c"): 2}
     seen = []
-    for tenant_id, job in in_turn(turns, queues):
-        seen.append(job)
-        turns.gave(tenant_id, ONE_GPU)
-    assert seen == ["a1", "b1", "c1", "a2", "c2", "a3"]
+    while (tenant_id := turns.next()) is not None:
+        if wanted[tenant_id]:
+            wanted[tenant_id] -= 1
+            seen.append(tenant_id)
+            turns.gave(tenant_id, ONE_GPU)
+        else:
+            turns.leave(tenant_id)
+    assert seen == ["a", "b", "c", "a", "c", "a"]
 
 
-def test_in_turn_of_many_that_do_not_fit_serves_the_others_all_the_same() -> None:
-    queues = {TenantId("a"): [f"a{number}" for number in range(1_000)], TenantId("b"): ["b1"]}
+def test_turns_of_one_whose_jobs_never_fit_are_bounded_and_serve_the_others_all_the_same() -> None:
     turns = Turns([tenant("a"), tenant("b")], FLEET, POLICY, START_MS, misses_max=3)
     seen = []
-    for tenant_id, job in in_turn(turns, queues):
-        seen.append(job)
+    while (tenant_id := turns.next()) is not None:
+        seen.append(tenant_id)
         turns.missed(tenant_id)
-    assert seen == ["a0", "b1", "a1", "a2"]
+    assert seen == ["a", "b", "a", "b", "a", "b"]
 
 
 # ---------------------------------------------------------------- bad input
@@ -303,10 +352,9 @@ def test_weight_that_orders_nothing_is_refused(weight: int) -> None:
 )
 def test_policy_that_nobody_can_mean_is_refused(policy: FairnessPolicy, field: str) -> None:
     with pytest.raises(RefusedError) as caught:
-        check_policy(policy)
+        Policies(fairness=policy)
     assert caught.value.field == field
 
 
-def test_policy_and_weight_by_default_are_accepted() -> None:
-    check_policy(POLICY)
+def test_weight_by_default_is_accepted() -> None:
     check_weight(Contender(TenantId("a"), Usage()).weight)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.core.catalogue import CPU_MODEL, GIB
-from orchestrator.core.evidence import EvidenceClass
-from orchestrator.core.filters import (
+from orchestrator.core.ids import WorkerId
+from orchestrator.core.jobs import Requirements
+from orchestrator.core.nearness.bandwidth import BandwidthMap
+from orchestrator.core.scheduling.filters import (
     FILTERS,
     OF_HEADS,
     OPEN_MS_MIN,
@@ -24,13 +25,13 @@ from orchestrator.core.filters import (
     rejections,
     scores_bp,
 )
-from orchestrator.core.fleet import NEBULA, HardwareClass, Isolation, Liveness, Worker
-from orchestrator.core.holds import PHRASES, HoldKind
-from orchestrator.core.ids import WorkerId
-from orchestrator.core.jobs import Requirements
-from orchestrator.core.offers import Offers
-from orchestrator.core.reliability import Reliability, score_bp
-from orchestrator.core.terms import MINUTE_MS, MONDAY_MS, WEEK_MINUTES, Ask, Terms, Tier, WeekWindow
+from orchestrator.core.scheduling.offers import Offers
+from orchestrator.core.supply.catalogue import CPU_MODEL, GIB
+from orchestrator.core.supply.evidence import EvidenceClass
+from orchestrator.core.supply.fleet import NEBULA, HardwareClass, Isolation, Liveness, Worker
+from orchestrator.core.supply.holds import PHRASES, HoldKind
+from orchestrator.core.supply.reliability import Reliability, score_bp
+from orchestrator.core.supply.terms import MINUTE_MS, MONDAY_MS, WEEK_MINUTES, Ask, Terms, Tier, WeekWindow
 from tests.core.fleets import (
     AT_MS,
     CREDIT,
@@ -189,6 +190,13 @@ CASES = (
         "reliability below 50.5 %",
     ),
     Case(
+        "bandwidth",
+        Requirements(gpus=2, min_bandwidth_mbps=100),
+        gpu_machine(),
+        gpu_machine("good"),
+        "known to deliver less than 100 Mbit/s to others",
+    ),
+    Case(
         "price",
         Requirements(max_price=450_000),
         gpu_machine(),
@@ -211,6 +219,18 @@ def kept(question: Question) -> set[str]:
     return {question.offers.worker_of(row) for row in rows}
 
 
+def delivered_by(case: Case) -> BandwidthMap:
+    """One is known to be slow, by two others who are not."""
+    known = BandwidthMap()
+    if case.name == "bandwidth":
+        able = (WorkerId("able"), WorkerId("other"))
+        known.observe(*able, 300_000_000, AT_MS)
+        for one in able:
+            known.observe(case.bad.worker_id, one, 99_999_999, AT_MS)
+            known.observe(case.good.worker_id, one, 100_000_000, AT_MS)
+    return known
+
+
 def avoided(case: Case) -> tuple[WorkerId, ...]:
     return (case.bad.worker_id,) if case.name == "avoid" else ()
 
@@ -221,14 +241,16 @@ def test_cases_are_there_for_every_filter() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_filter_removes_what_it_says_and_keeps_the_rest(case: Case) -> None:
-    question = asked(table_of([case.bad, case.good]), case.wanted, avoid=avoided(case))
+    table = table_of([case.bad, case.good])
+    question = asked(table, case.wanted, avoid=avoided(case), bandwidth=delivered_by(case))
     assert kept(question) == {"good"}
     assert rejections(question) == (Removed(case.name, case.phrase, 1, case.alone),)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.alone], ids=lambda case: case.name)
 def test_filter_alone_stands_between_the_machine_and_the_request(case: Case) -> None:
-    question = asked(table_of([case.bad]), case.wanted, avoid=avoided(case))
+    table = table_of([case.bad])
+    question = asked(table, case.wanted, avoid=avoided(case), bandwidth=delivered_by(case))
     (own,) = (one for one in FILTERS if one.name == case.name)
     assert not own.keeps(question).any()
     others = [one for one in FILTERS if one.name != case.name and one.asked(case.wanted)]
@@ -241,8 +263,9 @@ def test_filter_lifted_is_not_asked_any_more(one: Filter) -> None:
     assert one.asked(case.wanted)
     lifted = one.lifted(case.wanted)
     assert not one.asked(lifted)
-    assert lifted == Requirements()
-    assert kept(asked(table_of([case.bad, case.good]), lifted)) == {"bad", "good"}
+    assert lifted == Requirements(gpus=case.wanted.gpus)
+    then = asked(table_of([case.bad, case.good]), lifted, bandwidth=delivered_by(case))
+    assert kept(then) == {"bad", "good"}
 
 
 @pytest.mark.parametrize("one", [one for one in FILTERS if not one.field], ids=lambda one: one.name)
@@ -436,6 +459,10 @@ def test_rejections_by_the_standing_alone_end_with_it(fleet: list[Worker], wante
         (
             Requirements(min_reliability_bp=9_950, max_price=1_234_567, max_rtt_ms=20),
             "1 × GPU of reliability 99.5 % for at most 1.234567 per GPU-hour within 20 ms",
+        ),
+        (
+            Requirements(gpus=2, max_rtt_ms=20, min_bandwidth_mbps=250),
+            "2 × GPU within 20 ms with 250 Mbit/s between machines together",
         ),
         (
             Requirements(min_compute_capability=1_200, min_evidence=EvidenceClass.T2),

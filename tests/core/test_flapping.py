@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.core import messages as m
-from orchestrator.core.fleet import FleetPolicy, Liveness
-from orchestrator.core.holds import Hold, HoldKind
 from orchestrator.core.ids import WorkerId
-from orchestrator.core.reliability import Flaps, flapped
+from orchestrator.core.supply.fleet import FleetPolicy, Liveness
+from orchestrator.core.supply.holds import Hold, HoldKind
+from orchestrator.core.supply.reliability import Flaps, flapped
 from tests.core.worlds import World
 
 POLICY = FleetPolicy()

@@ -9,13 +9,13 @@ import pytest
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase, ClusterPolicy, MemberPhase, MemberRole, NodeSeen
 from orchestrator.core.decide import effects_of, pending_effects
-from orchestrator.core.desired import desired_members
-from orchestrator.core.fleet import HardwareClass
 from orchestrator.core.ids import JobId, WorkerId
 from orchestrator.core.jobs import JobStatus, Requirements
-from orchestrator.core.placement import VacancyNeed
-from orchestrator.core.queueing import Queue
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.queries.desired import desired_members
+from orchestrator.core.queries.queue import Queue
+from orchestrator.core.scheduling.placement import VacancyNeed
+from orchestrator.core.supply.fleet import HardwareClass
 from tests.core.worlds import World, inventory
 
 PAIR = Requirements(gpus=2)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from benchmarks import openb
 from benchmarks.p5_openb import Fgd, Ours, Policy, allocated, at_random, best_fit, bound_milli
-from orchestrator.core.fragmentation import (
+from orchestrator.core.scheduling.fragmentation import (
     GAP_WEIGHT,
     STEP,
     WHOLE_MILLI,

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from orchestrator.core.gang_fields import UNREACHED_US, Candidates, Matrices, Wish, path_of
-from orchestrator.core.gangs import (
+from orchestrator.core.gangs.candidates import UNREACHED_US, Candidates, Matrices, Wish, path_of
+from orchestrator.core.gangs.choosing import (
     PAIRS_PER_PROPOSAL,
     Gang,
     NoGang,
     Outcome,
     Unverified,
     choose,
-    explained,
     verified,
 )
+from orchestrator.core.gangs.widening import widened
 from orchestrator.core.jobs import Pattern
 
 if TYPE_CHECKING:
@@ -155,14 +155,14 @@ def test_no_gang_says_how_many_there_are_and_what_would_do() -> None:
     fleet, wish, rtt = candidates([6, 6, 4], [1, 1, 1]), Wish(16, 20 * MS), line(0, 15, 39.2)
     none = choose(fleet, wish, rtt)
     assert isinstance(none, NoGang)
-    assert explained(none, fleet, wish, rtt).says == "12 of 16 GPUs within 20 ms; 40 ms would do"
+    assert widened(none, fleet, wish, rtt).says == "12 of 16 GPUs within 20 ms; 40 ms would do"
 
 
 def test_no_gang_with_too_few_devices_at_all_has_no_bound_that_would_do() -> None:
     fleet, wish, rtt = candidates([6, 6], [1, 1]), Wish(16, 20 * MS), line(0, 15)
     none = choose(fleet, wish, rtt)
     assert isinstance(none, NoGang)
-    assert explained(none, fleet, wish, rtt).says == "12 of 16 GPUs within 20 ms"
+    assert widened(none, fleet, wish, rtt).says == "12 of 16 GPUs within 20 ms"
 
 
 def test_no_gang_of_nobody_has_no_devices() -> None:

@@ -7,9 +7,9 @@ import pytest
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import Liveness
 from orchestrator.core.jobs import JobPolicy, JobStatus, Requirements
 from orchestrator.core.requests import for_driver
+from orchestrator.core.supply.fleet import Liveness
 from tests.core.worlds import World
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.core.health import (
+from orchestrator.core.supply.health import (
     FATAL_XIDS,
     HOT_SAMPLES_MIN,
     HW_THERMAL,

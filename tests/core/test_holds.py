@@ -9,12 +9,12 @@ from orchestrator.core.apply import apply
 from orchestrator.core.clusters import ClusterPhase, ClusterPolicy, MemberPhase
 from orchestrator.core.decide import effects_of, pending_effects
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.evidence import EvidenceClass
-from orchestrator.core.fleet import FleetPolicy
-from orchestrator.core.holds import MISTRUSTED, PHRASES, SHUT_OUT, Hold, HoldKind
 from orchestrator.core.ids import DeviceId, SupplierId, WorkerId
 from orchestrator.core.jobs import JobStatus, Requirements
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.supply.evidence import EvidenceClass
+from orchestrator.core.supply.fleet import FleetPolicy
+from orchestrator.core.supply.holds import MISTRUSTED, PHRASES, SHUT_OUT, Hold, HoldKind
 from tests.core.worlds import World, inventory, sha
 
 PROBATION_MS = 600_000

@@ -9,11 +9,11 @@ import pytest
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase, ClusterPolicy, Member, OverlayIdentity
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import NEBULA, Isolation
 from orchestrator.core.ids import JobId, WorkerId
 from orchestrator.core.jobs import JobPolicy, Requirements
-from orchestrator.core.requests import parse_requirements
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.requests import parse_conditions
+from orchestrator.core.supply.fleet import NEBULA, Isolation
 from tests.core.test_planning import placed, waits, who
 from tests.core.worlds import World
 
@@ -65,14 +65,14 @@ def test_worker_without_isolation_gets_a_job_where_both_sides_consent() -> None:
     world = World()
     willing = world.worker()
     world.worker(unisolated=False)
-    wanted, _, _ = parse_requirements({"orch.isolation": "none"}, 0.0, JobPolicy())
+    wanted = parse_conditions({"orch.isolation": "none"}, 0.0, JobPolicy()).requirements
     assert who(placed(world, wanted)) == {willing}
 
 
 def test_job_that_says_nothing_waits_beside_a_worker_without_isolation() -> None:
     world = World()
     world.worker()
-    wanted, _, _ = parse_requirements({}, 0.0, JobPolicy())
+    wanted = parse_conditions({}, 0.0, JobPolicy()).requirements
     said = waits(world, wanted)
     assert "1 × GPU with isolation box" in said
     assert "1 isolation weaker than box" in said

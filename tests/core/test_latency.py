@@ -12,18 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.ids import WorkerId
-from orchestrator.core.latency import (
+from orchestrator.core.nearness.latency import (
     CANDIDATES_MAX,
     DOUBTED_DISPUTES_MIN,
-    LANDMARK_PROBES,
-    LANDMARKS,
     PROBES_PER_HOUR,
     PROBES_PER_ORDER_MAX,
     RTT_MAX_US,
     SLOTS,
     LatencyMap,
-    landmarks_of,
 )
+from orchestrator.core.nearness.probing import LANDMARK_PROBES, LANDMARKS, landmarks_of
 
 HOUR_MS = 3_600_000
 ORDER_MS = 600_000
@@ -137,7 +135,7 @@ def test_measured_strangers_and_oneself_are_unknown() -> None:
 
 def test_disputes_asymmetric_link_within_the_factor_is_nobodys_fault() -> None:
     latency = said((A, B, 20_000), (B, A, 44_000))
-    assert latency.disputes(A) == latency.disputes(B) == 0
+    assert len(latency.disputed_by(A)) == len(latency.disputed_by(B)) == 0
 
 
 @pytest.mark.parametrize("liar_first", [True, False])
@@ -145,24 +143,24 @@ def test_disputes_who_claimed_less_is_recorded_whoever_spoke_first(*, liar_first
     words = [(A, B, 1), (B, A, 40_000)]
     latency = said(*(words if liar_first else reversed(words)))
     assert latency.disputed_by(A) == (B,)
-    assert latency.disputes(B) == 0
+    assert len(latency.disputed_by(B)) == 0
     assert latency.measured_us(A, B, START_MS, AGE_MS) == 40_000
 
 
 def test_disputes_same_claim_again_is_counted_once() -> None:
     latency = said((A, B, 1), (B, A, 40_000), (A, B, 1), (A, B, 1))
-    assert latency.disputes(A) == 1
+    assert len(latency.disputed_by(A)) == 1
 
 
 def test_disputes_claim_set_right_is_dropped() -> None:
     latency = said((A, B, 1), (B, A, 40_000), (A, B, 39_000))
-    assert latency.disputes(A) == 0
+    assert len(latency.disputed_by(A)) == 0
 
 
 def test_disputes_words_hours_apart_are_not_compared() -> None:
     latency = said((A, B, 1_000))
     latency.observe(B, A, 40_000, START_MS + 2 * HOUR_MS)
-    assert latency.disputes(A) == 0
+    assert len(latency.disputed_by(A)) == 0
 
 
 def test_doubted_often_disputed_counts_alone_for_nothing() -> None:
@@ -183,7 +181,7 @@ def test_doubted_few_against_many_who_bear_it_out_is_not() -> None:
     for k, name in enumerate(fleet(20)):
         latency.observe(A, name, 30_000, START_MS)
         latency.observe(name, A, 90_000 if k < 8 else 31_000, START_MS)
-    assert latency.disputes(A) == 8
+    assert len(latency.disputed_by(A)) == 8
     assert not latency.doubted(A)
 
 
@@ -260,7 +258,7 @@ def test_forget_worker_leaves_no_word_of_it_and_none_about_it() -> None:
     latency.forget(A, D)
     latency.forget(A)
     assert len(latency) == 2
-    assert latency.disputes(A) == 0
+    assert len(latency.disputed_by(A)) == 0
     assert latency.measured_us(B, A, START_MS, AGE_MS) is None
     latency.observe(D, C, 7_000, START_MS)
     assert latency.measured_us(D, B, START_MS, AGE_MS) is None
@@ -286,7 +284,7 @@ def test_observe_more_peers_than_slots_keeps_the_newest() -> None:
         latency.observe(A, name, 1_000 + k, START_MS + k * 1_000)
     now_ms = START_MS + 2 * SLOTS * 1_000
     assert latency.measured_us(A, names[-1], now_ms, AGE_MS) == 1_000 + 2 * SLOTS - 1
-    assert len(latency.acquaintances(A, now_ms, AGE_MS, 1_000)) == SLOTS
+    assert {word.peer_id for word in latency.words(A, now_ms, AGE_MS)} == set(names[-SLOTS:])
 
 
 def test_observe_flood_of_others_words_drives_out_none_of_its_own() -> None:
@@ -444,10 +442,3 @@ def test_spend_more_than_is_left_is_refused_and_an_hours_rest_earns_an_order() -
         with pytest.raises(ValueError, match="count"):
             latency.spend(A, count, START_MS)
     assert latency.probes_left(A, START_MS + HOUR_MS) == PROBES_PER_ORDER_MAX
-
-
-def test_acquaintances_are_nearest_first_and_bounded() -> None:
-    latency = said((A, B, 9_000), (A, C, 2_000), (C, D, 1_000))
-    assert latency.acquaintances(A, START_MS, AGE_MS, 2) == (D, C)
-    assert set(latency.acquaintances(A, START_MS, AGE_MS, 9)) == {B, C, D}
-    assert latency.acquaintances(WorkerId("wrk-nobody"), START_MS, AGE_MS, 2) == ()

@@ -9,11 +9,11 @@ import pytest
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import FleetPolicy, HardwareClass, LeasePolicy, Liveness, Reconcile
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import ClusterId, JobId, WorkerId
 from orchestrator.core.jobs import JobStatus, Requirements
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.supply.fleet import FleetPolicy, HardwareClass, LeasePolicy, Liveness, Reconcile
+from orchestrator.core.supply.holds import HoldKind
 from tests.core.worlds import World
 
 POLICY = FleetPolicy()

@@ -8,11 +8,11 @@ from itertools import combinations
 import pytest
 
 from orchestrator.core.clusters import ClusterPhase
-from orchestrator.core.fleet import NEBULA, Isolation
 from orchestrator.core.ids import JobId, WorkerId
 from orchestrator.core.jobs import Requirements
-from orchestrator.core.quotas import Quota
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.supply.fleet import NEBULA, Isolation
+from orchestrator.core.tenancy.quotas import Quota
 from tests.core.test_isolation import RUNTIMES
 from tests.core.worlds import World
 
@@ -87,6 +87,31 @@ def test_idle_cluster_stays_where_a_quota_holds_the_job_back() -> None:
     world.state.put(replace(world.state.tenants[tenant_id], quota=Quota(gpus=0)))
     world.submit(tenant="birch")
     assert world.plan().closings == ()
+
+
+def with_one_gpu_at_most(world: World) -> None:
+    tenant_id = world.tenant("acme")
+    world.state.put(replace(world.state.tenants[tenant_id], quota=Quota(gpus=1)))
+
+
+def test_idle_cluster_that_fills_its_tenants_quota_serves_the_next_job_at_once() -> None:
+    world, _ = warm(1)
+    with_one_gpu_at_most(world)
+    job_id = world.submit()
+    made = world.plan()
+    assert [reuse.job_id for reuse in made.reuses] == [job_id]
+
+
+def test_idle_cluster_that_fills_its_tenants_quota_and_does_not_fit_is_closed() -> None:
+    world, _ = warm(1)
+    world.worker(model="RTX3090")
+    with_one_gpu_at_most(world)
+    job_id = world.submit(Requirements(gpu_model="RTX3090"))
+    assert len(world.plan().closings) == 1
+    assert world.plan().closings == (), "what is on its way is waited for"
+    world.reports()
+    world.plan()
+    assert world.job(job_id).attempt_id is not None
 
 
 def test_idle_cluster_is_reused_by_its_tenant_whose_turn_it_is() -> None:

@@ -6,12 +6,12 @@ import pytest
 
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.evidence import EvidenceClass
-from orchestrator.core.fleet import FleetPolicy, Inventory, Liveness, TokenRole
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import SupplierId, TokenId, WorkerId
 from orchestrator.core.jobs import Requirements
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.supply.evidence import EvidenceClass
+from orchestrator.core.supply.fleet import FleetPolicy, Inventory, Liveness, TokenRole
+from orchestrator.core.supply.holds import HoldKind
 from tests.core.worlds import World, inventory, sha
 
 HOUR_MS = 3_600_000

@@ -10,12 +10,9 @@ from hypothesis import strategies as st
 
 from orchestrator.core import messages as m
 from orchestrator.core.entities import TABLES
-from orchestrator.core.evidence import EVIDENCE_RANK, EvidenceClass
-from orchestrator.core.fleet import HardwareClass, Liveness, Worker
-from orchestrator.core.holds import PHRASES, HoldKind
 from orchestrator.core.ids import WorkerId
 from orchestrator.core.jobs import Requirements
-from orchestrator.core.offers import (
+from orchestrator.core.scheduling.offers import (
     CPU,
     GPU,
     NO_ASK,
@@ -25,10 +22,21 @@ from orchestrator.core.offers import (
     STATES,
     Column,
     Offers,
-    capability_number,
 )
 from orchestrator.core.state import State
-from orchestrator.core.terms import MINUTE_MS, MONDAY_MS, NEVER_MS, WEEK_MINUTES, Ask, Terms, Tier, WeekWindow
+from orchestrator.core.supply.evidence import EVIDENCE_RANK, EvidenceClass, capability_number
+from orchestrator.core.supply.fleet import HardwareClass, Liveness, Worker
+from orchestrator.core.supply.holds import PHRASES, HoldKind
+from orchestrator.core.supply.terms import (
+    MINUTE_MS,
+    MONDAY_MS,
+    NEVER_MS,
+    WEEK_MINUTES,
+    Ask,
+    Terms,
+    Tier,
+    WeekWindow,
+)
 from tests.core.fleets import AT_MS, cordoned, device, fleets, machine, put, table_of
 from tests.core.worlds import World, inventory
 

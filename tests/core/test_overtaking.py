@@ -8,15 +8,16 @@ import pytest
 
 from orchestrator.core.clusters import ClusterPolicy
 from orchestrator.core.entities import TABLES
-from orchestrator.core.fairness import FairnessPolicy
-from orchestrator.core.fleet import HardwareClass
 from orchestrator.core.ids import JobId
 from orchestrator.core.jobs import JobPolicy, Requirements
-from orchestrator.core.overtaking import KEPT_MAX
-from orchestrator.core.placement import Budget, Deferral, JobNeed, Plan
-from orchestrator.core.queueing import Queue
-from orchestrator.core.scheduling import plan
-from orchestrator.core.state import Policies, State
+from orchestrator.core.policies import Policies
+from orchestrator.core.queries.queue import Queue
+from orchestrator.core.scheduling.overtaking import KEPT_MAX
+from orchestrator.core.scheduling.placement import Budget, Deferral, JobNeed, Plan, WaitReason
+from orchestrator.core.scheduling.plan import plan
+from orchestrator.core.state import State
+from orchestrator.core.supply.fleet import HardwareClass
+from orchestrator.core.tenancy.fairness import FairnessPolicy
 from tests.core.fleets import let_go, placed_jobs, running_of
 from tests.core.worlds import Listed, World
 
@@ -154,6 +155,8 @@ def test_entitled_job_keeps_what_is_free_from_later_ones() -> None:
         gang,
         "waiting for 2 × GPU together: overtaken often enough; 1 of 2 devices are kept for it on 2 machines"
         " until the rest of them is free",
+        WaitReason.KEPT,
+        kept=True,
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestrator.core import messages as m
-from orchestrator.core.fleet import NEBULA, Isolation
 from orchestrator.core.ids import WorkerId
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.supply.fleet import NEBULA, Isolation
 from tests.core.worlds import World
 
 

@@ -8,13 +8,13 @@ import pytest
 
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.evidence import EvidenceClass
-from orchestrator.core.fleet import HardwareClass, Isolation
 from orchestrator.core.ids import JobId, WorkerId
 from orchestrator.core.jobs import Requirements
-from orchestrator.core.placement import Budget, Placement
-from orchestrator.core.queueing import Queue
-from orchestrator.core.scheduling import plan
+from orchestrator.core.queries.queue import Queue
+from orchestrator.core.scheduling.placement import Budget, Placement
+from orchestrator.core.scheduling.plan import plan
+from orchestrator.core.supply.evidence import EvidenceClass
+from orchestrator.core.supply.fleet import HardwareClass, Isolation
 from tests.core.fleets import device
 from tests.core.worlds import World, inventory
 

@@ -6,20 +6,22 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import pytest
+
 from orchestrator.core import messages as m
-from orchestrator.core.catalogue import GIB
 from orchestrator.core.clusters import ClusterPolicy
-from orchestrator.core.fairness import NOTHING, Amounts, FairnessPolicy, mean_held, moment
-from orchestrator.core.fleet import HardwareClass
 from orchestrator.core.ids import JobId, TenantId, WorkerId
 from orchestrator.core.jobs import Requirements
-from orchestrator.core.placement import Budget, JobNeed, Need, Plan, Served, VacancyNeed
-from orchestrator.core.queueing import MISSES_MAX, Queue, capacity_of
-from orchestrator.core.quotas import Quota
-from orchestrator.core.scheduling import plan
-from orchestrator.core.state import Policies
-from orchestrator.core.tenants import MIB, held_by
-from orchestrator.core.worth import UNIT
+from orchestrator.core.market.worth import UNIT
+from orchestrator.core.policies import Policies
+from orchestrator.core.queries.queue import MISSES_MAX, Queue, capacity_of
+from orchestrator.core.scheduling.placement import Budget, JobNeed, Need, Plan, Served, VacancyNeed
+from orchestrator.core.scheduling.plan import plan
+from orchestrator.core.supply.catalogue import GIB
+from orchestrator.core.supply.fleet import HardwareClass
+from orchestrator.core.tenancy.fairness import NOTHING, Amounts, FairnessPolicy, mean_held, moment
+from orchestrator.core.tenancy.quotas import Quota
+from orchestrator.core.tenancy.tenants import MIB, held_by
 from tests.core.fleets import device, let_go, placed_jobs, running_of
 from tests.core.worlds import World, inventory
 
@@ -111,6 +113,20 @@ def test_turns_a_latecomer_reaches_its_share_as_jobs_end_and_no_job_is_taken_awa
         let_go(world, placed_jobs(world)[0])
         world.plan()
         assert running_of(world, "beta") == ended
+
+
+@pytest.mark.parametrize(("held", "first"), [(1, "acme"), (3, "beta")])
+def test_turns_of_an_overtaken_job_come_first_only_within_its_tenants_share(held: int, first: str) -> None:
+    world = fleet(4)
+    submit_many(world, "acme", held)
+    world.plan()
+    gang = world.state.jobs[world.submit(Requirements(gpus=2), tenant="acme")]
+    world.state.put(replace(gang, overtaken=world.state.policies.jobs.overtaken_max))
+    submit_many(world, "beta", 1)
+    _, watched = watch(world)
+    needs = [need for need, _ in watched.seen if isinstance(need, JobNeed)]
+    assert world.state.tenants[needs[0].tenant_id].name == first
+    assert {need.entitled for need in needs if need.tenant_id == gang.tenant_id} == {True}
 
 
 def test_turns_remember_what_was_used_but_shut_nobody_out() -> None:

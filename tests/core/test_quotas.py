@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.errors import RefusedError
-from orchestrator.core.quotas import (
+from orchestrator.core.tenancy.quotas import (
     GPU_MS_MAX,
     GPUS_MAX,
     MICROCREDITS_MAX,

@@ -8,9 +8,8 @@ import pytest
 
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusedError
-from orchestrator.core.fleet import HardwareClass
 from orchestrator.core.jobs import Requirements
-from orchestrator.core.pricing import (
+from orchestrator.core.market.pricing import (
     HOUR_MS,
     CloudMedian,
     Currency,
@@ -19,9 +18,10 @@ from orchestrator.core.pricing import (
     Source,
     auto_asks,
 )
-from orchestrator.core.quoting import NO_PRICE_FILE, SEVERAL_MODELS, WHEN_UNKNOWN, quote
-from orchestrator.core.state import Policies
-from orchestrator.core.terms import Ask, Terms
+from orchestrator.core.policies import Policies
+from orchestrator.core.queries.quote import NO_PRICE_FILE, SEVERAL_MODELS, quote
+from orchestrator.core.supply.fleet import HardwareClass
+from orchestrator.core.supply.terms import Ask, Terms
 from tests.core.worlds import World
 
 MEDIAN = CloudMedian(1_000_000, tuple(Source(f"cloud-{name}", date(2026, 11, 3)) for name in "abc"))
@@ -105,8 +105,20 @@ def test_quote_held_machines_says_why_not_now_and_their_price() -> None:
     assert (made.available_now, made.when_ms, made.diameter_us) == (False, None, None)
     assert made.microcredits_per_gpu_hour == 500_000
     assert "0 of 2 fitting devices free, 2 needed" in made.reasons[0]
-    assert WHEN_UNKNOWN in made.reasons
+    assert any("state no orch.time_limit" in reason for reason in made.reasons)
     assert any("the cheapest devices that serve" in reason for reason in made.reasons)
+
+
+def test_quote_held_machines_says_when_by_the_time_limit_of_what_runs() -> None:
+    world = compared()
+    ask(world, 500_000)
+    world.submit(Requirements(gpus=2), time_limit_ms=3_600_000)
+    world.plan()
+    made = quoted(world, Requirements(gpus=2, gpu_model="RTX4090"))
+    assert not made.available_now
+    assert made.when_ms is not None
+    assert made.when_ms >= world.at_ms + 3_600_000
+    assert any(reason.startswith("machines for it are free about") for reason in made.reasons)
 
 
 def test_quote_more_than_there_are_counts_the_missing_at_the_dearest() -> None:

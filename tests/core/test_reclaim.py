@@ -7,12 +7,12 @@ import pytest
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase, MemberPhase
 from orchestrator.core.decide import effects_of
-from orchestrator.core.desired import desired_members
-from orchestrator.core.fleet import FleetPolicy
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import JobId, WorkerId
 from orchestrator.core.jobs import JobStatus, Outcome, Requirements
-from orchestrator.core.terms import Terms
+from orchestrator.core.queries.desired import desired_members
+from orchestrator.core.supply.fleet import FleetPolicy
+from orchestrator.core.supply.holds import HoldKind
+from orchestrator.core.supply.terms import Terms
 from tests.core.worlds import World
 
 NOTICE_MS = 30_000

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core import messages as m
-from orchestrator.core.fleet import FleetPolicy
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import WorkerId
 from orchestrator.core.jobs import JobStatus, Outcome, Requirements
-from orchestrator.core.reliability import (
+from orchestrator.core.supply.fleet import FleetPolicy
+from orchestrator.core.supply.holds import HoldKind
+from orchestrator.core.supply.reliability import (
     FULL_LEASE_MS,
     THOUSAND,
     LeaseEnd,
@@ -23,7 +23,7 @@ from orchestrator.core.reliability import (
     explain,
     score_bp,
 )
-from orchestrator.core.terms import Terms, Tier
+from orchestrator.core.supply.terms import Terms, Tier
 from tests.core.worlds import World
 
 POLICY = FleetPolicy()

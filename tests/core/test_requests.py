@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.evidence import EvidenceClass
-from orchestrator.core.fleet import HardwareClass, Isolation
-from orchestrator.core.jobs import JobPolicy, Pattern, Requirements
-from orchestrator.core.requests import KEYS, parse_requirements
+from orchestrator.core.jobs import JobConditions, JobPolicy, Pattern, Requirements
+from orchestrator.core.requests import KEYS, parse_conditions
+from orchestrator.core.supply.evidence import EvidenceClass
+from orchestrator.core.supply.fleet import HardwareClass, Isolation
 
 POLICY = JobPolicy()
 
@@ -23,17 +23,17 @@ OFFERING = JobPolicy(runtimes=(("plain-3.11", PLAIN), ("torch-3.11", TORCH)))
 
 def test_request_without_orch_keys_asks_for_one_gpu_of_any_class_in_a_box() -> None:
     wanted = Requirements(isolation=Isolation.BOX)
-    assert parse_requirements({"note": "mine", "orchid": "x"}, 0.0, POLICY) == (wanted, 0, 3)
+    assert parse_conditions({"note": "mine", "orchid": "x"}, 0.0, POLICY) == JobConditions(wanted)
 
 
 @pytest.mark.parametrize("tier", Isolation)
 def test_request_isolation_is_the_weakest_that_serves_and_none_is_consent(tier: Isolation) -> None:
-    assert parse_requirements({"orch.isolation": tier.value}, 0.0, POLICY)[0].isolation is tier
+    assert parse_conditions({"orch.isolation": tier.value}, 0.0, POLICY).requirements.isolation is tier
 
 
 @pytest.mark.parametrize("named", ["torch-3.11", " torch-3.11 ", TORCH, TORCH[:12]])
 def test_request_runtime_is_named_by_name_digest_or_its_beginning(named: str) -> None:
-    assert parse_requirements({"orch.runtime": named}, 0.0, OFFERING)[0].runtime == TORCH
+    assert parse_conditions({"orch.runtime": named}, 0.0, OFFERING).requirements.runtime == TORCH
 
 
 @pytest.mark.parametrize("tier", [{}, {"orch.isolation": "none"}, {"orch.isolation": "container"}])
@@ -42,39 +42,39 @@ def test_request_image_takes_a_container_whatever_else_would_serve(
     tier: dict[str, str], registry: str
 ) -> None:
     image = f"{registry}/team/image@sha256:{'ab' * 32}"
-    wanted = parse_requirements({"orch.image": f" {image} ", **tier}, 0.0, POLICY)[0]
+    wanted = parse_conditions({"orch.image": f" {image} ", **tier}, 0.0, POLICY).requirements
     assert (wanted.image, wanted.isolation) == (image, Isolation.CONTAINER)
 
 
 def test_request_image_and_runtime_contradict_each_other() -> None:
     with pytest.raises(RefusedError, match=r"leave orch\.image or orch\.runtime out") as raised:
-        parse_requirements(
+        parse_conditions(
             {"orch.image": f"docker.io/t/i@sha256:{'ab' * 32}", "orch.runtime": TORCH}, 0.0, OFFERING
         )
     assert raised.value.field == "orch.image"
 
 
 def test_request_without_a_runtime_leaves_the_choice_to_the_network() -> None:
-    assert parse_requirements({}, 0.0, OFFERING)[0].runtime == ""
+    assert parse_conditions({}, 0.0, OFFERING).requirements.runtime == ""
     assert (OFFERING.default_runtime, POLICY.default_runtime) == (PLAIN, "")
 
 
 @pytest.mark.parametrize("named", ["torch-3.12", TORCH[:11], "b", "", "B" * 12])
 def test_request_runtime_that_nobody_offers_names_the_nearest(named: str) -> None:
     with pytest.raises(RefusedError, match="did you mean") as raised:
-        parse_requirements({"orch.runtime": named}, 0.0, OFFERING)
+        parse_conditions({"orch.runtime": named}, 0.0, OFFERING)
     assert (raised.value.code, raised.value.field) == (RefusalCode.INVALID, "orch.runtime")
 
 
 def test_request_runtime_where_none_is_offered_is_refused_with_what_to_do() -> None:
     with pytest.raises(RefusedError, match=r"leave orch\.runtime out") as raised:
-        parse_requirements({"orch.runtime": "torch-3.11"}, 0.0, POLICY)
+        parse_conditions({"orch.runtime": "torch-3.11"}, 0.0, POLICY)
     assert raised.value.field == "orch.runtime"
 
 
-@pytest.mark.parametrize(("asked", "gpus"), [(0.0, 1), (0.5, 1), (1.0, 1), (2.0, 2), (2.1, 3)])
+@pytest.mark.parametrize(("asked", "gpus"), [(0.0, 1), (0.5, 1), (1.0, 1), (2.0, 2)])
 def test_request_entrypoint_gpus_are_the_gang_where_nothing_else_is_said(asked: float, gpus: int) -> None:
-    assert parse_requirements({}, asked, POLICY)[0].gpus == gpus
+    assert parse_conditions({}, asked, POLICY).requirements.gpus == gpus
 
 
 def test_request_with_every_key_is_understood() -> None:
@@ -96,6 +96,9 @@ def test_request_with_every_key_is_understood() -> None:
         "orch.pattern": "pipeline",
         "orch.priority": "7",
         "orch.max_attempts": "10",
+        "orch.min_bandwidth_mbps": "100",
+        "orch.time_limit": "90m",
+        "orch.reservation": " tuesday ",
     }
     # An image stands in place of a runtime.
     assert set(metadata) == set(KEYS) - {"orch.image"}
@@ -115,12 +118,21 @@ def test_request_with_every_key_is_understood() -> None:
         committed=True,
         max_rtt_ms=20,
         pattern=Pattern.PIPELINE,
+        min_bandwidth_mbps=100,
     )
-    assert parse_requirements(metadata, 1.0, OFFERING) == (wanted, 7, 10)
+    assert parse_conditions(metadata, 1.0, OFFERING) == JobConditions(
+        wanted, 7, 10, time_limit_ms=5_400_000, reservation="tuesday"
+    )
+
+
+def test_only_a_job_that_says_so_gives_way_to_others() -> None:
+    assert parse_conditions({"orch.tier": "interruptible"}, 0.0, POLICY).interruptible
+    assert not parse_conditions({"orch.tier": "committed"}, 0.0, POLICY).interruptible
+    assert not parse_conditions({}, 0.0, POLICY).interruptible
 
 
 def test_request_for_cpu_work_holds_one_cpu_device() -> None:
-    wanted, _, _ = parse_requirements({"orch.gpus": "0", "orch.hardware_class": "cpu"}, 0.0, POLICY)
+    wanted = parse_conditions({"orch.gpus": "0", "orch.hardware_class": "cpu"}, 0.0, POLICY).requirements
     assert (wanted.gpus, wanted.device_count) == (0, 1)
 
 
@@ -152,7 +164,18 @@ BAD: list[tuple[dict[str, str], float, str, str]] = [
     ({"orch.gpus": "one"}, 0, "orch.gpus", "whole number"),
     ({"orch.gpus": ""}, 0, "orch.gpus", "whole number"),
     ({"orch.gpus": "-1"}, 0, "orch.gpus", "whole number"),
-    ({"orch.gpus": "1.5"}, 0, "orch.gpus", "whole number"),
+    (
+        {"orch.gpus": "0.5"},
+        0,
+        "orch.gpus",
+        "@ray.remote(num_gpus=0.5) shares one",
+    ),
+    ({"orch.gpus": ".5"}, 0, "orch.gpus", "tenants get whole GPUs"),
+    ({"orch.gpus": "1.5"}, 0, "orch.gpus", "ask for a whole number"),
+    ({"orch.gpus": "2", "orch.gpus_per_worker": "0.5"}, 0, "orch.gpus_per_worker", "tenants get whole GPUs"),
+    ({"orch.gpus": "0.5.5"}, 0, "orch.gpus", "is not a whole number"),
+    ({}, 2.1, "entrypoint_num_gpus", "whole ones only"),
+    ({"orch.gpus": "4"}, 1.5, "entrypoint_num_gpus", "whole ones only"),
     ({"orch.gpus": "NaN"}, 0, "orch.gpus", "whole number"),
     ({"orch.gpus": "inf"}, 0, "orch.gpus", "whole number"),
     ({"orch.gpus": "1e3"}, 0, "orch.gpus", "whole number"),
@@ -195,6 +218,15 @@ BAD: list[tuple[dict[str, str], float, str, str]] = [
     ({"orch.priority": "101"}, 0, "orch.priority", "above 100"),
     ({"orch.max_attempts": "0"}, 0, "orch.max_attempts", "from 1 to 10"),
     ({"orch.max_attempts": "11"}, 0, "orch.max_attempts", "from 1 to 10"),
+    ({"orch.min_bandwidth_mbps": "0"}, 0, "orch.min_bandwidth_mbps", "from 1 to"),
+    ({"orch.min_bandwidth_mbps": "1000001"}, 0, "orch.min_bandwidth_mbps", "from 1 to"),
+    ({"orch.min_bandwidth_mbps": "1e3"}, 0, "orch.min_bandwidth_mbps", "whole number"),
+    ({"orch.min_compute_capability": "999999999.9"}, 0, "orch.min_compute_capability", "MAJOR.MINOR"),
+    ({"orch.reservation": "   "}, 0, "orch.reservation", "is empty"),
+    ({"orch.time_limit": "forever"}, 0, "orch.time_limit", "90m, 12h or 2d"),
+    ({"orch.time_limit": "59s"}, 0, "orch.time_limit", "of a minute"),
+    ({"orch.time_limit": "367d"}, 0, "orch.time_limit", "to 366 days"),
+    ({"orch.time_limit": "-2h"}, 0, "orch.time_limit", "is not a time"),
 ]
 
 
@@ -203,7 +235,7 @@ def test_request_that_cannot_be_meant_is_refused_by_field(
     metadata: dict[str, str], gpus: float, field: str, words: str
 ) -> None:
     with pytest.raises(RefusedError) as caught:
-        parse_requirements(metadata, gpus, POLICY)
+        parse_conditions(metadata, gpus, POLICY)
     assert (caught.value.code, caught.value.field) == (RefusalCode.INVALID, field)
     assert words in caught.value.message
     assert len(caught.value.message) < 400
@@ -212,10 +244,10 @@ def test_request_that_cannot_be_meant_is_refused_by_field(
 @given(st.dictionaries(st.sampled_from(KEYS), st.text(max_size=20), max_size=4), st.floats())
 def test_request_of_any_text_is_refused_or_within_bounds(metadata: dict[str, str], gpus: float) -> None:
     try:
-        wanted, priority, attempts = parse_requirements(metadata, gpus, POLICY)
+        asked = parse_conditions(metadata, gpus, POLICY)
     except RefusedError:
         return
-    assert 0 <= wanted.gpus <= POLICY.gang_gpus_max
-    assert 0 <= priority <= 100
-    assert 1 <= attempts <= POLICY.max_attempts_max
-    assert gpus <= max(1, wanted.gpus)
+    assert 0 <= asked.requirements.gpus <= POLICY.gang_gpus_max
+    assert 0 <= asked.priority <= 100
+    assert 1 <= asked.max_attempts <= POLICY.max_attempts_max
+    assert gpus <= max(1, asked.requirements.gpus)

@@ -8,14 +8,14 @@ from orchestrator.core import messages as m
 from orchestrator.core.clusters import Cluster, ClusterPhase, ClusterPolicy
 from orchestrator.core.decisions.spares import SPARE_PAUSE_MS
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import FleetPolicy, HardwareClass, LeasePolicy
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import JobId, WorkerId
 from orchestrator.core.jobs import JobStatus, Outcome, Requirements
-from orchestrator.core.placement import Budget, JobNeed, Plan, Reuse, SpareNeed, VacancyNeed
-from orchestrator.core.queueing import Queue
-from orchestrator.core.scheduling import plan
-from orchestrator.core.terms import Terms
+from orchestrator.core.queries.queue import Queue
+from orchestrator.core.scheduling.placement import Budget, JobNeed, Plan, Reuse, SpareNeed, VacancyNeed
+from orchestrator.core.scheduling.plan import plan
+from orchestrator.core.supply.fleet import FleetPolicy, HardwareClass, LeasePolicy
+from orchestrator.core.supply.holds import HoldKind
+from orchestrator.core.supply.terms import Terms
 from tests.core.worlds import Driver, World
 
 NOTICE_MS = 30_000

@@ -8,9 +8,9 @@ from orchestrator.core import messages as m
 from orchestrator.core.decisions.operators import find_tenant
 from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.jobs import Requirements
-from orchestrator.core.pricing import HOUR_MS
-from orchestrator.core.quotas import Quota
-from orchestrator.core.tenant_standing import PPM, tenant_standing
+from orchestrator.core.market.pricing import HOUR_MS
+from orchestrator.core.queries.tenant_standing import PPM, tenant_standing
+from orchestrator.core.tenancy.quotas import Quota
 from tests.core.worlds import World
 
 HOURS_8 = 8 * HOUR_MS

@@ -6,11 +6,11 @@ import pytest
 
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase, MemberNotice
-from orchestrator.core.filters import OPEN_MS_MIN
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import WorkerId
 from orchestrator.core.jobs import JobStatus, Requirements
-from orchestrator.core.terms import MINUTE_MS, MONDAY_MS, WEEK_MINUTES, WEEK_MS, Terms, WeekWindow
+from orchestrator.core.scheduling.filters import OPEN_MS_MIN
+from orchestrator.core.supply.holds import HoldKind
+from orchestrator.core.supply.terms import MINUTE_MS, MONDAY_MS, WEEK_MINUTES, WEEK_MS, Terms, WeekWindow
 from tests.core.worlds import World
 
 HOUR = 60

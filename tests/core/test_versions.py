@@ -7,7 +7,15 @@ from importlib.metadata import version
 import pytest
 
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.versions import NEWEST, OLDEST, check_version, is_outdated, release_of, upgrade_notice
+from orchestrator.core.supply.versions import (
+    NEWEST,
+    OLDEST,
+    check_version,
+    is_outdated,
+    release_name,
+    release_of,
+    upgrade_notice,
+)
 
 
 def test_newest_release_is_the_one_installed() -> None:
@@ -39,3 +47,11 @@ def test_what_is_no_version_is_refused_by_field(agent: str) -> None:
 def test_upgrade_notice_says_what_and_until_when() -> None:
     assert "no new work in 3 days" in upgrade_notice("0.0.9", 3)
     assert "orch worker upgrade" in upgrade_notice("0.0.9", 0)
+
+
+@pytest.mark.parametrize(
+    ("version", "named"),
+    [("0.1.0", "0.1"), ("0.2.7.dev9+g1234", "0.2"), ("0.0.9", "outdated"), ("", "")],
+)
+def test_release_name_is_of_few_values_whatever_is_said(version: str, named: str) -> None:
+    assert release_name(version) == named

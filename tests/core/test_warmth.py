@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.core.clusters import ClusterPhase, ClusterPolicy
-from orchestrator.core.fleet import FleetPolicy
 from orchestrator.core.ids import JobId
 from orchestrator.core.jobs import JobStatus, Requirements
+from orchestrator.core.supply.fleet import FleetPolicy
 from tests.core.worlds import World
 
 POLICY = ClusterPolicy()

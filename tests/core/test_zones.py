@@ -9,11 +9,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core import messages as m
-from orchestrator.core.fleet import FleetPolicy, Liveness
-from orchestrator.core.holds import Hold, HoldKind
 from orchestrator.core.ids import WorkerId
-from orchestrator.core.liveness import ZONE_RETURN_MS
-from orchestrator.core.state import Policies
+from orchestrator.core.policies import Policies
+from orchestrator.core.supply.fleet import FleetPolicy, Liveness
+from orchestrator.core.supply.holds import Hold, HoldKind
+from orchestrator.core.supply.liveness import ZONE_RETURN_MS
 from tests.core.worlds import World
 
 POLICY = FleetPolicy()

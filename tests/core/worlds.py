@@ -7,20 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from orchestrator.core import messages as m
-from orchestrator.core.catalogue import CPU_MODEL, GIB, MODELS
 from orchestrator.core.clusters import Cluster, Member, NodeAddress, NodeSeen, PathSeen
 from orchestrator.core.decide import handle
-from orchestrator.core.desired import desired_members
-from orchestrator.core.fleet import (
-    Device,
-    DeviceKind,
-    HardwareClass,
-    Inventory,
-    Isolation,
-    Liveness,
-    TokenRole,
-    Worker,
-)
 from orchestrator.core.ids import (
     AttemptId,
     ClusterId,
@@ -35,10 +23,23 @@ from orchestrator.core.ids import (
 )
 from orchestrator.core.jobs import Attempt, Job, JobRequest, Outcome, Requirements
 from orchestrator.core.metering import Lease, Receipt
-from orchestrator.core.placement import Budget, Need, Plan, Served
-from orchestrator.core.queueing import Queue
-from orchestrator.core.scheduling import plan
-from orchestrator.core.state import Policies, State
+from orchestrator.core.policies import Policies
+from orchestrator.core.queries.desired import desired_members
+from orchestrator.core.queries.queue import Queue
+from orchestrator.core.scheduling.placement import Budget, Need, Plan, Served
+from orchestrator.core.scheduling.plan import plan
+from orchestrator.core.state import State
+from orchestrator.core.supply.catalogue import CPU_MODEL, GIB, MODELS
+from orchestrator.core.supply.fleet import (
+    Device,
+    DeviceKind,
+    HardwareClass,
+    Inventory,
+    Isolation,
+    Liveness,
+    TokenRole,
+    Worker,
+)
 
 NETWORK_ID = "net_test"
 START_WALL_MS = 1_790_000_000_000
@@ -100,7 +101,11 @@ def inventory(
 
 
 def request(
-    requirements: Requirements | None = None, *, priority: int = 0, max_attempts: int = 3
+    requirements: Requirements | None = None,
+    *,
+    priority: int = 0,
+    max_attempts: int = 3,
+    time_limit_ms: int = 0,
 ) -> JobRequest:
     return JobRequest(
         entrypoint="python train.py",
@@ -110,6 +115,7 @@ def request(
         requirements=requirements or Requirements(),
         priority=priority,
         max_attempts=max_attempts,
+        time_limit_ms=time_limit_ms,
     )
 
 
@@ -289,10 +295,13 @@ class World:
         tenant: str = "acme",
         priority: int = 0,
         max_attempts: int = 3,
+        time_limit_ms: int = 0,
     ) -> JobId:
         tenant_id = self.tenant(tenant)
         name = self.name("job")
-        asked = request(requirements, priority=priority, max_attempts=max_attempts)
+        asked = request(
+            requirements, priority=priority, max_attempts=max_attempts, time_limit_ms=time_limit_ms
+        )
         return JobId(
             str(self.do(m.SubmitJob(JobId(name), tenant_id, f"sub-{name}", asked, sha(name))).result)
         )
@@ -305,6 +314,7 @@ class World:
 
     def apply(self, made: Plan) -> m.Decision:
         self.state.waiting.update((one.job_id, one.reason) for one in made.deferrals)
+        self.state.promises = made.promises
         fresh = tuple(ClusterId(self.name("cl")) for _ in made.placements)
         return self.do(m.ApplyPlan(made, fresh))
 

@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 
-from examples.demo.network import child_environment, end, free_ports
-from examples.demo.report import Outcome, failures
+from deploy.local.ports import free_address
+from examples.demo.explaining import IMPOSSIBLE, call
+from examples.demo.network import MACHINES, child_environment, end
+from examples.demo.report import DemoFailed, Outcome, failures
+from orchestrator.core.jobs import JobPolicy
+from orchestrator.core.requests import parse_conditions
 from tests.polling import wait_until
 
 KEYS = [
@@ -25,6 +29,9 @@ KEYS = [
     "receipts_verified",
     "billed_ms",
     "ledger_balanced",
+    "microcredits_per_hour",
+    "placement_explained",
+    "wait_explained",
     "isolation",
     "seconds",
 ]
@@ -36,6 +43,9 @@ GOOD = Outcome(
     receipts_verified=3,
     billed_ms=30_000,
     ledger_balanced=True,
+    microcredits_per_hour=900_000,
+    placement_explained=True,
+    wait_explained=True,
     isolation="none",
     seconds=60.0,
 )
@@ -60,6 +70,8 @@ def test_failures_all_holds_none() -> None:
         {"billed_ms": 0},
         {"billed_ms": 30_001},
         {"ledger_balanced": False},
+        {"placement_explained": False},
+        {"wait_explained": False},
     ],
 )
 def test_failures_each_condition_alone_is_noticed(change: dict[str, Any]) -> None:
@@ -76,8 +88,16 @@ def test_json_line_has_exactly_the_promised_keys() -> None:
     assert list(json.loads(line)) == KEYS
 
 
-def test_free_ports_are_different() -> None:
-    assert len(set(free_ports(5))) == 5
+def test_job_that_has_to_wait_is_a_good_request_for_what_the_demo_does_not_have() -> None:
+    wanted = parse_conditions(IMPOSSIBLE, 0, JobPolicy()).requirements
+    assert wanted.gpu_model is not None
+    assert not any(wanted.gpu_model in one.simulate for one in MACHINES)
+    assert wanted.gpus > sum(bool(one.simulate) for one in MACHINES)
+
+
+def test_call_of_a_gateway_that_is_not_there_says_what_was_asked() -> None:
+    with pytest.raises(DemoFailed, match="did not answer /api/version"):
+        call(free_address(), "secret", "/api/version")
 
 
 def test_child_environment_leads_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:

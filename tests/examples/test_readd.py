@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ledger.core import add_up, book
+from orchestrator.ledger.core import book
 from orchestrator.receipts.bundle import build_bundle
 from orchestrator.receipts.receipt import Receipt
+from tests.ledger.books import add_up
 from tests.receipts.samples import KEYS, make_receipt, minutes, sign_receipt, sign_statement
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "demo" / "readd.py"

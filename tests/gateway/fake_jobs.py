@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
 from orchestrator.core.ids import JobId, TenantId
 from orchestrator.core.jobs import Job, JobPolicy, JobRequest, JobStatus, Package
-from orchestrator.core.requests import parse_requirements
+from orchestrator.core.requests import parse_conditions
 from orchestrator.gateway.ports import Submission
 
 TENANT = TenantId("ten_one")
@@ -192,9 +192,7 @@ class FakeJobs:
         record.touch()
 
     def _request(self, tenant_id: TenantId, submission: Submission) -> JobRequest:
-        requirements, priority, max_attempts = parse_requirements(
-            submission.metadata, submission.entrypoint_num_gpus, JobPolicy()
-        )
+        asked = parse_conditions(submission.metadata, submission.entrypoint_num_gpus, JobPolicy())
         uri = submission.runtime_env.get("working_dir")
         packages: tuple[Package, ...] = ()
         if isinstance(uri, str):
@@ -209,13 +207,15 @@ class FakeJobs:
             runtime_env_json=json.dumps(submission.runtime_env),
             metadata=tuple(sorted(submission.metadata.items())),
             packages=packages,
-            requirements=requirements,
-            priority=priority,
-            max_attempts=max_attempts,
+            requirements=asked.requirements,
+            priority=asked.priority,
+            max_attempts=asked.max_attempts,
             entrypoint_num_cpus=submission.entrypoint_num_cpus,
             entrypoint_num_gpus=submission.entrypoint_num_gpus,
             entrypoint_memory_bytes=submission.entrypoint_memory_bytes,
             entrypoint_resources=tuple(sorted(submission.entrypoint_resources.items())),
+            time_limit_ms=asked.time_limit_ms,
+            interruptible=asked.interruptible,
         )
 
     def _tick_ms(self) -> int:

@@ -20,9 +20,9 @@ from orchestrator.gateway.body import parse_object
 from orchestrator.gateway.config import GatewayConfig
 from orchestrator.gateway.submissions import parse_submission
 from tests.gateway.conftest import Observed
-from tests.gateway.fake_jobs import QUEUED, SECRET, TENANT, FakeJobs
+from tests.gateway.fake_jobs import OTHER_SECRET, QUEUED, SECRET, TENANT, FakeJobs
 from tests.gateway.jobs_contract import URI, zipped
-from tests.polling import wait_until_async
+from tests.polling import wait_for_answer, wait_until_async
 
 PACKAGE = "/api/packages/gcs/_ray_pkg_0123456789abcdef.zip"
 
@@ -299,3 +299,40 @@ async def test_body_stalled_is_408_and_a_package_cut_off_is_not_kept(
     cut_off = ("PUT", "/api/packages/{protocol}/{name}", 400)
     await wait_until_async(lambda: cut_off in observed.calls, what="the cut upload to end", deadline_s=20)
     assert jobs.packages == {}
+
+
+async def test_requests_too_many_of_one_tenant_are_429_and_no_other_tenants_matter(
+    jobs: FakeJobs, config: GatewayConfig
+) -> None:
+    """Whoever sends slowly holds a connection: all of one tenant's together are bounded."""
+    patient = replace(config, requests_per_tenant_max=2, body_idle_timeout_s=60)
+    gateway = await start_gateway(jobs, patient, host="127.0.0.1", port=0)
+    url = f"http://127.0.0.1:{gateway.port}"
+    go_on = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield zipped()[:10]
+        await go_on.wait()
+        yield zipped()[10:]
+
+    mine, theirs = ({"Authorization": f"Bearer {secret}"} for secret in (SECRET, OTHER_SECRET))
+    async with aiohttp.ClientSession() as client:
+        slow = [
+            asyncio.create_task(client.put(f"{url}{PACKAGE}", data=pieces(), headers=mine)) for _ in range(2)
+        ]
+
+        async def status(headers: dict[str, str]) -> int:
+            async with client.get(f"{url}/api/jobs/", headers=headers) as response:
+                return response.status
+
+        async def full() -> bool:
+            return await status(mine) == 429
+
+        await wait_for_answer(full, what="two requests under way", deadline_s=20)
+        assert await status(theirs) == 200
+        go_on.set()
+        for response in await asyncio.gather(*slow):
+            assert response.status == 200
+            response.release()
+        assert await status(mine) == 200
+    await gateway.close()

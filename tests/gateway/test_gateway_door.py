@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import aiohttp
 import pytest
@@ -195,3 +196,18 @@ async def test_failure_unforeseen_is_500_without_its_text(
 async def test_start_port_taken_raises_and_leaves_nothing(gateway: Gateway, jobs: FakeJobs) -> None:
     with pytest.raises(OSError, match="address already in use"):
         await start_gateway(jobs, GatewayConfig(), host=gateway.host, port=gateway.port)
+
+
+async def test_gateway_connections_that_ask_nothing_end_and_keep_nobody_out(
+    jobs: FakeJobs, config: GatewayConfig
+) -> None:
+    small = replace(config, connections_max=4, connection_idle_s=0.5)
+    gateway = await start_gateway(jobs, small, host="127.0.0.1", port=0)
+    silent = [await asyncio.open_connection(gateway.host, gateway.port) for _ in range(8)]
+    async with asyncio.timeout(10), aiohttp.ClientSession() as session:
+        async with session.get(f"http://{gateway.host}:{gateway.port}/api/version") as answer:
+            assert answer.status == 401
+        for reader, writer in silent:
+            assert await reader.read() == b""
+            writer.close()
+    await gateway.close()

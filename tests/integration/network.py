@@ -16,7 +16,8 @@ from typing import IO
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from examples.demo.network import BIN, LOOPBACK, Addresses, Machine, child_environment, free_ports
+from deploy.local.ports import LOOPBACK, free_ports
+from examples.demo.network import BIN, Addresses, Machine, child_environment
 from orchestrator.adapters.box.box import Box
 from orchestrator.adapters.node_records import NodeSpec, NodeStatus, read_record
 from orchestrator.adapters.peers import SERVER_NAME
@@ -49,6 +50,10 @@ SETTINGS = {
     "ORCH_IDLE_TEARDOWN_MS": "20000",
     # So that a member that is lost unseen was stated a moment before.
     "ORCH_STATEMENT_INTERVAL_MS": "2000",
+    # A test cannot wait for minutes until somebody gives way.
+    "ORCH_PREEMPTION_NOTICE_MS": "20000",
+    "ORCH_PREEMPTION_WAIT_MS": "1000",
+    "ORCH_PREEMPTION_RUN_MS_MIN": "1000",
 }
 
 
@@ -107,6 +112,8 @@ class Network:
     """Where in its log the present life of each process begins."""
     settings: dict[str, str] = field(default_factory=lambda: dict(SETTINGS))
     """The control plane's variables."""
+    found_gpus: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By machine whose agent looks for GPUs itself: the variables that lead it, and its Ray nodes, to what it finds."""
 
     # ------------------------------------------------------------ where it stands
 
@@ -171,8 +178,9 @@ class Network:
         command = ["worker", "join", "--control-plane", self.listens.control, "--name", machine.name]
         command += ["--data-dir", str(data_dir), *self.agent_flags(machine)]
         command += ["--slots", str(machine.slots), "--head-slots", str(machine.head_slots)]
-        command += ["--simulate", machine.simulate] if machine.simulate else ["--no-gpus"]
-        extra = {}
+        if machine.name not in self.found_gpus:
+            command += ["--simulate", machine.simulate] if machine.simulate else ["--no-gpus"]
+        extra = dict(self.found_gpus.get(machine.name, {}))
         command += flags
         if machine.name not in self.workers and not flags:
             secret = self.create_token(

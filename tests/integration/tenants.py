@@ -84,22 +84,26 @@ class Tenant:
         working_dir: Path | None = None,
         env_vars: Mapping[str, str] | None = None,
         wait: bool = True,
+        num_gpus: float = 0.0,
         orch: Mapping[str, str | int] | None = None,
     ) -> Submitted:
         """``ray job submit``, attached unless not waited for; ``orch`` holds keys without their ``orch.``.
 
-        What ``CONSENT`` has is among them, unless ``orch`` says otherwise.
+        The keys that ``CONSENT`` has are added, unless ``orch`` says otherwise. The driver takes ``num_gpus`` for itself.
         """
         options = ["--submission-id", submission_id, *([] if wait else ["--no-wait"])]
+        options += ["--entrypoint-num-gpus", f"{num_gpus:g}"] if num_gpus else []
         options += ["--working-dir", str(working_dir)] if working_dir else []
         options += ["--runtime-env-json", json.dumps({"env_vars": dict(env_vars)})] if env_vars else []
         keys = {**self.CONSENT, **(orch or {})}
         options += ["--metadata-json", json.dumps({f"orch.{name}": str(keys[name]) for name in keys})]
         return self._attached(("submit", *options, "--", *command))
 
-    def run(self, submission_id: str, *command: str, working_dir: Path | None = None) -> str:
+    def run(
+        self, submission_id: str, *command: str, working_dir: Path | None = None, num_gpus: float = 0.0
+    ) -> str:
         """Submit with no ``orch.`` key but consent, wait for exit code 0; what was printed."""
-        job = self.submit(submission_id, *command, working_dir=working_dir)
+        job = self.submit(submission_id, *command, working_dir=working_dir, num_gpus=num_gpus)
         try:
             assert job.code() == 0, job.text
             return job.text

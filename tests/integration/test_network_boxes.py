@@ -18,6 +18,7 @@ import pytest
 from examples.demo.network import Machine
 from orchestrator.adapters.box.tiers import detect
 from tests.integration.network import Network, running
+from tests.integration.scraped import check_scrapes
 from tests.integration.tenants import Tenant
 from tests.polling import wait_until
 from tests.runtimes import default_runtime, shared_folder
@@ -125,3 +126,8 @@ def test_job_after_another_finds_nothing_of_what_that_installed(tenant: Tenant, 
     code, said = tenant.ray("submit", "--working-dir", str(scripts), "--", "python", "job.py")
     assert code != 0
     assert "No module named 'tiny'" in said
+
+
+def test_ray_node_in_a_box_is_scraped_in_its_own_network(network: Network, tenant: Tenant) -> None:
+    shown = check_scrapes(network, tenant, "scraped")
+    assert "ray_node_cpu_utilization" in shown

@@ -25,6 +25,21 @@ class Keeps:
 print(ray.get(Keeps.options(name="left", lifetime="detached").remote().ping.remote()))
 """
 
+SHARE = """
+import sys, ray
+ray.init()
+
+@ray.remote(num_gpus=0.5, num_cpus=0)
+class Half:
+    def gpus(self):
+        return ray.get_gpu_ids()
+
+halves = [Half.remote() for _ in range(int(sys.argv[1]))]
+ids = {gpu for gpus in ray.get([half.gpus.remote() for half in halves]) for gpu in gpus}
+total, left = ray.cluster_resources()["GPU"], ray.available_resources().get("GPU", 0.0)
+print(f"{len(halves)} halves on {len(ids)} of {total:g} GPUs, {left:g} left", flush=True)
+"""
+
 GANG = """
 import os, sys, time
 import ray
@@ -129,6 +144,16 @@ def test_submit_with_no_orch_key_runs_on_one_machine_and_its_cluster_is_reused(
     tenant.run("plain-2", "true")
     assert cluster_of(tenant, "plain-2") == cluster_of(tenant, "plain-1")
     tenant.await_idle("plain-2")
+
+    # A tenant's own parts share a GPU, which is whole to the network.
+    (scripts / "share.py").write_text(SHARE)
+    said = tenant.run("shares", "python", "share.py", "2", working_dir=scripts)
+    assert "2 halves on 1 of 1 GPUs, 0 left" in said
+    tenant.await_idle("shares")
+    said = tenant.run("half", "python", "share.py", "1", working_dir=scripts, num_gpus=0.5)
+    assert "1 halves on 1 of 1 GPUs, 0 left" in said
+    assert {cluster_of(tenant, one) for one in ("shares", "half")} == {cluster_of(tenant, "plain-1")}
+    tenant.await_idle("half")
 
     failing = tenant.submit(
         "fails", "python", "-c", "import time; time.sleep(2); print(6 * 7); raise SystemExit(3)"

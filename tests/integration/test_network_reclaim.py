@@ -88,6 +88,52 @@ def test_reclaim_gives_notice_and_the_job_goes_on_elsewhere_from_its_checkpoint(
     )
 
 
+def test_interruptible_job_gives_way_to_a_higher_priority_and_goes_on_from_its_checkpoint(
+    network: Network, tenant: Tenant, scripts: Path, tmp_path: Path
+) -> None:
+    """On a machine that is the only one of its class."""
+    (scripts / "short.py").write_text(SHORT)
+    only_here = {"hardware_class": "datacenter"}
+    low = tenant.submit(
+        "interruptible",
+        *("python", "train.py", "--steps", "200"),
+        working_dir=CHECKPOINTING,
+        env_vars={"CHECKPOINT_DIR": str(tmp_path / "checkpoints")},
+        orch={**only_here, "tier": "interruptible"},
+    )
+    high = None
+    try:
+        tenant.await_output(low, "beginning at step 0 of 200")
+        high = tenant.submit(
+            "urgent", "python", "short.py", working_dir=scripts, orch={**only_here, "priority": 5}
+        )
+        wait_until(
+            lambda: "gave way to a job of higher priority" in tenant.job("interruptible").message,
+            what="the job to say that it gave way",
+            deadline_s=JOB_S,
+        )
+        assert high.code() == 0, high.text
+        assert low.code() == 0, low.text
+        assert "done: weight" in low.text
+    finally:
+        end(low)
+        if high is not None:
+            end(high)
+    tried = tenant.job("interruptible").attempts
+    assert [one.members[0].worker_name for one in tried] == ["hall-1", "hall-1"]
+    first, second = verified(network, tenant.receipts("interruptible", count=2))
+    (between,) = verified(network, tenant.receipts("urgent", count=1))
+    # One machine, three leases, one after the other: each is paid for what it held.
+    held = sorted((one.receipt.start_ms, one.receipt.end_ms) for one in (first, second, between))
+    assert held[1] == (between.receipt.start_ms, between.receipt.end_ms)
+    assert held[0][1] <= held[1][0] < held[1][1] <= held[2][0]
+    for bundle in (first, second, between):
+        assert bundle.receipt.billed_ms == bundle.receipt.end_ms - bundle.receipt.start_ms > 0
+    code, log = tenant.ray("logs", "interruptible")
+    assert code == 0
+    assert "beginning at step 0" not in log, "the second try began anew"
+
+
 def test_join_work_reclaim_rejoin_and_work_again_as_the_readme_says(
     network: Network, tenant: Tenant, scripts: Path
 ) -> None:

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.api.v1 import operator_pb2
 from tests.integration.network import MACHINES, Network, command_of
+from tests.integration.scraped import check_scrapes
 from tests.integration.tenants import Tenant, verified
 from tests.polling import wait_until
 
@@ -24,15 +25,21 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 IDLE_S = 60.0
 """The idle time of the network's settings, and the end of a cluster, on busy cores."""
 
+PAGE = "/metrics/workers?page=0"
+
 Labels = frozenset[tuple[str, str]]
 
 
 class Scrape:
-    """One answer of /metrics."""
+    """One answer of the metrics' door."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, path: str = "/metrics") -> None:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://{network.addresses.metrics}/metrics", timeout=20) as answer:
+        token = (network.control_dir / "metrics-token").read_text().strip()
+        request = urllib.request.Request(
+            f"http://{network.addresses.metrics}{path}", headers={"Authorization": f"Bearer {token}"}
+        )
+        with opener.open(request, timeout=20) as answer:
             text = answer.read().decode()
         self._samples: dict[tuple[str, Labels], float] = {
             (sample.name, frozenset(sample.labels.items())): sample.value
@@ -43,6 +50,14 @@ class Scrape:
     def value(self, name: str, **labels: str) -> float:
         """One series; KeyError where there is none."""
         return self._samples[f"orchestrator_{name}", frozenset(labels.items())]
+
+    def total(self, name: str, **labels: str) -> float:
+        """All series of one name with these labels among theirs."""
+        return sum(
+            value
+            for (found, shown), value in self._samples.items()
+            if found == f"orchestrator_{name}" and shown >= frozenset(labels.items())
+        )
 
     def by(self, name: str, label: str) -> dict[str, float]:
         """All series of one name, by one of their labels."""
@@ -67,12 +82,23 @@ def test_metrics_after_a_job_have_every_series_with_sane_values(
 ) -> None:
     scrape = Scrape(network)
     workers = {network.worker(machine.name).worker_id for machine in MACHINES}
-    expected_s = scrape.by("worker_expected_seconds_total", "worker_id")
-    up_s = scrape.by("worker_up_seconds_total", "worker_id")
+    # Newcomers are shown at zero for half a minute.
+    wait_until(
+        lambda: all(Scrape(network, PAGE).by("worker_up_seconds_total", "worker").values()),
+        what="uptime of every worker",
+        deadline_s=IDLE_S,
+    )
+    page = Scrape(network, PAGE)
+    expected_s = page.by("worker_expected_seconds_total", "worker")
+    up_s = page.by("worker_up_seconds_total", "worker")
     assert workers <= expected_s.keys() == up_s.keys()
     assert all(0 < up_s[worker] <= expected_s[worker] for worker in workers)
-    assert scrape.value("workers", liveness="live") == len(MACHINES)
-    assert scrape.value("workers", liveness="lost") == 0
+    assert scrape.total("workers", liveness="live") == len(MACHINES)
+    assert scrape.total("workers", liveness="lost") == 0
+    assert scrape.total("gpus", state="unreachable") == 0
+    assert scrape.total("certificate_remaining_seconds", certificate="session") > 0
+    assert scrape.value("receipts_unaccounted") == 0
+    assert scrape.value("ledger_imbalance_microcredits") == 0
     assert scrape.value("clusters", phase="ready") >= 1
     assert scrape.value("jobs", status="SUCCEEDED") >= 1
     assert scrape.value("jobs", status="RUNNING") == 0
@@ -92,6 +118,13 @@ def test_metrics_after_a_job_have_every_series_with_sane_values(
         status = client.call(client.operator.GetStatus, operator_pb2.GetStatusRequest())
     assert status.receipts_unposted == 0
     assert status.devices_simulated == sum(bool(machine.simulate) for machine in MACHINES)
+
+
+def test_ray_node_of_a_running_job_is_scraped_over_its_workers_session(
+    network: Network, tenant: Tenant, ran: str
+) -> None:
+    shown = check_scrapes(network, tenant, "scraped")
+    assert "ray_node_cpu_utilization" in shown
 
 
 def test_grpc_health_and_reflection_answer_for_every_service(network: Network) -> None:

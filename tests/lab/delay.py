@@ -109,12 +109,13 @@ def deliver(tap: int, frame: bytes) -> None:
 
 def take_in(link: Link, direction: Direction, chance: random.Random) -> None:
     """Read what has come, and pass it on or put it in line."""
-    now_s = time.monotonic()
     for _ in range(BATCH_FRAMES):
         try:
             frame = os.read(direction.reader, FRAME_BYTES_MAX)
         except OSError:  # nothing more, or the interface is down
             return
+        # Of each: on a busy machine a frame may come long after the first of its batch, and would be early.
+        now_s = time.monotonic()
         if link.cut or (link.loss and chance.random() < link.loss):
             continue
         if not (link.delay_s or link.rate_byte_s or direction.waiting):

@@ -30,12 +30,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, ClassVar, Self
 
-from examples.demo.network import BIN, LOOPBACK, Addresses, Machine, child_environment
+from deploy.local.ports import LOOPBACK
+from examples.demo.network import BIN, Addresses, Machine, child_environment
 from orchestrator.adapters.box.box import Box
 from orchestrator.adapters.box.entering import inside
 from orchestrator.adapters.box.tools import BoxError
 from tests.adapters.box.harness import traces
-from tests.integration.network import SETTINGS, START_S, Network, Node
+from tests.integration.network import SETTINGS, Network, Node
 from tests.integration.tenants import Tenant, end
 from tests.lab.lab import RUN_S, Lab
 from tests.lab.topology import LabHost
@@ -50,6 +51,9 @@ DOOR = Path(__file__).with_name("door.py")
 
 LAB_JOB_S = 240.0
 """Five Ray nodes in boxes start in half a minute on two idle cores; other tests may keep these busy."""
+
+COMMAND_S = 240.0
+"""For one command of ours: an interpreter starts for it, beside thousands of processes that want the cores, too."""
 
 BACKLOG = 64
 """Connections of the tests that wait for the door to take them."""
@@ -156,7 +160,7 @@ class LabNetwork(Network):
         env = {"ORCH_URL": self.listens.control, "HOME": str(self.folder)}
         env["ORCH_TOKEN_FILE"] = str(self.control_dir / "admin-token")
         command = [str(BIN / "orch"), *arguments]
-        return self.lab.run(CONTROL, command, env=child_environment(env), check=False, timeout_s=START_S)
+        return self.lab.run(CONTROL, command, env=child_environment(env), check=False, timeout_s=COMMAND_S)
 
     # ------------------------------------------------------------ members
 

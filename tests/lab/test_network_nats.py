@@ -6,11 +6,13 @@ import os
 import re
 import signal
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from examples.demo.network import Machine
 from orchestrator.api.v1 import jobs_pb2
@@ -63,6 +65,9 @@ ASIDE_BYTES = 5 * MEGABYTE
 BURST, BURST_BYTES = 200, 1000
 SETTLED_S = 30
 """A path that was relayed at first is tried directly now and then, the more often the more it is used."""
+
+REPORTED_S = 60
+"""Agents report four times a minute, and what they report is shown at the next look."""
 
 MOVE = """
 import sys
@@ -190,6 +195,26 @@ def test_transfer_goes_directly_where_nats_allow_it_and_by_the_relay_elsewhere(
     assert received[target] > MOVED_BYTES
     by_relay_bytes = min(sent[CONTROL], received[CONTROL]), max(sent[CONTROL], received[CONTROL])
     assert by_relay_bytes[0] > MOVED_BYTES if relayed else by_relay_bytes[1] < ASIDE_BYTES, (sent, received)
+    way = "relayed" if relayed else "direct"
+    wait_until(
+        lambda: tunnels(network)[way] > 0, what=f"a {way} tunnel among the metrics", deadline_s=REPORTED_S
+    )
+
+
+def tunnels(network: LabNetwork) -> dict[str, float]:
+    """As the control plane's metrics tell of them, by their ways."""
+    token = (network.control_dir / "metrics-token").read_text().strip()
+    asked = urllib.request.Request(
+        f"http://{network.addresses.metrics}/metrics", headers={"Authorization": f"Bearer {token}"}
+    )
+    with urllib.request.urlopen(asked) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    return {
+        sample.labels["way"]: sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "orchestrator_overlay_tunnels"
+    }
 
 
 def settle(network: LabNetwork, source: Node, target: Node, *, relayed: bool) -> None:

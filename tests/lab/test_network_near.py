@@ -1,4 +1,4 @@
-"""A gang that has to be near: the network measures the ways between its machines first, and takes those that are."""
+"""A gang that has to be near, or to have bandwidth: the ways between its machines are measured before it starts."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ FAR_MS, NEAR_MS = 30, 2
 BOUND_MS = 30
 """Far from both: what else runs on the two cores delays packets, too."""
 
+SLOW_MBIT, ASKED_MBIT = 1.5, 5
+"""A line that Ray joins over all the same, and what every other one has many times of, however busy the cores are."""
+
 HOSTS = (
     LabHost(CONTROL),
     LabHost("head", delay_ms=NEAR_MS),
@@ -36,6 +39,20 @@ MACHINES = (
     Machine("one", "north", "consumer", "RTX4090x1"),
     Machine("two", "south", "consumer", "RTX4090x1"),
 )
+SPREAD_CODE = """
+import ray
+
+
+class Resident:
+    def place(self):
+        return ray.util.get_node_ip_address()
+
+
+ray.init(log_to_driver=False)
+resident = ray.remote(Resident).options(num_gpus=1, scheduling_strategy="SPREAD")
+residents = [resident.remote() for _ in range(2)]
+print("settled on", len(set(ray.get([one.place.remote() for one in residents]))), "machines")
+"""
 SETTINGS = {
     "ORCH_IDLE_TEARDOWN_MS": "3000",
     # Ray nodes start on two cores, beside whatever else runs there.
@@ -86,3 +103,28 @@ def test_gang_of_more_than_are_near_waits_and_says_how_many_there_are(network: L
     network.orch("job", "stop", "wide")
     tenant.await_status("wide", "STOPPED", deadline_s=LAB_JOB_S)
     end(job)
+
+
+def test_host_with_a_slow_line_is_replaced_before_ready_and_the_job_succeeds(
+    network: LabNetwork, tmp_path: Path
+) -> None:
+    tenant = LabTenant(network, network.create_tenant("cedar"))
+    network.lab.change_link("one", rate_mbit=SLOW_MBIT)
+    try:
+        # Nothing is known of any line yet: the two that are near are tried first.
+        wanted: dict[str, str | int] = {"gpus": 2, "min_bandwidth_mbps": ASKED_MBIT}
+        said = tenant.run_script("broad", SPREAD_CODE, tmp_path, orch=wanted)
+    finally:
+        network.lab.change_link("one", rate_mbit=0)
+    assert "settled on 2 machines" in said, said
+    (attempt,) = tenant.job("broad").attempts
+    assert {member.worker_name for member in attempt.members if member.device_ids} == {"far", "two"}
+    shown = network.orch_json("cluster", "show", attempt.cluster_id)
+    assert int(shown["cluster"]["generation"]) > 1
+    for rank in shown["certificate"]:
+        assert [one["uuid"] for one in rank["devices"]], rank
+        assert rank["evidence_class"] == "t0"
+        assert int(rank["bandwidth_bits_per_s"]) >= ASKED_MBIT * 1_000_000
+        assert int(rank["rtt_us"]) > 2 * NEAR_MS * 1_000
+    (delivered,) = (line for line in attempt.explanation if line.startswith("delivered: "))
+    assert "Mbit/s between machines" in delivered

@@ -222,7 +222,9 @@ def secret_paths(rig: Rig) -> list[Path]:
     """The supplier's: its system's, its owner's, the agent's keys and socket; and all that is acme's."""
     system = [Path(name) for name in ("/etc/shadow", "/boot", "/var/lib", "/run/netns", "/sys/class")]
     owners = [Path.home(), REPOSITORY / "README.md", rig.network.control_dir / "admin-token"]
-    agents = [path for path in sorted((rig.network.folder / RIG).rglob("*")) if not path.is_dir()]
+    at_rig = sorted((rig.network.folder / RIG).rglob("*"))
+    # A file that is just being written has gone by the time somebody looks for it.
+    agents = [path for path in at_rig if not path.is_dir() and path.suffix != ".new"]
     acmes = [rig.home.folder, Path(rig.box.shared_dir), Path(rig.box.scratch_dir), image_path(rig.box)]
     return [path for path in (*system, *owners, *agents, *acmes) if path.exists()]
 

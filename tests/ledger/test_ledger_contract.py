@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from orchestrator.api.v1 import ledger_pb2, ledger_pb2_grpc
-from orchestrator.ledger.core import add_up, book, transfer_id_of
+from orchestrator.ledger.core import book, transfer_id_of
 from orchestrator.ledger.port import (
     PAGE_SIZE_MAX,
     ConflictingReceipt,
@@ -27,6 +27,7 @@ from orchestrator.receipts import receipt as receipts
 from orchestrator.receipts.canonical import canonical_bytes
 from orchestrator.receipts.dsse import ENVELOPE_BYTES_MAX, sign
 from orchestrator.receipts.ids import key_id
+from tests.ledger.books import add_up
 from tests.receipts.samples import (
     CONTROL,
     CONTROL_PUBLIC,

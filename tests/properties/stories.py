@@ -12,25 +12,26 @@ from orchestrator.adapters.store import Transaction
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import WANTED, ClusterPhase
 from orchestrator.core.errors import RefusedError
-from orchestrator.core.fleet import NEBULA, HardwareClass, Isolation, LeasePolicy, Reconcile, TokenRole
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import (
     AttemptId,
     ClusterId,
     JobId,
     MemberId,
     ReceiptId,
+    ReservationId,
     SupplierId,
     TenantId,
     TokenId,
     WorkerId,
 )
 from orchestrator.core.jobs import AttemptPhase, Outcome, Requirements
-from orchestrator.core.placement import Budget
-from orchestrator.core.queueing import Queue
-from orchestrator.core.scheduling import plan
+from orchestrator.core.queries.queue import Queue
+from orchestrator.core.scheduling.placement import Budget
+from orchestrator.core.scheduling.plan import plan
 from orchestrator.core.state import State
-from orchestrator.core.terms import WEEK_MINUTES, Terms, WeekWindow
+from orchestrator.core.supply.fleet import NEBULA, HardwareClass, Isolation, LeasePolicy, Reconcile, TokenRole
+from orchestrator.core.supply.holds import HoldKind
+from orchestrator.core.supply.terms import WEEK_MINUTES, Terms, WeekWindow
 from tests.core.worlds import NETWORK_ID, Driver, World, inventory, request, sha
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ OUTCOMES = (Outcome.NONE, Outcome.SUCCEEDED, Outcome.FAILED, Outcome.STOPPED, Ou
 WAITS_MS = (10, 900, 6_000, 16_000, 31_000, 61_000, 125_000)
 BEATS_MS = (10, 900, 6_000, 6_000, 61_000, 1_900_000, 90_000_000)
 
+LIMITS_MS = (0, 0, 0, 5_000, 200_000)
 OFTEN = ("submit", "plan", "reports", "reports", "driver", "state", "state", "beat", "beat", "sign", "post")
 SELDOM = (
     "join", "head", "cpu", "submit", "plan", "report", "partial", "stale", "foreign", "log", "log", "fail",
@@ -75,6 +77,14 @@ WOVEN = (
     "log",
 )
 """How a cluster of several machines comes together, or does not."""
+
+BOOKED = (
+    *("reserve", "book", "plan", "beat") * 3,
+    *("cancel", "submit", "begin", "driver", "reports", "wait", "join", "fail", "reclaim", "stop", "log"),
+)
+"""Machines that are promised ahead, and taken back."""
+
+BOOKED_STEPS = st.lists(st.tuples(st.sampled_from(BOOKED), st.integers(0, 10**6)), min_size=10, max_size=60)
 
 WOVEN_STEPS = st.lists(st.tuples(st.sampled_from(WOVEN), st.integers(0, 10**6)), min_size=5, max_size=40)
 
@@ -105,7 +115,8 @@ def check_held(state: State) -> None:
 
 def check_jobs(state: State) -> None:
     """No job is forgotten, each has one spare at most, and no spare outlives its job."""
-    queued = {job_id for queue in state.queues.values() for _, _, job_id in queue}
+    queues = [*state.queues.values(), *state.bookings.queues.values()]
+    queued = {job_id for queue in queues for _, _, job_id in queue}
     for job in state.jobs.values():
         placed = job.attempt_id is not None and state.attempts[job.attempt_id].phase is not AttemptPhase.ENDED
         assert job.status.terminal or placed or job.job_id in queued, f"{job.job_id} is nowhere"
@@ -123,11 +134,14 @@ def check_jobs(state: State) -> None:
 
 
 def check_deadlines(state: State, at_ms: int) -> None:
-    """After a tick nobody holds on to a machine beyond the notice he was given."""
+    """After a tick nobody holds on to a machine beyond the notice he was given, or the time that he asked for."""
     for member_ids in state.members_on.values():
         for member in (state.members[member_id] for member_id in member_ids):
             due = member.notice is not None and member.notice.deadline_ms <= at_ms
             assert not (due and member.phase in WANTED), f"{member.member_id} stays beyond its notice"
+    for due_ms, attempt_id in state.watched.attempts_due:
+        stopped = state.jobs[state.attempts[attempt_id].job_id].stop_requested
+        assert stopped or due_ms > at_ms, f"{attempt_id} runs beyond its time limit"
 
 
 @dataclass(slots=True)
@@ -203,7 +217,12 @@ class Story:
             case "submit":
                 name = world.name("job")
                 wanted = REQUIREMENTS[number % len(REQUIREMENTS)]
-                asked = request(wanted, priority=number % 3, max_attempts=1 + number % 3)
+                asked = request(
+                    wanted,
+                    priority=number % 3,
+                    max_attempts=1 + number % 3,
+                    time_limit_ms=LIMITS_MS[number % 5],
+                )
                 self.do(m.SubmitJob(JobId(name), TenantId("ten_a"), f"sub-{name}", asked, sha(name)))
             case "plan":
                 self._plan()
@@ -238,6 +257,8 @@ class Story:
                 job_id = pick(list(world.state.jobs), number)
                 if job_id is not None:
                     self.do(m.StopJob(job_id) if kind == "stop" else m.DeleteJob(job_id))
+            case "reserve" | "book" | "cancel":
+                self._book(kind, number)
             case "drain" | "leave":
                 worker_id = pick(list(world.state.workers), number)
                 if worker_id is not None:
@@ -316,6 +337,32 @@ class Story:
                 wins = (Reconcile.ORIGINAL, Reconcile.REPLACEMENT)[number % 2]
                 policy = LeasePolicy(200_000, replace=True, reconcile=wins)
                 self.do(m.SetLeasePolicy(worker_id, policy))
+
+    def _book(self, kind: str, number: int) -> None:
+        world = self.world
+        name = world.name("rsv")
+        if kind == "reserve":
+            from_ms = world.at_ms + number % 5 * 900_000
+            wanted = REQUIREMENTS[number % len(REQUIREMENTS)]
+            rsv, until_ms = ReservationId(name), from_ms + (1 + number % 7) * 600_000
+            self.do(
+                m.CreateReservation(
+                    rsv, TenantId("ten_a"), f"name {number % 4}", wanted, from_ms, until_ms, name
+                )
+            )
+            return
+        one = pick(list(world.state.reservations.values()), number)
+        if one is None:
+            return
+        if kind == "cancel":
+            self.do(m.CancelReservation(one.reservation_id))
+            return
+        wanted = replace(one.requirements, gpus=min(one.requirements.gpus, 1 + number % 2))
+        named = one.name if number % 2 else one.reservation_id
+        command = m.SubmitJob(
+            JobId(name), TenantId("ten_a"), f"sub-{name}", request(wanted), sha(name), named
+        )
+        self.do(command)
 
     def _fail(self, member_id: MemberId) -> None:
         worker_id = self.world.state.members[member_id].worker_id

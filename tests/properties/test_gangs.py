@@ -9,8 +9,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.core.gang_fields import UNMEASURED, Candidates, Matrices, Wish
-from orchestrator.core.gangs import EXACT_CANDIDATES, Gang, NoGang, Unverified, choose, explained, verified
+from orchestrator.core.gangs.candidates import UNMEASURED, Candidates, Matrices, Wish
+from orchestrator.core.gangs.choosing import (
+    EXACT_CANDIDATES,
+    Gang,
+    NoGang,
+    Unverified,
+    choose,
+    verified,
+)
+from orchestrator.core.gangs.widening import widened
 from orchestrator.core.jobs import Pattern
 
 if TYPE_CHECKING:
@@ -216,7 +224,7 @@ def test_gang_value_of_many_does_not_change_where_twins_change_places(story: Sto
 def test_bound_that_would_do_does(story: Story) -> None:
     outcome = choose(story.candidates, story.wish, story.known)
     if isinstance(outcome, NoGang):
-        said = explained(outcome, story.candidates, story.wish, story.known)
+        said = widened(outcome, story.candidates, story.wish, story.known)
         if said.would_do_us is not None:
             assert story.wish.bound_us is not None
             assert said.would_do_us > story.wish.bound_us
@@ -231,7 +239,7 @@ def test_bound_that_would_do_does(story: Story) -> None:
 def test_bound_that_would_do_is_the_least_in_whole_milliseconds_of_few(story: Story) -> None:
     outcome = choose(story.candidates, story.wish, story.known)
     if isinstance(outcome, NoGang):
-        said = explained(outcome, story.candidates, story.wish, story.known)
+        said = widened(outcome, story.candidates, story.wish, story.known)
         enough = int(story.candidates.free.sum()) >= story.wish.count
         assert (said.would_do_us is not None) == enough
         if said.would_do_us is not None:

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import NEBULA, HardwareClass, Inventory, Isolation
 from orchestrator.core.ids import JobId, WorkerId
 from orchestrator.core.jobs import Outcome, Requirements
-from orchestrator.core.placement import Budget, JobNeed, Plan
-from orchestrator.core.queueing import Queue
-from orchestrator.core.scheduling import plan
+from orchestrator.core.queries.queue import Queue
+from orchestrator.core.scheduling.placement import Budget, JobNeed, Plan
+from orchestrator.core.scheduling.plan import plan
 from orchestrator.core.state import State
+from orchestrator.core.supply.fleet import NEBULA, HardwareClass, Inventory, Isolation
 from tests.core.rejections import device_rejection, worker_rejection
 from tests.core.worlds import Listed, World
 

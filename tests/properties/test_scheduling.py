@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fairness import FairnessPolicy
-from orchestrator.core.fleet import NEBULA, Isolation, Supplier, Worker
 from orchestrator.core.ids import ClusterId, JobId, TenantId, WorkerId
 from orchestrator.core.jobs import JobPolicy, Requirements
-from orchestrator.core.placement import Budget, JobNeed, Need, Placement, Plan
-from orchestrator.core.queueing import Queue
-from orchestrator.core.scheduling import plan
-from orchestrator.core.state import Policies, State
-from orchestrator.core.terms import Ask, Terms
+from orchestrator.core.policies import Policies
+from orchestrator.core.queries.queue import Queue
+from orchestrator.core.scheduling.placement import Budget, JobNeed, Need, Placement, Plan
+from orchestrator.core.scheduling.plan import plan
+from orchestrator.core.state import State
+from orchestrator.core.supply.fleet import NEBULA, Isolation, Supplier, Worker
+from orchestrator.core.supply.terms import Ask, Terms
+from orchestrator.core.tenancy.fairness import FairnessPolicy
 from tests.core.fleets import (
     AT_MS,
     GARAGE,

@@ -11,7 +11,8 @@ from orchestrator.adapters import codec
 from orchestrator.adapters.store import SqlStore
 from orchestrator.core.apply import apply
 from orchestrator.core.state import State
-from tests.properties.stories import STEPS, WOVEN_STEPS, Story
+from orchestrator.sim.checks import check_tallies
+from tests.properties.stories import BOOKED_STEPS, STEPS, WOVEN_STEPS, Story
 
 
 def index_view(state: State) -> dict[str, object]:
@@ -29,6 +30,11 @@ def index_view(state: State) -> dict[str, object]:
         "attempt_in": dict(state.attempt_in),
         "logs_open_in": {key: set(value) for key, value in state.logs_open_in.items() if value},
         "queues": dict(state.queues),
+        "booked": dict(state.bookings.booked),
+        "booked_queues": dict(state.bookings.queues),
+        "booked_clusters": {key: set(value) for key, value in state.bookings.clusters.items()},
+        "booked_due": state.bookings.due(1 << 60),
+        "booked_near": [one.reservation_id for one in state.bookings.near(state.latest_ms)],
         "jobs_by_submission": dict(state.jobs_by_submission),
         "leases_of": {key: set(value) for key, value in state.leases_of.items() if value},
         "leases_on": {key: set(value) for key, value in state.leases_on.items() if value},
@@ -73,6 +79,14 @@ def test_story_replayed_from_its_encoded_events_is_the_applied_state(steps: list
     assert_replayed(story)
 
 
+@given(BOOKED_STEPS)
+@settings(max_examples=60)
+def test_story_of_reservations_replayed_is_the_applied_state(steps: list[tuple[str, int]]) -> None:
+    story = Story().busy()
+    story.play(steps)
+    assert_replayed(story)
+
+
 @given(WOVEN_STEPS)
 @settings(max_examples=60)
 def test_story_of_a_cluster_in_the_overlay_is_ready_only_as_measured(steps: list[tuple[str, int]]) -> None:
@@ -100,12 +114,14 @@ def assert_replayed(story: Story) -> None:
             same = codec.decode_event(name, codec.event_version(name), codec.encode(event))
             assert same == event
             apply(replayed, same, transaction.at_ms)
+    check_tallies(story.world.state)
+    check_tallies(replayed)
     assert replayed.rows() == story.world.state.rows()
     assert index_view(replayed) == index_view(story.world.state)
 
 
-@given(STEPS)
-@settings(max_examples=20)
+@given(STEPS | BOOKED_STEPS)
+@settings(max_examples=30)
 def test_story_rows_loaded_are_those_applied_and_those_replayed(steps: list[tuple[str, int]]) -> None:
     story = Story()
     story.play(steps)
@@ -119,6 +135,7 @@ def test_story_rows_loaded_are_those_applied_and_those_replayed(steps: list[tupl
         finally:
             store.close()
     for other in (loaded, replayed):
+        check_tallies(other)
         assert other.rows() == applied.rows()
         assert index_view(other) == index_view(applied)
         assert (other.version, other.latest_ms) == (applied.version, applied.latest_ms)

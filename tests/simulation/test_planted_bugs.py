@@ -9,13 +9,14 @@ import pytest
 
 from orchestrator.agent.meter import Meter
 from orchestrator.control import planner
-from orchestrator.core import scheduling
-from orchestrator.core.decisions import jobs, metering
+from orchestrator.core.decisions import jobs, limits, metering
 from orchestrator.core.jobs import Outcome
 from orchestrator.core.messages import AttemptEnded
 from orchestrator.core.metering import sealable
-from orchestrator.core.placement import JobNeed, Placement
-from orchestrator.core.queueing import Queue
+from orchestrator.core.queries.queue import Queue
+from orchestrator.core.scheduling import nominations, preempting
+from orchestrator.core.scheduling import plan as scheduling
+from orchestrator.core.scheduling.placement import JobNeed, Placement
 from orchestrator.sim.memory import MemoryStore
 from orchestrator.sim.ray import Machine
 from orchestrator.sim.world import run_seed
@@ -171,6 +172,22 @@ def plant_job_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(planner, "Queue", Selective)
 
 
+def plant_limit_not_kept(patch: pytest.MonkeyPatch) -> None:
+    def patient(*arguments: Any) -> Iterator[Any]:
+        del arguments
+        yield from ()
+
+    patch.setattr(limits, "tick_limits", patient)
+
+
+def plant_nomination_forgotten(patch: pytest.MonkeyPatch) -> None:
+    def forget(*_arguments: Any) -> None:
+        """What others give way from is anybody's."""
+
+    patch.setattr(nominations, "nominate", forget)
+    patch.setattr(preempting, "nominate", forget)
+
+
 PLANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
     "device given twice": (plant_device_given_twice, "is in"),
     "partial gang": (plant_partial_gang, "devices"),
@@ -182,6 +199,8 @@ PLANTS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str]] = {
     "falsified event": (plant_falsified_event, "differ"),
     "acknowledged before durable": (plant_acknowledged_before_durable, ""),
     "job forgotten": (plant_job_forgotten, "sub-"),
+    "limit not kept": (plant_limit_not_kept, "outlived its time limit"),
+    "nomination broken": (plant_nomination_forgotten, "took what was kept for"),
 }
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from benchmarks import p9_goodput
 from orchestrator.cli.main import run
-from orchestrator.core.fleet import HardwareClass
+from orchestrator.core.supply.fleet import HardwareClass
 from orchestrator.sim.replay import Options, Replay, ReplayError
-from orchestrator.sim.replay_report import Report, report, write_plots
-from orchestrator.sim.replay_tally import POINTS_MAX, SAMPLES_MAX, Samples, Series
+from orchestrator.sim.replay_report import PLOTS, Report, report, write_plots
+from orchestrator.sim.replay_tally import POINTS_MAX, SAMPLES_MAX, Readings, Samples, Series
 from orchestrator.sim.traces import Machines, TracedJob, read_availability, read_fleet, read_trace
 
 DATA = Path(__file__).parents[2] / "benchmarks" / "data"
@@ -195,6 +195,34 @@ def test_replay_higher_priority_of_a_tenant_goes_first() -> None:
 # ---------------------------------------------------------------- real ones
 
 
+def test_replay_job_that_comes_to_its_time_limit_is_cut_short_and_counts_for_nothing() -> None:
+    jobs = [replace(job("a"), time_limit_ms=60 * S), replace(job("b"), time_limit_ms=100 * S)]
+    found = replayed(machines(), jobs)
+    # 0–20 forms, –80 runs and is stopped; –100 forms, –200 runs to its end.
+    assert (found.jobs_cut_short, found.jobs_done, found.simulated_s) == (1, 1, 200)
+    assert found.goodput == pytest.approx(100 / 200)
+
+
+def test_replay_backfill_uses_what_is_kept_and_delays_nobody() -> None:
+    hour_s = 3_600
+    long = [replace(job("a", duration_s=4 * hour_s), time_limit_ms=4 * hour_s * S) for _ in range(3)]
+    gang = [job("b", 60, hour_s, 4)]
+    short = [replace(job("c", at_s, 600), time_limit_ms=600 * S) for at_s in range(120, 4 * hour_s, 700)]
+    jobs = sorted(long + gang + short, key=lambda one: one.submit_ms)
+    with_it, without = (
+        replayed(machines(gpus=4), jobs, replace(COLD, policy=policy)) for policy in ("fair", "no-backfill")
+    )
+    assert with_it.jobs_done == without.jobs_done == len(jobs)
+    assert with_it.fragmentation_gpus is not None
+    assert without.fragmentation_gpus is not None
+    assert with_it.fragmentation_gpus < without.fragmentation_gpus
+    assert with_it.gpu_hours_held == pytest.approx(without.gpu_hours_held)
+    assert with_it.jct_s_mean is not None
+    assert without.jct_s_mean is not None
+    assert with_it.jct_s_mean < without.jct_s_mean
+    assert with_it.simulated_s <= without.simulated_s
+
+
 def test_replay_openb_sample_ends_and_is_the_same_again() -> None:
     def sample() -> Report:
         jobs = islice(read_trace(PODS), 200)
@@ -309,8 +337,34 @@ def test_simulate_prints_json_and_writes_plots(tmp_path: Path, capsys: pytest.Ca
     assert run([*files(tmp_path), "--warm", "0", "--output", "json", "--plots", str(plots)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["jobs_done"], found["jct_s_mean"], found["utilisation"]) == (2, 155, 1)
-    for name in ("utilisation", "queue", "wait"):
+    for name in PLOTS:
         assert "<polyline" in (plots / f"{name}.svg").read_text()
+
+
+def test_plots_end_in_what_the_table_says() -> None:
+    """Two tenants want one machine that goes for a while: somebody waits, and work is done again."""
+    jobs = [job(submit_s=0, duration_s=3_000, tenant=one) for one in ("a", "b", "a", "b")]
+    options = replace(COLD, checkpoint_every_ms=100_000)
+    replay = ended(Replay((machines(),), jobs, options, ((0, 1), (1_550_000, 0), (2_000_000, 1))))
+    found = report(replay)
+    assert found.goodput is not None
+    assert found.goodput < 1
+    assert found.fairness_jain is not None
+    last = {name: plotted.points(replay)[-1][1] for name, plotted in PLOTS.items()}
+    assert (last["goodput"], last["fairness"]) == (found.goodput, found.fairness_jain)
+    assert last["completion"] == last["wait"] == 1
+    assert len({value for _, value in PLOTS["goodput"].points(replay)}) > 2
+    assert all(value == 0 for _, value in PLOTS["fragmentation"].points(replay)), "nothing was free"
+
+
+def test_readings_of_a_long_time_stay_few() -> None:
+    readings = Readings()
+    for now_ms in range(0, 20_000_000, 700):
+        if readings.due(now_ms):
+            readings.add(now_ms, now_ms / 2)
+    assert POINTS_MAX / 2 <= len(readings.points) <= POINTS_MAX
+    assert all(value == now_ms / 2 for now_ms, value in readings.points)
+    assert readings.points[-1][0] > 19_000_000
 
 
 @pytest.mark.parametrize(
@@ -348,10 +402,16 @@ def test_replay_more_available_than_there_are_is_refused() -> None:
         Replay((machines(),), [job()], COLD, ((0, 2),))
 
 
+def test_simulate_into_a_folder_that_cannot_be_says_so_before_it_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "taken").write_text("a file")
+    assert run([*files(tmp_path), "--plots", str(tmp_path / "taken" / "plots")]) == 2
+    shown = capsys.readouterr()
+    assert "--plots: " in shown.err
+    assert shown.out == "", "it ran for nothing"
+
+
 def test_plots_of_nothing_are_empty_axes(tmp_path: Path) -> None:
     replay = Replay((machines(),), [job()], COLD)
-    assert [path.name for path in write_plots(replay, tmp_path)] == [
-        "utilisation.svg",
-        "queue.svg",
-        "wait.svg",
-    ]
+    assert [path.name for path in write_plots(replay, tmp_path)] == [f"{name}.svg" for name in PLOTS]

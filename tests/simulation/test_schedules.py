@@ -12,9 +12,9 @@ from orchestrator.agent.agent import Agent
 from orchestrator.core.decisions import jobs
 from orchestrator.core.jobs import Outcome
 from orchestrator.core.messages import AttemptEnded
-from orchestrator.sim.__main__ import run_many
 from orchestrator.sim.ray import Machine
 from orchestrator.sim.schedules import EVENTS, play
+from orchestrator.sim.seeds import run_many
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,7 +10,8 @@ import sys
 import pytest
 from rich.console import Console
 
-from orchestrator.sim.__main__ import run_many
+from orchestrator.sim.seeds import run_many
+from orchestrator.sim.world import run_seed
 
 pytestmark = [pytest.mark.simulation, pytest.mark.timeout(900)]
 
@@ -21,6 +22,11 @@ def test_simulation_200_seeds_every_invariant_holds() -> None:
     said = io.StringIO()
     failures = run_many(range(SEEDS), Console(file=said, width=200))
     assert failures == 0, said.getvalue()
+
+
+def test_simulation_tries_come_to_their_time_limit() -> None:
+    """Runs in which no limit was ever reached would say nothing of it."""
+    assert sum(run_seed(seed).cut_short for seed in range(5)) > 0
 
 
 def test_simulation_one_seed_twice_takes_the_same_course() -> None:

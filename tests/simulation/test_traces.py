@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from orchestrator.core.fleet import HardwareClass
+from orchestrator.core.supply.fleet import HardwareClass
 from orchestrator.sim.traces import (
     Machines,
     TracedJob,
@@ -46,11 +47,12 @@ def test_fleet_of_openb_has_all_its_gpus() -> None:
 
 def test_trace_of_one_row_reads_as_written(tmp_path: Path) -> None:
     text = (
-        "tenant,submit_s,gpus,duration_s,priority,model,min_memory_gb,gpus_per_worker,region,max_rtt_ms,max_price,weight\n"
-        "lab,1.5,4,0.001,-3,h100,40,2,eu,20,0.5,200\n"
+        "tenant,submit_s,gpus,duration_s,priority,model,min_memory_gb,gpus_per_worker,region,max_rtt_ms,max_price,weight,"
+        "time_limit_s\n"
+        "lab,1.5,4,0.001,-3,h100,40,2,eu,20,0.5,200,90.5\n"
     )
     assert list(read_trace(written(tmp_path, text))) == [
-        TracedJob(1_500, "lab", 4, 1, -3, "H100", 40, 2, "eu", 20, 500_000, 200)
+        TracedJob(1_500, "lab", 4, 1, -3, "H100", 40, 2, "eu", 20, 500_000, 200, 90_500)
     ]
 
 
@@ -152,6 +154,12 @@ def test_availability_that_is_wrong_is_refused_by_file_and_line(
     with pytest.raises(TraceError) as refused:
         read_availability(written(tmp_path, text), rows_max=5)
     assert complaint in str(refused.value)
+
+
+def test_pipe_is_refused_before_anybody_waits_on_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "trace.csv")
+    with pytest.raises(TraceError, match="is no plain file"):
+        next(iter(read_trace(tmp_path / "trace.csv")))
 
 
 def test_file_that_is_not_there_is_refused_by_its_name(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import select
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,11 +64,14 @@ def enter(namespace_pid: int, argv: Sequence[str]) -> int:
         _require(libc.setns(descriptor, 0), "setns")
         os.close(descriptor)
     os.chdir("/")
+    parent_lives, held = os.pipe()
     # A PID namespace is entered by children only.
     child = os.fork()
     if child == 0:
         try:
+            os.close(held)
             _become(libc, user_id, code)
+            end_with_parent(libc, parent_lives)
             os.execvp(argv[0], list(argv))  # noqa: S606 - no shell is the point
         except OSError as error:
             os.write(2, f"{argv[0]}: {error}\n".encode())
@@ -84,11 +88,22 @@ def _become(libc: ctypes.CDLL, user_id: int, code: bytes) -> None:
     os.setgroups([])
     os.setresgid(user_id, user_id, user_id)
     os.setresuid(user_id, user_id, user_id)
-    _require(libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
     _require(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
     filter_program = FilterProgram(len(code) // INSTRUCTION.size, code)
     done = libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(filter_program), 0, 0)
     _require(done, "prctl(PR_SET_SECCOMP)")
+
+
+def end_with_parent(libc: ctypes.CDLL, parent_lives: int) -> None:
+    """Let the kernel kill this process when its parent dies; end here and now if it is dead already.
+
+    ``parent_lives`` is the reading end of a pipe whose writing end the parent alone holds: in a PID namespace of
+    its own a child's getppid() is 0 either way. A change of user takes the kernel's promise back, so this comes
+    after it. Raises OSError.
+    """
+    _require(libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+    if select.select([parent_lives], [], [], 0)[0]:
+        os._exit(128 + SIGKILL)
 
 
 def _require(result: int, call: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from orchestrator.core.evidence import bus_id
+from orchestrator.core.supply.evidence import bus_id
 
 GPUS_DIR = Path("/proc/driver/nvidia/gpus")
 

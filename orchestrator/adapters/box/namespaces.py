@@ -21,16 +21,6 @@ def run_in(namespace_pid: int, argv: Sequence[str], stdin: str = "") -> str:
     return run_tool(["nsenter", f"--net=/proc/{namespace_pid}/ns/net", "--", *argv], stdin)
 
 
-def socket_in(
-    namespace_pid: int, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM
-) -> socket.socket:
-    """Make a socket that lives in the network namespace of a process, for use anywhere in this one.
-
-    A socket stays in the namespace it was made in, so a thread that goes there, makes it and ends is enough.
-    """
-    return SocketFactory(namespace_pid).create(family, kind)
-
-
 @dataclass(frozen=True, slots=True)
 class NetworkIdentity:
     """What tells one network namespace from another, now and after its pid was given to someone else."""
@@ -40,7 +30,10 @@ class NetworkIdentity:
 
 
 class SocketFactory:
-    """Makes sockets in one box's network namespace. Holds nothing open: it never keeps a box's network alive."""
+    """Makes sockets in one box's network namespace. Holds nothing open: it never keeps a box's network alive.
+
+    A socket stays in the namespace it was made in, so a thread that goes there, makes it and ends is enough.
+    """
 
     def __init__(self, namespace_pid: int) -> None:
         """Remember the namespace of a process. Raises BoxError when there is no such process."""

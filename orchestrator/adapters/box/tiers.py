@@ -14,7 +14,7 @@ from orchestrator.adapters.box.box import Box
 from orchestrator.adapters.box.records import BoxSpec
 from orchestrator.adapters.box.seccomp import MACHINES
 from orchestrator.adapters.box.tools import ADMIN_PATH, BoxError
-from orchestrator.core.fleet import Isolation
+from orchestrator.core.supply.fleet import Isolation
 
 TOOL_PACKAGES = {
     "bwrap": "bubblewrap",
@@ -44,7 +44,7 @@ class Found:
     """The strongest tier that works here, and in one sentence what keeps a stronger one away, or what was tried."""
 
     tier: str
-    """A value of `orchestrator.core.fleet.Isolation`."""
+    """A value of `orchestrator.core.supply.fleet.Isolation`."""
     reason: str
 
 

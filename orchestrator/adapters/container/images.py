@@ -84,6 +84,21 @@ def provide(reference: str, runtime: str) -> Image:
     return answered(reference, told)
 
 
+def here(runtime: str) -> list[str]:
+    """References of the images that podman has, as tenants name them, the newest first. Blocking.
+
+    Raises BoxError, and OSError where podman said what cannot be read.
+    """
+    told = podman(runtime, ["images", "--format=json"])
+    try:
+        found = sorted(json.loads(told), key=lambda image: -int(image["Created"]))
+        names = [name for image in found for name in image.get("RepoDigests") or ()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OSError(f"podman images: not understood: {error}") from error
+    # What has no registry was built here, and no job can name it.
+    return [name for name in names if isinstance(name, str) and not reference_fault(name)]
+
+
 def ask_arguments(reference: str, name: str, seccomp_file: str) -> list[str]:
     """The arguments that have an image's Python say what it is: without network, rights or anything to write.
 

@@ -14,7 +14,7 @@ from orchestrator.adapters.box.tiers import Found
 from orchestrator.adapters.box.tools import ADMIN_PATH, BoxError
 from orchestrator.adapters.container.container import ContainerBox
 from orchestrator.adapters.container.records import RUNTIMES, ContainerSpec
-from orchestrator.core.fleet import Isolation
+from orchestrator.core.supply.fleet import Isolation
 
 INSTALL = "run: apt-get install podman runc"
 

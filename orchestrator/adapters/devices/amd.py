@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.adapters.devices.procfs import ROOT
 from orchestrator.adapters.devices.reading import GpuReading, number, read_number, read_text, tidy
-from orchestrator.core.evidence import DeviceEvidence, DeviceVendor, Sighting, Source, bus_id
+from orchestrator.core.supply.evidence import DeviceEvidence, DeviceVendor, Sighting, Source, bus_id
 
 CARDS = "sys/class/drm"
 MODULE_VERSION = "sys/module/amdgpu/version"

@@ -10,7 +10,7 @@ import msgspec
 
 from orchestrator.adapters.devices.processor import read_processor
 from orchestrator.adapters.devices.reading import Reading, number, tidy
-from orchestrator.core.evidence import DeviceEvidence, DeviceVendor, MachineEvidence, Sighting, Source
+from orchestrator.core.supply.evidence import DeviceEvidence, DeviceVendor, MachineEvidence, Sighting, Source
 
 PROFILER = ("system_profiler", "SPDisplaysDataType", "SPHardwareDataType", "-json")
 SYSCTL = (

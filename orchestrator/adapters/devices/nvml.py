@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from orchestrator.adapters.devices.procfs import ROOT, read_procfs
 from orchestrator.adapters.devices.reading import GpuReading, tidy
-from orchestrator.core.evidence import DeviceEvidence, DeviceVendor, Sighting, Source, bus_id
-from orchestrator.core.health import DeviceTelemetry, GpuProcess, lost_fault, reason_names
+from orchestrator.core.supply.evidence import DeviceEvidence, DeviceVendor, Sighting, Source, bus_id
+from orchestrator.core.supply.health import DeviceTelemetry, GpuProcess, lost_fault, reason_names
 
 T = TypeVar("T")
 

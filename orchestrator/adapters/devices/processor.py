@@ -11,7 +11,7 @@ import psutil
 from orchestrator.adapters.devices.procfs import ROOT
 from orchestrator.adapters.devices.reading import read_text, tidy
 from orchestrator.adapters.host import read_host
-from orchestrator.core.evidence import DeviceEvidence, DeviceVendor, MachineEvidence
+from orchestrator.core.supply.evidence import DeviceEvidence, DeviceVendor, MachineEvidence
 
 DMI = "sys/class/dmi/id"
 CPUINFO = "proc/cpuinfo"
@@ -64,6 +64,7 @@ def read_machine(
         gpus_lost=lost,
         wsl=wsl,
         virtualisation="hyper-v" if wsl else _virtualisation(names.values(), root),
+        labels=None,
         **names,
     )
 

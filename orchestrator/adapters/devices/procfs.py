@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.adapters.devices.reading import read_text, tidy
-from orchestrator.core.evidence import Sighting, Source, bus_id
+from orchestrator.core.supply.evidence import Sighting, Source, bus_id
 
 ROOT = Path("/")
 GPUS = "proc/driver/nvidia/gpus"

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.core.evidence import EVIDENCE_CHARACTERS_MAX, DeviceEvidence, MachineEvidence
-from orchestrator.core.health import Fault
+from orchestrator.core.supply.evidence import EVIDENCE_CHARACTERS_MAX, DeviceEvidence, MachineEvidence
+from orchestrator.core.supply.health import Fault
 
 FILE_CHARACTERS_MAX = 65_536
 """Of one file of procfs or sysfs; the longest read here, cpuinfo, tells what is wanted in its first lines."""

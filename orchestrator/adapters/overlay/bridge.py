@@ -142,6 +142,15 @@ class BridgeServer:
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Task[None]] = set()
         self._per_owner: Counter[str] = Counter()
+        self.bytes_in = 0
+        """Carried from machines to the lighthouse, since the start."""
+        self.bytes_out = 0
+        self.dropped_datagrams = 0
+
+    @property
+    def connections_max(self) -> int:
+        """How many it takes."""
+        return CONNECTIONS_MAX
 
     @property
     def connections(self) -> int:
@@ -210,13 +219,21 @@ class BridgeServer:
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
-            lambda: _Datagrams(lambda data, _: send_frame(writer, data)), remote_addr=self._target
+            lambda: _Datagrams(lambda data, _: self._send(writer, data)), remote_addr=self._target
         )
         try:
             while True:
-                transport.sendto(await read_frame(reader))
+                data = await read_frame(reader)
+                self.bytes_in += len(data)
+                transport.sendto(data)
         finally:
             transport.abort()
+
+    def _send(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        if send_frame(writer, data):
+            self.bytes_out += len(data)
+        else:
+            self.dropped_datagrams += 1
 
 
 class BridgeClient:
@@ -283,10 +300,12 @@ class BridgeClient:
             writer.transport.abort()
 
 
-def send_frame(writer: asyncio.StreamWriter, data: bytes) -> None:
-    """Queue a datagram, or drop it where too many wait already."""
-    if len(data) <= FRAME_BYTES_MAX and writer.transport.get_write_buffer_size() <= BUFFER_BYTES_MAX:
+def send_frame(writer: asyncio.StreamWriter, data: bytes) -> bool:
+    """Queue a datagram, or drop it where too many wait already; whether it was queued."""
+    fits = len(data) <= FRAME_BYTES_MAX and writer.transport.get_write_buffer_size() <= BUFFER_BYTES_MAX
+    if fits:
         writer.write(len(data).to_bytes(LENGTH_BYTES) + data)
+    return fits
 
 
 async def read_frame(reader: asyncio.StreamReader) -> bytes:

@@ -23,16 +23,11 @@ from orchestrator.adapters.overlay import wire
 
 CERTIFICATE_BANNER = "NEBULA CERTIFICATE"
 PRIVATE_KEY_BANNER = "NEBULA X25519 PRIVATE KEY"
-PUBLIC_KEY_BANNER = "NEBULA X25519 PUBLIC KEY"
 
 KEY_BYTES = 32
-SIGNATURE_BYTES = 64
 
 GROUPS_MAX = 16
 """A member's certificate names its cluster and little else; all of them travel in each handshake."""
-
-IPS_MAX = 16
-"""Ours have one address; somebody else's may have a few."""
 
 SKEW_MS = 60_000
 """How far behind a peer's clock may be and still find a certificate of a window that has just begun valid."""
@@ -53,37 +48,12 @@ class KeyPair:
     private_pem: str = field(repr=False)
     public_bytes: bytes
 
-    @property
-    def public_pem(self) -> str:
-        """As `nebula-cert` reads it."""
-        return wire.to_pem(PUBLIC_KEY_BANNER, self.public_bytes)
-
 
 @dataclass(frozen=True, slots=True)
 class MemberCertificate:
     """``fingerprint`` (hex) is what a blocklist names it by."""
 
     pem: str
-    fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """What a certificate says. Reading proves no signature; Nebula does that.
-
-    ``addresses`` and ``subnets`` are in CIDR notation with the host's bits kept, ``issuer`` and ``fingerprint``
-    are SHA-256 in hex, ``issuer`` is empty in an authority's own.
-    """
-
-    name: str
-    addresses: tuple[str, ...]
-    subnets: tuple[str, ...]
-    groups: tuple[str, ...]
-    not_before_s: int
-    not_after_s: int
-    public_key: bytes
-    is_authority: bool
-    issuer: str
     fingerprint: str
 
 
@@ -129,6 +99,11 @@ class Authority:
         self._not_after_s = not_after_s
         self.certificate_pem = wire.to_pem(CERTIFICATE_BANNER, raw)
         """What every host trusts."""
+
+    @property
+    def not_after_ms(self) -> int:
+        """When it runs out, by wall clock."""
+        return self._not_after_s * 1_000
 
     @classmethod
     def create(cls, seed: bytes, network_id: str, not_before_s: int, not_after_s: int) -> Authority:
@@ -199,108 +174,6 @@ class Authority:
             for not_before_s, not_after_s in windows_valid(now_ms, life_ms)
             if not_before_s >= self._not_before_s and not_after_s <= self._not_after_s
         )
-
-
-def read_certificate(pem: str) -> Certificate:
-    """What one certificate (PEM) says. Raises ValueError, in words, for anything else."""
-    try:
-        return _read(wire.from_pem(CERTIFICATE_BANNER, pem))
-    except ValueError as error:
-        raise ValueError(f"this Nebula certificate cannot be read: {error}") from None
-
-
-def _read(raw: bytes) -> Certificate:
-    details, signature = b"", b""
-    for number, value in wire.read_fields(raw):
-        match number, value:
-            case 1, bytes():
-                details = value
-            case 2, bytes():
-                signature = value
-            case _:
-                raise ValueError(f"field {number} is not one of a certificate's")
-    if len(signature) != SIGNATURE_BYTES:
-        raise ValueError(f"its signature has {len(signature)} bytes, not {SIGNATURE_BYTES}")
-    return _read_details(details, hashlib.sha256(raw).hexdigest())
-
-
-@dataclass(slots=True)
-class _Details:
-    """What has been read of a certificate so far; what is missing stays as the format says."""
-
-    name: str = ""
-    ips: tuple[int, ...] = ()
-    subnets: tuple[int, ...] = ()
-    groups: tuple[str, ...] = ()
-    not_before_s: int = 0
-    not_after_s: int = 0
-    public_key: bytes = b""
-    is_authority: bool = False
-    issuer: bytes = b""
-
-
-def _read_details(data: bytes, fingerprint: str) -> Certificate:
-    found = _Details()
-    for number, value in wire.read_fields(data):
-        _put(found, number, value)
-    if len(found.public_key) != KEY_BYTES:
-        raise ValueError(f"its public key has {len(found.public_key)} bytes, not {KEY_BYTES}")
-    if len(found.groups) > GROUPS_MAX:
-        raise ValueError(f"it names {len(found.groups)} groups; at most {GROUPS_MAX} are allowed")
-    if len(found.issuer) not in (0, hashlib.sha256().digest_size):
-        raise ValueError("its issuer is no SHA-256")
-    _check_times(found.not_before_s, found.not_after_s)
-    return Certificate(
-        name=found.name,
-        addresses=_cidrs("addresses", found.ips),
-        subnets=_cidrs("subnets", found.subnets),
-        groups=found.groups,
-        not_before_s=found.not_before_s,
-        not_after_s=found.not_after_s,
-        public_key=found.public_key,
-        is_authority=found.is_authority,
-        issuer=found.issuer.hex(),
-        fingerprint=fingerprint,
-    )
-
-
-def _put(found: _Details, number: int, value: int | bytes) -> None:
-    """One field of the details. Raises ValueError (UnicodeDecodeError is one)."""
-    match number, value:
-        case 1, bytes():
-            found.name = value.decode("utf-8")
-        case 2, bytes():
-            found.ips = wire.read_packed(value)
-        case 3, bytes():
-            found.subnets = wire.read_packed(value)
-        case 4, bytes():
-            found.groups = (*found.groups, value.decode("utf-8"))
-        case 5, int():
-            found.not_before_s = value
-        case 6, int():
-            found.not_after_s = value
-        case 7, bytes():
-            found.public_key = value
-        case 8, int():
-            found.is_authority = bool(value)
-        case 9, bytes():
-            found.issuer = value
-        case _:
-            raise ValueError(f"field {number} of its details is unknown or of the wrong kind")
-
-
-def _cidrs(what: str, numbers: tuple[int, ...]) -> tuple[str, ...]:
-    if len(numbers) % 2 or len(numbers) > 2 * IPS_MAX:
-        raise ValueError(f"its {what} are {len(numbers)} numbers, not up to {IPS_MAX} pairs")
-    found: list[str] = []
-    for address, mask in zip(numbers[::2], numbers[1::2], strict=True):
-        if max(address, mask) >> 32:
-            raise ValueError(f"its {what} hold a number of more than 32 bits")
-        bits = mask.bit_count()
-        if mask != (1 << 32) - (1 << 32 - bits):
-            raise ValueError(f"its {what} hold a mask with gaps")
-        found.append(f"{ipaddress.IPv4Address(address)}/{bits}")
-    return tuple(found)
 
 
 def _address_pair(address: str) -> tuple[int, int]:

@@ -156,6 +156,11 @@ def lighthouse_config(
     return json.dumps(config, indent=1)
 
 
+def landmarks_of(config: Path) -> frozenset[str]:
+    """Overlay addresses of the landmarks in a configuration that was made here. Raises OSError, ValueError."""
+    return frozenset(json.loads(config.read_bytes())["static_host_map"])
+
+
 def _common(files: Files, blocklist: Sequence[str], landmarks: Sequence[Landmark]) -> dict[str, object]:
     if len(blocklist) > BLOCKLIST_MAX:
         raise ValueError(f"blocklist has {len(blocklist)} entries; at most {BLOCKLIST_MAX} are allowed")

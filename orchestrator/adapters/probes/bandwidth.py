@@ -77,6 +77,25 @@ class BandwidthPlan:
                 raise ValueError(f"{field} is {value}; bandwidth is measured with 1 to {high}")
 
 
+class Line:
+    """What one measurement has to itself at a time, whether its owner asks or is asked."""
+
+    def __init__(self) -> None:
+        self._holder: object | None = None
+
+    def take(self, holder: object) -> bool:
+        """For ``holder``, unless somebody has it."""
+        if self._holder is not None:
+            return False
+        self._holder = holder
+        return True
+
+    def free(self, holder: object) -> None:
+        """Nothing where it is not this one's."""
+        if self._holder is holder:
+            self._holder = None
+
+
 @dataclass(frozen=True, slots=True)
 class _Request:
     direction: Direction
@@ -93,7 +112,9 @@ class _Request:
 
 
 class BandwidthServer:
-    """Lends itself to the cluster's members, one at a time, within ``limits``. The owner closes the listener."""
+    """Lends itself to the cluster's members, one at a time, within ``limits``. The owner closes the listener, and may
+    keep all out while it has the ``line``.
+    """
 
     def __init__(
         self,
@@ -101,13 +122,14 @@ class BandwidthServer:
         key: bytes,
         instruments: Instruments,
         limits: BandwidthPlan | None = None,
+        line: Line | None = None,
     ) -> None:
         listener.settimeout(0)
         self._listener = listener
         self._key = purpose_key(key, b"bandwidth")
         self._instruments = instruments
         self._limits = limits or BandwidthPlan(BYTES_MAX, DURATION_MS_MAX)
-        self._busy_with: Stream | None = None
+        self._line = line or Line()
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -129,8 +151,7 @@ class BandwidthServer:
                     await self._measure(stream, request)
         finally:
             stream.close()
-            if self._busy_with is stream:
-                self._busy_with = None
+            self._line.free(stream)
 
     def _judge(self, stream: Stream, data: bytes) -> Verdict:
         """Take the server for this stream if it is free and no more is asked than it gives."""
@@ -140,10 +161,7 @@ class BandwidthServer:
             return Verdict.TOO_MUCH
         if plan.bytes > self._limits.bytes or plan.duration_ms > self._limits.duration_ms:
             return Verdict.TOO_MUCH
-        if self._busy_with is not None:
-            return Verdict.BUSY
-        self._busy_with = stream
-        return Verdict.ACCEPTED
+        return Verdict.ACCEPTED if self._line.take(stream) else Verdict.BUSY
 
     async def _measure(self, stream: Stream, request: _Request) -> None:
         plan, clock_ns = request.plan, self._instruments.clock_ns

@@ -31,7 +31,6 @@ RANKS_MIN: Final = 2
 RANKS_MAX: Final = 64
 """One rank has no ring; 64 machines is far above any cluster that is formed, and all sums stay exact."""
 
-BASIS_POINTS: Final = 10_000
 
 LINE_CHARACTERS_MAX: Final = 4096
 """One line of JSON of five figures or one sentence; a box is a tenant's ground, so it is bounded."""
@@ -76,11 +75,6 @@ class PathMeasured:
         _check("rtt_p90_us", self.rtt_p90_us, self.rtt_median_us, RTT_US_MAX)
         if self.jitter_us is not None:
             _check("jitter_us", self.jitter_us, 0, RTT_US_MAX)
-
-    @property
-    def loss_bp(self) -> int:
-        """Unanswered of ten thousand; rounded up, so that any loss is seen."""
-        return -(-(self.sent - self.received) * BASIS_POINTS // self.sent)
 
 
 @dataclass(frozen=True, slots=True)

@@ -346,6 +346,7 @@ class MachineEvidence(_message.Message):
     GPUS_LOST_FIELD_NUMBER: _builtins.int
     WSL_FIELD_NUMBER: _builtins.int
     VIRTUALISATION_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     system_vendor: _builtins.str
     system_product: _builtins.str
     board_vendor: _builtins.str
@@ -358,6 +359,10 @@ class MachineEvidence(_message.Message):
     wsl: _builtins.bool
     virtualisation: _builtins.str
     """The hypervisor underneath, as far as it shows."""
+    @_builtins.property
+    def labels(self) -> Global___NodeLabels:
+        """Set where the agent runs in a pod and may read its node."""
+
     def __init__(
         self,
         *,
@@ -370,14 +375,55 @@ class MachineEvidence(_message.Message):
         gpus_lost: _builtins.int = ...,
         wsl: _builtins.bool = ...,
         virtualisation: _builtins.str = ...,
+        labels: Global___NodeLabels | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["board_product", b"board_product", "board_vendor", b"board_vendor", "gpus", b"gpus", "gpus_lost", b"gpus_lost", "processor", b"processor", "system_product", b"system_product", "system_vendor", b"system_vendor", "virtualisation", b"virtualisation", "wsl", b"wsl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["board_product", b"board_product", "board_vendor", b"board_vendor", "gpus", b"gpus", "gpus_lost", b"gpus_lost", "labels", b"labels", "processor", b"processor", "system_product", b"system_product", "system_vendor", b"system_vendor", "virtualisation", b"virtualisation", "wsl", b"wsl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MachineEvidence: _TypeAlias = MachineEvidence  # noqa: Y015
+
+@_typing.final
+class NodeLabels(_message.Message):
+    """NodeLabels is what a Kubernetes cluster has written on the node of a machine: its word, of which nothing follows.
+    What is unset or empty is not labelled.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    INSTANCE_TYPE_FIELD_NUMBER: _builtins.int
+    GPU_PRODUCT_FIELD_NUMBER: _builtins.int
+    GPU_COUNT_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    region: _builtins.str
+    zone: _builtins.str
+    instance_type: _builtins.str
+    gpu_product: _builtins.str
+    gpu_count: _builtins.int
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        region: _builtins.str = ...,
+        zone: _builtins.str = ...,
+        instance_type: _builtins.str = ...,
+        gpu_product: _builtins.str = ...,
+        gpu_count: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_count", b"_gpu_count", "gpu_count", b"gpu_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_count", b"_gpu_count", "gpu_count", b"gpu_count", "gpu_product", b"gpu_product", "instance_type", b"instance_type", "node", b"node", "region", b"region", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gpu_count: _TypeAlias = _typing.Literal["gpu_count"]  # noqa: Y015
+    _WhichOneofArgType__gpu_count: _TypeAlias = _typing.Literal["_gpu_count", b"_gpu_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_count) -> _WhichOneofReturnType__gpu_count | None: ...
+
+Global___NodeLabels: _TypeAlias = NodeLabels  # noqa: Y015
 
 @_typing.final
 class Runtime(_message.Message):
@@ -445,6 +491,7 @@ class Inventory(_message.Message):
     EVIDENCE_CLASS_FIELD_NUMBER: _builtins.int
     UNISOLATED_FIELD_NUMBER: _builtins.int
     REMARKS_FIELD_NUMBER: _builtins.int
+    LABEL_CONTRADICTIONS_FIELD_NUMBER: _builtins.int
     hardware_class: Global___HardwareClass.ValueType
     """Derived by the control plane from the devices; ignored where an agent sends it."""
     cpus: _builtins.int
@@ -477,6 +524,12 @@ class Inventory(_message.Message):
     def remarks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Why there is no isolation or no overlay, each with what the owner can do about it."""
 
+    @_builtins.property
+    def label_contradictions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where the labels of its node say otherwise than what was measured, which counts. Told by the control plane; ignored
+        where an agent sends it.
+        """
+
     def __init__(
         self,
         *,
@@ -498,10 +551,11 @@ class Inventory(_message.Message):
         evidence_class: Global___EvidenceClass.ValueType = ...,
         unisolated: _builtins.bool = ...,
         remarks: _abc.Iterable[_builtins.str] | None = ...,
+        label_contradictions: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["evidence", b"evidence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "class_reason", b"class_reason", "cpus", b"cpus", "devices", b"devices", "evidence", b"evidence", "evidence_class", b"evidence_class", "hardware_class", b"hardware_class", "head_slots", b"head_slots", "isolation", b"isolation", "memory_bytes", b"memory_bytes", "operating_system", b"operating_system", "overlay", b"overlay", "python_version", b"python_version", "ray_version", b"ray_version", "remarks", b"remarks", "slots", b"slots", "unisolated", b"unisolated", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "class_reason", b"class_reason", "cpus", b"cpus", "devices", b"devices", "evidence", b"evidence", "evidence_class", b"evidence_class", "hardware_class", b"hardware_class", "head_slots", b"head_slots", "isolation", b"isolation", "label_contradictions", b"label_contradictions", "memory_bytes", b"memory_bytes", "operating_system", b"operating_system", "overlay", b"overlay", "python_version", b"python_version", "ray_version", b"ray_version", "remarks", b"remarks", "slots", b"slots", "unisolated", b"unisolated", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from orchestrator.api.v1 import common_pb2 as orchestrator_dot_api_dot_v1_dot_common__pb2
+from orchestrator.api.v1 import reservations_pb2 as orchestrator_dot_api_dot_v1_dot_reservations__pb2
 from orchestrator.api.v1 import scheduling_pb2 as orchestrator_dot_api_dot_v1_dot_scheduling__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eorchestrator/api/v1/jobs.proto\x12\x13orchestrator.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a orchestrator/api/v1/common.proto\x1a$orchestrator/api/v1/scheduling.proto\"\xd4\x02\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x15\n\rsubmission_id\x18\x03 \x01(\t\x12.\n\x06status\x18\x04 \x01(\x0e\x32\x1e.orchestrator.api.v1.JobStatus\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x12\n\nentrypoint\x18\x06 \x01(\t\x12\x30\n\x0csubmitted_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x08\x61ttempts\x18\n \x03(\x0b\x32\x1c.orchestrator.api.v1.Attempt\"\xbe\x01\n\x07\x41ttempt\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\r\n\x05phase\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x13\n\x0b\x65xplanation\x18\x06 \x03(\t\x12\x33\n\x07members\x18\x07 \x03(\x0b\x32\".orchestrator.api.v1.AttemptMember\x12\x11\n\tlog_bytes\x18\x08 \x01(\x04\"\x94\x01\n\rAttemptMember\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x13\n\x0bworker_name\x18\x03 \x01(\t\x12\x13\n\x0bsupplier_id\x18\x04 \x01(\t\x12\x0c\n\x04role\x18\x05 \x01(\t\x12\x12\n\ndevice_ids\x18\x06 \x03(\t\x12\x11\n\tsimulated\x18\x07 \x01(\x08\"N\n\x0fListJobsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x15\n\rbefore_job_id\x18\x03 \x01(\t\":\n\x10ListJobsResponse\x12&\n\x04jobs\x18\x01 \x03(\x0b\x32\x18.orchestrator.api.v1.Job\"\x1c\n\rGetJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"7\n\x0eGetJobResponse\x12%\n\x03job\x18\x01 \x01(\x0b\x32\x18.orchestrator.api.v1.Job\"@\n\x11ReadJobLogRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"2\n\x12ReadJobLogResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x1d\n\x0eStopJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\"\n\x0fStopJobResponse\x12\x0f\n\x07stopped\x18\x01 \x01(\x08\" \n\x11\x45xplainJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\xde\x01\n\x12\x45xplainJobResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x15\n\rsubmission_id\x18\x02 \x01(\t\x12.\n\x06status\x18\x03 \x01(\x0e\x32\x1e.orchestrator.api.v1.JobStatus\x12\x0f\n\x07message\x18\x04 \x01(\t\x12*\n\x04wait\x18\x05 \x01(\x0b\x32\x1c.orchestrator.api.v1.JobWait\x12\x34\n\tplacement\x18\x06 \x01(\x0b\x32!.orchestrator.api.v1.JobPlacement\"\xaf\x01\n\x0fGetQuoteRequest\x12\x44\n\x08metadata\x18\x01 \x03(\x0b\x32\x32.orchestrator.api.v1.GetQuoteRequest.MetadataEntry\x12\x13\n\x0b\x64uration_ms\x18\x02 \x01(\x04\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x10GetQuoteResponse\x12)\n\x05quote\x18\x01 \x01(\x0b\x32\x1a.orchestrator.api.v1.Quote\"\x15\n\x13ListRuntimesRequest\"F\n\x14ListRuntimesResponse\x12.\n\x08runtimes\x18\x01 \x03(\x0b\x32\x1c.orchestrator.api.v1.Runtime\"!\n\x11GetRuntimeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x12GetRuntimeResponse\x12-\n\x07runtime\x18\x01 \x01(\x0b\x32\x1c.orchestrator.api.v1.Runtime*\xa0\x01\n\tJobStatus\x12\x1a\n\x16JOB_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12JOB_STATUS_PENDING\x10\x01\x12\x16\n\x12JOB_STATUS_RUNNING\x10\x02\x12\x16\n\x12JOB_STATUS_STOPPED\x10\x03\x12\x18\n\x14JOB_STATUS_SUCCEEDED\x10\x04\x12\x15\n\x11JOB_STATUS_FAILED\x10\x05\x32\xec\x05\n\x0bJobsService\x12W\n\x08ListJobs\x12$.orchestrator.api.v1.ListJobsRequest\x1a%.orchestrator.api.v1.ListJobsResponse\x12Q\n\x06GetJob\x12\".orchestrator.api.v1.GetJobRequest\x1a#.orchestrator.api.v1.GetJobResponse\x12_\n\nReadJobLog\x12&.orchestrator.api.v1.ReadJobLogRequest\x1a\'.orchestrator.api.v1.ReadJobLogResponse0\x01\x12T\n\x07StopJob\x12#.orchestrator.api.v1.StopJobRequest\x1a$.orchestrator.api.v1.StopJobResponse\x12]\n\nExplainJob\x12&.orchestrator.api.v1.ExplainJobRequest\x1a\'.orchestrator.api.v1.ExplainJobResponse\x12W\n\x08GetQuote\x12$.orchestrator.api.v1.GetQuoteRequest\x1a%.orchestrator.api.v1.GetQuoteResponse\x12\x63\n\x0cListRuntimes\x12(.orchestrator.api.v1.ListRuntimesRequest\x1a).orchestrator.api.v1.ListRuntimesResponse\x12]\n\nGetRuntime\x12&.orchestrator.api.v1.GetRuntimeRequest\x1a\'.orchestrator.api.v1.GetRuntimeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eorchestrator/api/v1/jobs.proto\x12\x13orchestrator.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a orchestrator/api/v1/common.proto\x1a&orchestrator/api/v1/reservations.proto\x1a$orchestrator/api/v1/scheduling.proto\"\x9e\x03\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x15\n\rsubmission_id\x18\x03 \x01(\t\x12.\n\x06status\x18\x04 \x01(\x0e\x32\x1e.orchestrator.api.v1.JobStatus\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x12\n\nentrypoint\x18\x06 \x01(\t\x12\x30\n\x0csubmitted_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstarted_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nded_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\x08\x61ttempts\x18\n \x03(\x0b\x32\x1c.orchestrator.api.v1.Attempt\x12\x15\n\rtime_limit_ms\x18\x10 \x01(\x04\x12\x31\n\rtime_limit_at\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xbe\x01\n\x07\x41ttempt\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x12\n\ncluster_id\x18\x03 \x01(\t\x12\r\n\x05phase\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x13\n\x0b\x65xplanation\x18\x06 \x03(\t\x12\x33\n\x07members\x18\x07 \x03(\x0b\x32\".orchestrator.api.v1.AttemptMember\x12\x11\n\tlog_bytes\x18\x08 \x01(\x04\"\x94\x01\n\rAttemptMember\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x13\n\x0bworker_name\x18\x03 \x01(\t\x12\x13\n\x0bsupplier_id\x18\x04 \x01(\t\x12\x0c\n\x04role\x18\x05 \x01(\t\x12\x12\n\ndevice_ids\x18\x06 \x03(\t\x12\x11\n\tsimulated\x18\x07 \x01(\x08\"N\n\x0fListJobsRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\r\x12\x15\n\rbefore_job_id\x18\x03 \x01(\t\":\n\x10ListJobsResponse\x12&\n\x04jobs\x18\x01 \x03(\x0b\x32\x18.orchestrator.api.v1.Job\"\x1c\n\rGetJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"7\n\x0eGetJobResponse\x12%\n\x03job\x18\x01 \x01(\x0b\x32\x18.orchestrator.api.v1.Job\"@\n\x11ReadJobLogRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\"2\n\x12ReadJobLogResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x1d\n\x0eStopJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\"\n\x0fStopJobResponse\x12\x0f\n\x07stopped\x18\x01 \x01(\x08\" \n\x11\x45xplainJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\t\"\xde\x01\n\x12\x45xplainJobResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x15\n\rsubmission_id\x18\x02 \x01(\t\x12.\n\x06status\x18\x03 \x01(\x0e\x32\x1e.orchestrator.api.v1.JobStatus\x12\x0f\n\x07message\x18\x04 \x01(\t\x12*\n\x04wait\x18\x05 \x01(\x0b\x32\x1c.orchestrator.api.v1.JobWait\x12\x34\n\tplacement\x18\x06 \x01(\x0b\x32!.orchestrator.api.v1.JobPlacement\"\xaf\x01\n\x0fGetQuoteRequest\x12\x44\n\x08metadata\x18\x01 \x03(\x0b\x32\x32.orchestrator.api.v1.GetQuoteRequest.MetadataEntry\x12\x13\n\x0b\x64uration_ms\x18\x02 \x01(\x04\x12\x10\n\x08\x63urrency\x18\x03 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"=\n\x10GetQuoteResponse\x12)\n\x05quote\x18\x01 \x01(\x0b\x32\x1a.orchestrator.api.v1.Quote\"\x15\n\x13ListRuntimesRequest\"F\n\x14ListRuntimesResponse\x12.\n\x08runtimes\x18\x01 \x03(\x0b\x32\x1c.orchestrator.api.v1.Runtime\"!\n\x11GetRuntimeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"C\n\x12GetRuntimeResponse\x12-\n\x07runtime\x18\x01 \x01(\x0b\x32\x1c.orchestrator.api.v1.Runtime*\xa0\x01\n\tJobStatus\x12\x1a\n\x16JOB_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12JOB_STATUS_PENDING\x10\x01\x12\x16\n\x12JOB_STATUS_RUNNING\x10\x02\x12\x16\n\x12JOB_STATUS_STOPPED\x10\x03\x12\x18\n\x14JOB_STATUS_SUCCEEDED\x10\x04\x12\x15\n\x11JOB_STATUS_FAILED\x10\x05\x32\xb0\t\n\x0bJobsService\x12W\n\x08ListJobs\x12$.orchestrator.api.v1.ListJobsRequest\x1a%.orchestrator.api.v1.ListJobsResponse\x12Q\n\x06GetJob\x12\".orchestrator.api.v1.GetJobRequest\x1a#.orchestrator.api.v1.GetJobResponse\x12_\n\nReadJobLog\x12&.orchestrator.api.v1.ReadJobLogRequest\x1a\'.orchestrator.api.v1.ReadJobLogResponse0\x01\x12T\n\x07StopJob\x12#.orchestrator.api.v1.StopJobRequest\x1a$.orchestrator.api.v1.StopJobResponse\x12]\n\nExplainJob\x12&.orchestrator.api.v1.ExplainJobRequest\x1a\'.orchestrator.api.v1.ExplainJobResponse\x12W\n\x08GetQuote\x12$.orchestrator.api.v1.GetQuoteRequest\x1a%.orchestrator.api.v1.GetQuoteResponse\x12r\n\x11\x43reateReservation\x12-.orchestrator.api.v1.CreateReservationRequest\x1a..orchestrator.api.v1.CreateReservationResponse\x12o\n\x10ListReservations\x12,.orchestrator.api.v1.ListReservationsRequest\x1a-.orchestrator.api.v1.ListReservationsResponse\x12i\n\x0eGetReservation\x12*.orchestrator.api.v1.GetReservationRequest\x1a+.orchestrator.api.v1.GetReservationResponse\x12r\n\x11\x43\x61ncelReservation\x12-.orchestrator.api.v1.CancelReservationRequest\x1a..orchestrator.api.v1.CancelReservationResponse\x12\x63\n\x0cListRuntimes\x12(.orchestrator.api.v1.ListRuntimesRequest\x1a).orchestrator.api.v1.ListRuntimesResponse\x12]\n\nGetRuntime\x12&.orchestrator.api.v1.GetRuntimeRequest\x1a\'.orchestrator.api.v1.GetRuntimeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,48 +37,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GETQUOTEREQUEST_METADATAENTRY']._loaded_options = None
   _globals['_GETQUOTEREQUEST_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATUS']._serialized_start=1959
-  _globals['_JOBSTATUS']._serialized_end=2119
-  _globals['_JOB']._serialized_start=161
-  _globals['_JOB']._serialized_end=501
-  _globals['_ATTEMPT']._serialized_start=504
-  _globals['_ATTEMPT']._serialized_end=694
-  _globals['_ATTEMPTMEMBER']._serialized_start=697
-  _globals['_ATTEMPTMEMBER']._serialized_end=845
-  _globals['_LISTJOBSREQUEST']._serialized_start=847
-  _globals['_LISTJOBSREQUEST']._serialized_end=925
-  _globals['_LISTJOBSRESPONSE']._serialized_start=927
-  _globals['_LISTJOBSRESPONSE']._serialized_end=985
-  _globals['_GETJOBREQUEST']._serialized_start=987
-  _globals['_GETJOBREQUEST']._serialized_end=1015
-  _globals['_GETJOBRESPONSE']._serialized_start=1017
-  _globals['_GETJOBRESPONSE']._serialized_end=1072
-  _globals['_READJOBLOGREQUEST']._serialized_start=1074
-  _globals['_READJOBLOGREQUEST']._serialized_end=1138
-  _globals['_READJOBLOGRESPONSE']._serialized_start=1140
-  _globals['_READJOBLOGRESPONSE']._serialized_end=1190
-  _globals['_STOPJOBREQUEST']._serialized_start=1192
-  _globals['_STOPJOBREQUEST']._serialized_end=1221
-  _globals['_STOPJOBRESPONSE']._serialized_start=1223
-  _globals['_STOPJOBRESPONSE']._serialized_end=1257
-  _globals['_EXPLAINJOBREQUEST']._serialized_start=1259
-  _globals['_EXPLAINJOBREQUEST']._serialized_end=1291
-  _globals['_EXPLAINJOBRESPONSE']._serialized_start=1294
-  _globals['_EXPLAINJOBRESPONSE']._serialized_end=1516
-  _globals['_GETQUOTEREQUEST']._serialized_start=1519
-  _globals['_GETQUOTEREQUEST']._serialized_end=1694
-  _globals['_GETQUOTEREQUEST_METADATAENTRY']._serialized_start=1647
-  _globals['_GETQUOTEREQUEST_METADATAENTRY']._serialized_end=1694
-  _globals['_GETQUOTERESPONSE']._serialized_start=1696
-  _globals['_GETQUOTERESPONSE']._serialized_end=1757
-  _globals['_LISTRUNTIMESREQUEST']._serialized_start=1759
-  _globals['_LISTRUNTIMESREQUEST']._serialized_end=1780
-  _globals['_LISTRUNTIMESRESPONSE']._serialized_start=1782
-  _globals['_LISTRUNTIMESRESPONSE']._serialized_end=1852
-  _globals['_GETRUNTIMEREQUEST']._serialized_start=1854
-  _globals['_GETRUNTIMEREQUEST']._serialized_end=1887
-  _globals['_GETRUNTIMERESPONSE']._serialized_start=1889
-  _globals['_GETRUNTIMERESPONSE']._serialized_end=1956
-  _globals['_JOBSSERVICE']._serialized_start=2122
-  _globals['_JOBSSERVICE']._serialized_end=2870
+  _globals['_JOBSTATUS']._serialized_start=2073
+  _globals['_JOBSTATUS']._serialized_end=2233
+  _globals['_JOB']._serialized_start=201
+  _globals['_JOB']._serialized_end=615
+  _globals['_ATTEMPT']._serialized_start=618
+  _globals['_ATTEMPT']._serialized_end=808
+  _globals['_ATTEMPTMEMBER']._serialized_start=811
+  _globals['_ATTEMPTMEMBER']._serialized_end=959
+  _globals['_LISTJOBSREQUEST']._serialized_start=961
+  _globals['_LISTJOBSREQUEST']._serialized_end=1039
+  _globals['_LISTJOBSRESPONSE']._serialized_start=1041
+  _globals['_LISTJOBSRESPONSE']._serialized_end=1099
+  _globals['_GETJOBREQUEST']._serialized_start=1101
+  _globals['_GETJOBREQUEST']._serialized_end=1129
+  _globals['_GETJOBRESPONSE']._serialized_start=1131
+  _globals['_GETJOBRESPONSE']._serialized_end=1186
+  _globals['_READJOBLOGREQUEST']._serialized_start=1188
+  _globals['_READJOBLOGREQUEST']._serialized_end=1252
+  _globals['_READJOBLOGRESPONSE']._serialized_start=1254
+  _globals['_READJOBLOGRESPONSE']._serialized_end=1304
+  _globals['_STOPJOBREQUEST']._serialized_start=1306
+  _globals['_STOPJOBREQUEST']._serialized_end=1335
+  _globals['_STOPJOBRESPONSE']._serialized_start=1337
+  _globals['_STOPJOBRESPONSE']._serialized_end=1371
+  _globals['_EXPLAINJOBREQUEST']._serialized_start=1373
+  _globals['_EXPLAINJOBREQUEST']._serialized_end=1405
+  _globals['_EXPLAINJOBRESPONSE']._serialized_start=1408
+  _globals['_EXPLAINJOBRESPONSE']._serialized_end=1630
+  _globals['_GETQUOTEREQUEST']._serialized_start=1633
+  _globals['_GETQUOTEREQUEST']._serialized_end=1808
+  _globals['_GETQUOTEREQUEST_METADATAENTRY']._serialized_start=1761
+  _globals['_GETQUOTEREQUEST_METADATAENTRY']._serialized_end=1808
+  _globals['_GETQUOTERESPONSE']._serialized_start=1810
+  _globals['_GETQUOTERESPONSE']._serialized_end=1871
+  _globals['_LISTRUNTIMESREQUEST']._serialized_start=1873
+  _globals['_LISTRUNTIMESREQUEST']._serialized_end=1894
+  _globals['_LISTRUNTIMESRESPONSE']._serialized_start=1896
+  _globals['_LISTRUNTIMESRESPONSE']._serialized_end=1966
+  _globals['_GETRUNTIMEREQUEST']._serialized_start=1968
+  _globals['_GETRUNTIMEREQUEST']._serialized_end=2001
+  _globals['_GETRUNTIMERESPONSE']._serialized_start=2003
+  _globals['_GETRUNTIMERESPONSE']._serialized_end=2070
+  _globals['_JOBSSERVICE']._serialized_start=2236
+  _globals['_JOBSSERVICE']._serialized_end=3436
 # @@protoc_insertion_point(module_scope)

@@ -59,12 +59,16 @@ class Job(_message.Message):
     STARTED_AT_FIELD_NUMBER: _builtins.int
     ENDED_AT_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    TIME_LIMIT_MS_FIELD_NUMBER: _builtins.int
+    TIME_LIMIT_AT_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     tenant_id: _builtins.str
     submission_id: _builtins.str
     status: Global___JobStatus.ValueType
     message: _builtins.str
     entrypoint: _builtins.str
+    time_limit_ms: _builtins.int
+    """A try that runs for longer is stopped; 0: as long as it likes."""
     @_builtins.property
     def submitted_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -73,6 +77,10 @@ class Job(_message.Message):
     def ended_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]: ...
+    @_builtins.property
+    def time_limit_at(self) -> _timestamp_pb2.Timestamp:
+        """When the present try comes to that; unset while none runs."""
+
     def __init__(
         self,
         *,
@@ -86,10 +94,12 @@ class Job(_message.Message):
         started_at: _timestamp_pb2.Timestamp | None = ...,
         ended_at: _timestamp_pb2.Timestamp | None = ...,
         attempts: _abc.Iterable[Global___Attempt] | None = ...,
+        time_limit_ms: _builtins.int = ...,
+        time_limit_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "started_at", b"started_at", "submitted_at", b"submitted_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended_at", b"ended_at", "started_at", b"started_at", "submitted_at", b"submitted_at", "time_limit_at", b"time_limit_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "ended_at", b"ended_at", "entrypoint", b"entrypoint", "job_id", b"job_id", "message", b"message", "started_at", b"started_at", "status", b"status", "submission_id", b"submission_id", "submitted_at", b"submitted_at", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "ended_at", b"ended_at", "entrypoint", b"entrypoint", "job_id", b"job_id", "message", b"message", "started_at", b"started_at", "status", b"status", "submission_id", b"submission_id", "submitted_at", b"submitted_at", "tenant_id", b"tenant_id", "time_limit_at", b"time_limit_at", "time_limit_ms", b"time_limit_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

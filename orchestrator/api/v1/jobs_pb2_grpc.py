@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from orchestrator.api.v1 import jobs_pb2 as orchestrator_dot_api_dot_v1_dot_jobs__pb2
+from orchestrator.api.v1 import reservations_pb2 as orchestrator_dot_api_dot_v1_dot_reservations__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -65,6 +66,26 @@ class JobsServiceStub:
                 request_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetQuoteRequest.SerializeToString,
                 response_deserializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetQuoteResponse.FromString,
                 _registered_method=True)
+        self.CreateReservation = channel.unary_unary(
+                '/orchestrator.api.v1.JobsService/CreateReservation',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.CreateReservationRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.CreateReservationResponse.FromString,
+                _registered_method=True)
+        self.ListReservations = channel.unary_unary(
+                '/orchestrator.api.v1.JobsService/ListReservations',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.ListReservationsRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.ListReservationsResponse.FromString,
+                _registered_method=True)
+        self.GetReservation = channel.unary_unary(
+                '/orchestrator.api.v1.JobsService/GetReservation',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.GetReservationRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.GetReservationResponse.FromString,
+                _registered_method=True)
+        self.CancelReservation = channel.unary_unary(
+                '/orchestrator.api.v1.JobsService/CancelReservation',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.CancelReservationRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.CancelReservationResponse.FromString,
+                _registered_method=True)
         self.ListRuntimes = channel.unary_unary(
                 '/orchestrator.api.v1.JobsService/ListRuntimes',
                 request_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.ListRuntimesRequest.SerializeToString,
@@ -120,6 +141,32 @@ class JobsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateReservation(self, request, context):
+        """CreateReservation promises machines in a window of time, or is refused with the numbers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListReservations(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReservation(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelReservation(self, request, context):
+        """CancelReservation ends one; its jobs go on, or wait as any others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListRuntimes(self, request, context):
         """ListRuntimes names what a job may ask for, the default first.
         """
@@ -166,6 +213,26 @@ def add_JobsServiceServicer_to_server(servicer, server):
                     servicer.GetQuote,
                     request_deserializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetQuoteRequest.FromString,
                     response_serializer=orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetQuoteResponse.SerializeToString,
+            ),
+            'CreateReservation': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateReservation,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.CreateReservationRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.CreateReservationResponse.SerializeToString,
+            ),
+            'ListReservations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReservations,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.ListReservationsRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.ListReservationsResponse.SerializeToString,
+            ),
+            'GetReservation': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReservation,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.GetReservationRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.GetReservationResponse.SerializeToString,
+            ),
+            'CancelReservation': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelReservation,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.CancelReservationRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_reservations__pb2.CancelReservationResponse.SerializeToString,
             ),
             'ListRuntimes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRuntimes,
@@ -341,6 +408,114 @@ class JobsService:
             '/orchestrator.api.v1.JobsService/GetQuote',
             orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetQuoteRequest.SerializeToString,
             orchestrator_dot_api_dot_v1_dot_jobs__pb2.GetQuoteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateReservation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.JobsService/CreateReservation',
+            orchestrator_dot_api_dot_v1_dot_reservations__pb2.CreateReservationRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_reservations__pb2.CreateReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReservations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.JobsService/ListReservations',
+            orchestrator_dot_api_dot_v1_dot_reservations__pb2.ListReservationsRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_reservations__pb2.ListReservationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReservation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.JobsService/GetReservation',
+            orchestrator_dot_api_dot_v1_dot_reservations__pb2.GetReservationRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_reservations__pb2.GetReservationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelReservation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.JobsService/CancelReservation',
+            orchestrator_dot_api_dot_v1_dot_reservations__pb2.CancelReservationRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_reservations__pb2.CancelReservationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ Jobs as the command line sees them; tenants submit over the gateway's Ray Jobs A
 from collections import abc as _abc
 from grpc import aio as _aio
 from orchestrator.api.v1 import jobs_pb2 as _jobs_pb2
+from orchestrator.api.v1 import reservations_pb2 as _reservations_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -42,6 +43,12 @@ class JobsServiceStub:
     """ExplainJob says why a job waits, or why it runs where it runs."""
     GetQuote: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetQuoteRequest, _jobs_pb2.GetQuoteResponse]
     """GetQuote says what machines would cost and whether they can be had now; it holds nothing."""
+    CreateReservation: _grpc.UnaryUnaryMultiCallable[_reservations_pb2.CreateReservationRequest, _reservations_pb2.CreateReservationResponse]
+    """CreateReservation promises machines in a window of time, or is refused with the numbers."""
+    ListReservations: _grpc.UnaryUnaryMultiCallable[_reservations_pb2.ListReservationsRequest, _reservations_pb2.ListReservationsResponse]
+    GetReservation: _grpc.UnaryUnaryMultiCallable[_reservations_pb2.GetReservationRequest, _reservations_pb2.GetReservationResponse]
+    CancelReservation: _grpc.UnaryUnaryMultiCallable[_reservations_pb2.CancelReservationRequest, _reservations_pb2.CancelReservationResponse]
+    """CancelReservation ends one; its jobs go on, or wait as any others."""
     ListRuntimes: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.ListRuntimesRequest, _jobs_pb2.ListRuntimesResponse]
     """ListRuntimes names what a job may ask for, the default first."""
     GetRuntime: _grpc.UnaryUnaryMultiCallable[_jobs_pb2.GetRuntimeRequest, _jobs_pb2.GetRuntimeResponse]
@@ -61,6 +68,12 @@ class JobsServiceAsyncStub(JobsServiceStub):
     """ExplainJob says why a job waits, or why it runs where it runs."""
     GetQuote: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetQuoteRequest, _jobs_pb2.GetQuoteResponse]  # type: ignore[assignment]
     """GetQuote says what machines would cost and whether they can be had now; it holds nothing."""
+    CreateReservation: _aio.UnaryUnaryMultiCallable[_reservations_pb2.CreateReservationRequest, _reservations_pb2.CreateReservationResponse]  # type: ignore[assignment]
+    """CreateReservation promises machines in a window of time, or is refused with the numbers."""
+    ListReservations: _aio.UnaryUnaryMultiCallable[_reservations_pb2.ListReservationsRequest, _reservations_pb2.ListReservationsResponse]  # type: ignore[assignment]
+    GetReservation: _aio.UnaryUnaryMultiCallable[_reservations_pb2.GetReservationRequest, _reservations_pb2.GetReservationResponse]  # type: ignore[assignment]
+    CancelReservation: _aio.UnaryUnaryMultiCallable[_reservations_pb2.CancelReservationRequest, _reservations_pb2.CancelReservationResponse]  # type: ignore[assignment]
+    """CancelReservation ends one; its jobs go on, or wait as any others."""
     ListRuntimes: _aio.UnaryUnaryMultiCallable[_jobs_pb2.ListRuntimesRequest, _jobs_pb2.ListRuntimesResponse]  # type: ignore[assignment]
     """ListRuntimes names what a job may ask for, the default first."""
     GetRuntime: _aio.UnaryUnaryMultiCallable[_jobs_pb2.GetRuntimeRequest, _jobs_pb2.GetRuntimeResponse]  # type: ignore[assignment]
@@ -113,6 +126,36 @@ class JobsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_jobs_pb2.GetQuoteResponse, _abc.Awaitable[_jobs_pb2.GetQuoteResponse]]:
         """GetQuote says what machines would cost and whether they can be had now; it holds nothing."""
+
+    @_abc_1.abstractmethod
+    def CreateReservation(
+        self,
+        request: _reservations_pb2.CreateReservationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reservations_pb2.CreateReservationResponse, _abc.Awaitable[_reservations_pb2.CreateReservationResponse]]:
+        """CreateReservation promises machines in a window of time, or is refused with the numbers."""
+
+    @_abc_1.abstractmethod
+    def ListReservations(
+        self,
+        request: _reservations_pb2.ListReservationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reservations_pb2.ListReservationsResponse, _abc.Awaitable[_reservations_pb2.ListReservationsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetReservation(
+        self,
+        request: _reservations_pb2.GetReservationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reservations_pb2.GetReservationResponse, _abc.Awaitable[_reservations_pb2.GetReservationResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CancelReservation(
+        self,
+        request: _reservations_pb2.CancelReservationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_reservations_pb2.CancelReservationResponse, _abc.Awaitable[_reservations_pb2.CancelReservationResponse]]:
+        """CancelReservation ends one; its jobs go on, or wait as any others."""
 
     @_abc_1.abstractmethod
     def ListRuntimes(

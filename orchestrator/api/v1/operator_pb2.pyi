@@ -10,7 +10,9 @@ from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from orchestrator.api.v1 import common_pb2 as _common_pb2
+from orchestrator.api.v1 import delivery_pb2 as _delivery_pb2
 from orchestrator.api.v1 import overlay_pb2 as _overlay_pb2
+from orchestrator.api.v1 import overview_pb2 as _overview_pb2
 from orchestrator.api.v1 import standing_pb2 as _standing_pb2
 from orchestrator.api.v1 import telemetry_pb2 as _telemetry_pb2
 import builtins as _builtins
@@ -126,6 +128,26 @@ class GetStatusResponse(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class WorkersByHoldEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NETWORK_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
@@ -143,6 +165,25 @@ class GetStatusResponse(_message.Message):
     GATEWAY_URL_FIELD_NUMBER: _builtins.int
     METRICS_URL_FIELD_NUMBER: _builtins.int
     REMARKS_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    WORKERS_CONNECTED_FIELD_NUMBER: _builtins.int
+    WORKERS_PLACEABLE_FIELD_NUMBER: _builtins.int
+    WORKERS_BY_HOLD_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    CLUSTERS_IDLE_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    FORMATIONS_FIELD_NUMBER: _builtins.int
+    OUTBOX_OLDEST_MS_FIELD_NUMBER: _builtins.int
+    LEASES_OPEN_FIELD_NUMBER: _builtins.int
+    LOOP_FIELD_NUMBER: _builtins.int
+    CERTIFICATES_FIELD_NUMBER: _builtins.int
+    RELAY_FIELD_NUMBER: _builtins.int
+    RUNNING_MS_FIELD_NUMBER: _builtins.int
+    ZONES_HELD_FIELD_NUMBER: _builtins.int
+    RECEIPTS_UNACCOUNTED_FIELD_NUMBER: _builtins.int
+    LEDGER_IMBALANCE_MICROCREDITS_FIELD_NUMBER: _builtins.int
     network_id: _builtins.str
     version: _builtins.str
     term: _builtins.int
@@ -159,6 +200,23 @@ class GetStatusResponse(_message.Message):
     gateway_url: _builtins.str
     """Address of the tenants' HTTP gateway."""
     metrics_url: _builtins.str
+    verdict: _builtins.str
+    """well, or critical or warning as the worst finding is; empty: the control plane is too old to judge."""
+    workers_connected: _builtins.int
+    workers_placeable: _builtins.int
+    """Those that may be given new work."""
+    clusters_idle: _builtins.int
+    """Ready clusters without a job, kept warm for their tenants."""
+    outbox_oldest_ms: _builtins.int
+    """Age of the oldest receipt that the ledger has not acknowledged; zero: there is none."""
+    leases_open: _builtins.int
+    """Leases that run."""
+    running_ms: _builtins.int
+    """Since this control plane was started."""
+    receipts_unaccounted: _builtins.int
+    """Receipts of the control plane that are neither posted nor on their way, or posted and unknown to the ledger."""
+    ledger_imbalance_microcredits: _builtins.int
+    """Debits less credits over all accounts of the ledger."""
     @_builtins.property
     def workers_by_liveness(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Counts by name."""
@@ -170,6 +228,34 @@ class GetStatusResponse(_message.Message):
     @_builtins.property
     def remarks(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatusRemark]:
         """Why workers that are here offer no isolation or no overlay; what most of them say first, and only the first few."""
+
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[_overview_pb2.HealthFinding]:
+        """The worst first."""
+
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[_overview_pb2.WorkerCount]: ...
+    @_builtins.property
+    def workers_by_hold(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """By the kind of hold; a worker may have several."""
+
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[_overview_pb2.GpuCount]: ...
+    @_builtins.property
+    def queue(self) -> _overview_pb2.QueueStanding: ...
+    @_builtins.property
+    def formations(self) -> _overview_pb2.FormationStanding: ...
+    @_builtins.property
+    def loop(self) -> _overview_pb2.LoopStanding: ...
+    @_builtins.property
+    def certificates(self) -> _containers.RepeatedCompositeFieldContainer[_overview_pb2.CertificateStanding]: ...
+    @_builtins.property
+    def relay(self) -> _overview_pb2.RelayStanding:
+        """Unset where there is no bridge."""
+
+    @_builtins.property
+    def zones_held(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Zones so silent at once that nobody of them is given up."""
 
     def __init__(
         self,
@@ -191,10 +277,29 @@ class GetStatusResponse(_message.Message):
         gateway_url: _builtins.str = ...,
         metrics_url: _builtins.str = ...,
         remarks: _abc.Iterable[Global___StatusRemark] | None = ...,
+        verdict: _builtins.str = ...,
+        findings: _abc.Iterable[_overview_pb2.HealthFinding] | None = ...,
+        workers: _abc.Iterable[_overview_pb2.WorkerCount] | None = ...,
+        workers_connected: _builtins.int = ...,
+        workers_placeable: _builtins.int = ...,
+        workers_by_hold: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        gpus: _abc.Iterable[_overview_pb2.GpuCount] | None = ...,
+        clusters_idle: _builtins.int = ...,
+        queue: _overview_pb2.QueueStanding | None = ...,
+        formations: _overview_pb2.FormationStanding | None = ...,
+        outbox_oldest_ms: _builtins.int = ...,
+        leases_open: _builtins.int = ...,
+        loop: _overview_pb2.LoopStanding | None = ...,
+        certificates: _abc.Iterable[_overview_pb2.CertificateStanding] | None = ...,
+        relay: _overview_pb2.RelayStanding | None = ...,
+        running_ms: _builtins.int = ...,
+        zones_held: _abc.Iterable[_builtins.str] | None = ...,
+        receipts_unaccounted: _builtins.int = ...,
+        ledger_imbalance_microcredits: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["formations", b"formations", "loop", b"loop", "queue", b"queue", "relay", b"relay"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clusters_by_phase", b"clusters_by_phase", "devices", b"devices", "devices_held", b"devices_held", "devices_simulated", b"devices_simulated", "gateway_url", b"gateway_url", "isolation", b"isolation", "jobs_by_status", b"jobs_by_status", "metrics_url", b"metrics_url", "network_id", b"network_id", "overlay", b"overlay", "receipt_public_key", b"receipt_public_key", "receipts", b"receipts", "receipts_unposted", b"receipts_unposted", "remarks", b"remarks", "term", b"term", "version", b"version", "workers_by_liveness", b"workers_by_liveness"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificates", b"certificates", "clusters_by_phase", b"clusters_by_phase", "clusters_idle", b"clusters_idle", "devices", b"devices", "devices_held", b"devices_held", "devices_simulated", b"devices_simulated", "findings", b"findings", "formations", b"formations", "gateway_url", b"gateway_url", "gpus", b"gpus", "isolation", b"isolation", "jobs_by_status", b"jobs_by_status", "leases_open", b"leases_open", "ledger_imbalance_microcredits", b"ledger_imbalance_microcredits", "loop", b"loop", "metrics_url", b"metrics_url", "network_id", b"network_id", "outbox_oldest_ms", b"outbox_oldest_ms", "overlay", b"overlay", "queue", b"queue", "receipt_public_key", b"receipt_public_key", "receipts", b"receipts", "receipts_unaccounted", b"receipts_unaccounted", "receipts_unposted", b"receipts_unposted", "relay", b"relay", "remarks", b"remarks", "running_ms", b"running_ms", "term", b"term", "verdict", b"verdict", "version", b"version", "workers", b"workers", "workers_by_hold", b"workers_by_hold", "workers_by_liveness", b"workers_by_liveness", "workers_connected", b"workers_connected", "workers_placeable", b"workers_placeable", "zones_held", b"zones_held"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -408,6 +513,8 @@ class GetTenantResponse(_message.Message):
     LATELY_PPM_FIELD_NUMBER: _builtins.int
     FAIR_PPM_FIELD_NUMBER: _builtins.int
     JOBS_QUEUED_FIELD_NUMBER: _builtins.int
+    MICROCREDITS_COMMITTED_FIELD_NUMBER: _builtins.int
+    GPU_MS_COMMITTED_FIELD_NUMBER: _builtins.int
     gpus_held: _builtins.int
     month: _builtins.str
     """The month that the next two are of, such as 2026-11."""
@@ -420,6 +527,9 @@ class GetTenantResponse(_message.Message):
     fair_ppm: _builtins.int
     """What its weight is of the weights of all tenants that hold or want something."""
     jobs_queued: _builtins.int
+    microcredits_committed: _builtins.int
+    """What is not in the books yet, and what those who run may use until their time limits."""
+    gpu_ms_committed: _builtins.int
     @_builtins.property
     def tenant(self) -> Global___Tenant: ...
     def __init__(
@@ -434,10 +544,12 @@ class GetTenantResponse(_message.Message):
         lately_ppm: _builtins.int = ...,
         fair_ppm: _builtins.int = ...,
         jobs_queued: _builtins.int = ...,
+        microcredits_committed: _builtins.int = ...,
+        gpu_ms_committed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["tenant", b"tenant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fair_ppm", b"fair_ppm", "gpu_ms_used", b"gpu_ms_used", "gpus_held", b"gpus_held", "jobs_queued", b"jobs_queued", "lately_ppm", b"lately_ppm", "microcredits_spent", b"microcredits_spent", "month", b"month", "share_ppm", b"share_ppm", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fair_ppm", b"fair_ppm", "gpu_ms_committed", b"gpu_ms_committed", "gpu_ms_used", b"gpu_ms_used", "gpus_held", b"gpus_held", "jobs_queued", b"jobs_queued", "lately_ppm", b"lately_ppm", "microcredits_committed", b"microcredits_committed", "microcredits_spent", b"microcredits_spent", "month", b"month", "share_ppm", b"share_ppm", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1157,152 +1269,6 @@ class SetLeasePolicyResponse(_message.Message):
 Global___SetLeasePolicyResponse: _TypeAlias = SetLeasePolicyResponse  # noqa: Y015
 
 @_typing.final
-class Authority(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    GENERATION_FIELD_NUMBER: _builtins.int
-    PIN_FIELD_NUMBER: _builtins.int
-    NOT_AFTER_FIELD_NUMBER: _builtins.int
-    generation: _builtins.int
-    pin: _builtins.str
-    """What tokens pin: base64url SHA-256 of its public key."""
-    @_builtins.property
-    def not_after(self) -> _timestamp_pb2.Timestamp: ...
-    def __init__(
-        self,
-        *,
-        generation: _builtins.int = ...,
-        pin: _builtins.str = ...,
-        not_after: _timestamp_pb2.Timestamp | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["not_after", b"not_after"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "not_after", b"not_after", "pin", b"pin"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Authority: _TypeAlias = Authority  # noqa: Y015
-
-@_typing.final
-class GetAuthorityRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetAuthorityRequest: _TypeAlias = GetAuthorityRequest  # noqa: Y015
-
-@_typing.final
-class GetAuthorityResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    AUTHORITIES_FIELD_NUMBER: _builtins.int
-    TRUST_BUNDLE_FIELD_NUMBER: _builtins.int
-    WORKERS_BEHIND_FIELD_NUMBER: _builtins.int
-    trust_bundle: _builtins.bytes
-    workers_behind: _builtins.int
-    """Connected workers whose certificate an older authority issued."""
-    @_builtins.property
-    def authorities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Authority]:
-        """The newest first."""
-
-    def __init__(
-        self,
-        *,
-        authorities: _abc.Iterable[Global___Authority] | None = ...,
-        trust_bundle: _builtins.bytes = ...,
-        workers_behind: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities", "trust_bundle", b"trust_bundle", "workers_behind", b"workers_behind"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetAuthorityResponse: _TypeAlias = GetAuthorityResponse  # noqa: Y015
-
-@_typing.final
-class RotateAuthorityRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RotateAuthorityRequest: _TypeAlias = RotateAuthorityRequest  # noqa: Y015
-
-@_typing.final
-class RotateAuthorityResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    AUTHORITIES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def authorities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Authority]: ...
-    def __init__(
-        self,
-        *,
-        authorities: _abc.Iterable[Global___Authority] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RotateAuthorityResponse: _TypeAlias = RotateAuthorityResponse  # noqa: Y015
-
-@_typing.final
-class RetireAuthorityRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    FORCE_FIELD_NUMBER: _builtins.int
-    force: _builtins.bool
-    """Even where workers have not taken a certificate of the newest one yet."""
-    def __init__(
-        self,
-        *,
-        force: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RetireAuthorityRequest: _TypeAlias = RetireAuthorityRequest  # noqa: Y015
-
-@_typing.final
-class RetireAuthorityResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    AUTHORITIES_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def authorities(self) -> _containers.RepeatedCompositeFieldContainer[Global___Authority]: ...
-    def __init__(
-        self,
-        *,
-        authorities: _abc.Iterable[Global___Authority] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorities", b"authorities"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___RetireAuthorityResponse: _TypeAlias = RetireAuthorityResponse  # noqa: Y015
-
-@_typing.final
 class ListWorkersRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1550,6 +1516,7 @@ class GetClusterResponse(_message.Message):
     CLUSTER_FIELD_NUMBER: _builtins.int
     PATHS_FIELD_NUMBER: _builtins.int
     BUS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def cluster(self) -> Global___Cluster: ...
     @_builtins.property
@@ -1560,16 +1527,21 @@ class GetClusterResponse(_message.Message):
     def bus(self) -> _overlay_pb2.BusMeasured:
         """Unset until it is measured, and where there is no overlay."""
 
+    @_builtins.property
+    def certificate(self) -> _containers.RepeatedCompositeFieldContainer[_delivery_pb2.RankDelivered]:
+        """What each member that brings devices delivers, by rank; as far as it is known while the cluster forms."""
+
     def __init__(
         self,
         *,
         cluster: Global___Cluster | None = ...,
         paths: _abc.Iterable[Global___ClusterPath] | None = ...,
         bus: _overlay_pb2.BusMeasured | None = ...,
+        certificate: _abc.Iterable[_delivery_pb2.RankDelivered] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["bus", b"bus", "cluster", b"cluster"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bus", b"bus", "cluster", b"cluster", "paths", b"paths"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bus", b"bus", "certificate", b"certificate", "cluster", b"cluster", "paths", b"paths"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

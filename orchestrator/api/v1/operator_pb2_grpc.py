@@ -3,7 +3,10 @@
 import grpc
 import warnings
 
+from orchestrator.api.v1 import authority_pb2 as orchestrator_dot_api_dot_v1_dot_authority__pb2
 from orchestrator.api.v1 import operator_pb2 as orchestrator_dot_api_dot_v1_dot_operator__pb2
+from orchestrator.api.v1 import overview_pb2 as orchestrator_dot_api_dot_v1_dot_overview__pb2
+from orchestrator.api.v1 import scheduling_pb2 as orchestrator_dot_api_dot_v1_dot_scheduling__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -39,6 +42,11 @@ class OperatorServiceStub:
                 '/orchestrator.api.v1.OperatorService/GetStatus',
                 request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetStatusResponse.FromString,
+                _registered_method=True)
+        self.GetTop = channel.unary_unary(
+                '/orchestrator.api.v1.OperatorService/GetTop',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_overview__pb2.GetTopRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_overview__pb2.GetTopResponse.FromString,
                 _registered_method=True)
         self.CreateTenant = channel.unary_unary(
                 '/orchestrator.api.v1.OperatorService/CreateTenant',
@@ -122,18 +130,18 @@ class OperatorServiceStub:
                 _registered_method=True)
         self.GetAuthority = channel.unary_unary(
                 '/orchestrator.api.v1.OperatorService/GetAuthority',
-                request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetAuthorityRequest.SerializeToString,
-                response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetAuthorityResponse.FromString,
+                request_serializer=orchestrator_dot_api_dot_v1_dot_authority__pb2.GetAuthorityRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_authority__pb2.GetAuthorityResponse.FromString,
                 _registered_method=True)
         self.RotateAuthority = channel.unary_unary(
                 '/orchestrator.api.v1.OperatorService/RotateAuthority',
-                request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RotateAuthorityRequest.SerializeToString,
-                response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RotateAuthorityResponse.FromString,
+                request_serializer=orchestrator_dot_api_dot_v1_dot_authority__pb2.RotateAuthorityRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_authority__pb2.RotateAuthorityResponse.FromString,
                 _registered_method=True)
         self.RetireAuthority = channel.unary_unary(
                 '/orchestrator.api.v1.OperatorService/RetireAuthority',
-                request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RetireAuthorityRequest.SerializeToString,
-                response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RetireAuthorityResponse.FromString,
+                request_serializer=orchestrator_dot_api_dot_v1_dot_authority__pb2.RetireAuthorityRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_authority__pb2.RetireAuthorityResponse.FromString,
                 _registered_method=True)
         self.ListClusters = channel.unary_unary(
                 '/orchestrator.api.v1.OperatorService/ListClusters',
@@ -144,6 +152,16 @@ class OperatorServiceStub:
                 '/orchestrator.api.v1.OperatorService/GetCluster',
                 request_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetClusterRequest.SerializeToString,
                 response_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetClusterResponse.FromString,
+                _registered_method=True)
+        self.ListGroups = channel.unary_unary(
+                '/orchestrator.api.v1.OperatorService/ListGroups',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_scheduling__pb2.ListGroupsRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_scheduling__pb2.ListGroupsResponse.FromString,
+                _registered_method=True)
+        self.GetGroupMap = channel.unary_unary(
+                '/orchestrator.api.v1.OperatorService/GetGroupMap',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_scheduling__pb2.GetGroupMapRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_scheduling__pb2.GetGroupMapResponse.FromString,
                 _registered_method=True)
         self.ListReceipts = channel.unary_unary(
                 '/orchestrator.api.v1.OperatorService/ListReceipts',
@@ -163,6 +181,13 @@ class OperatorServiceServicer:
 
     def GetStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTop(self, request, context):
+        """GetTop shows what is busiest or in trouble, as many rows as a screen has.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -306,6 +331,20 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListGroups(self, request, context):
+        """ListGroups shows which workers are alike and near each other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGroupMap(self, request, context):
+        """GetGroupMap shows where they lie.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListReceipts(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -326,6 +365,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetStatusRequest.FromString,
                     response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'GetTop': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTop,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_overview__pb2.GetTopRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_overview__pb2.GetTopResponse.SerializeToString,
             ),
             'CreateTenant': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateTenant,
@@ -409,18 +453,18 @@ def add_OperatorServiceServicer_to_server(servicer, server):
             ),
             'GetAuthority': grpc.unary_unary_rpc_method_handler(
                     servicer.GetAuthority,
-                    request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetAuthorityRequest.FromString,
-                    response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetAuthorityResponse.SerializeToString,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_authority__pb2.GetAuthorityRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_authority__pb2.GetAuthorityResponse.SerializeToString,
             ),
             'RotateAuthority': grpc.unary_unary_rpc_method_handler(
                     servicer.RotateAuthority,
-                    request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RotateAuthorityRequest.FromString,
-                    response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RotateAuthorityResponse.SerializeToString,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_authority__pb2.RotateAuthorityRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_authority__pb2.RotateAuthorityResponse.SerializeToString,
             ),
             'RetireAuthority': grpc.unary_unary_rpc_method_handler(
                     servicer.RetireAuthority,
-                    request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RetireAuthorityRequest.FromString,
-                    response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.RetireAuthorityResponse.SerializeToString,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_authority__pb2.RetireAuthorityRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_authority__pb2.RetireAuthorityResponse.SerializeToString,
             ),
             'ListClusters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListClusters,
@@ -431,6 +475,16 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.GetCluster,
                     request_deserializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetClusterRequest.FromString,
                     response_serializer=orchestrator_dot_api_dot_v1_dot_operator__pb2.GetClusterResponse.SerializeToString,
+            ),
+            'ListGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGroups,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_scheduling__pb2.ListGroupsRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_scheduling__pb2.ListGroupsResponse.SerializeToString,
+            ),
+            'GetGroupMap': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGroupMap,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_scheduling__pb2.GetGroupMapRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_scheduling__pb2.GetGroupMapResponse.SerializeToString,
             ),
             'ListReceipts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListReceipts,
@@ -471,6 +525,33 @@ class OperatorService:
             '/orchestrator.api.v1.OperatorService/GetStatus',
             orchestrator_dot_api_dot_v1_dot_operator__pb2.GetStatusRequest.SerializeToString,
             orchestrator_dot_api_dot_v1_dot_operator__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTop(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.OperatorService/GetTop',
+            orchestrator_dot_api_dot_v1_dot_overview__pb2.GetTopRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_overview__pb2.GetTopResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -928,8 +1009,8 @@ class OperatorService:
             request,
             target,
             '/orchestrator.api.v1.OperatorService/GetAuthority',
-            orchestrator_dot_api_dot_v1_dot_operator__pb2.GetAuthorityRequest.SerializeToString,
-            orchestrator_dot_api_dot_v1_dot_operator__pb2.GetAuthorityResponse.FromString,
+            orchestrator_dot_api_dot_v1_dot_authority__pb2.GetAuthorityRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_authority__pb2.GetAuthorityResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -955,8 +1036,8 @@ class OperatorService:
             request,
             target,
             '/orchestrator.api.v1.OperatorService/RotateAuthority',
-            orchestrator_dot_api_dot_v1_dot_operator__pb2.RotateAuthorityRequest.SerializeToString,
-            orchestrator_dot_api_dot_v1_dot_operator__pb2.RotateAuthorityResponse.FromString,
+            orchestrator_dot_api_dot_v1_dot_authority__pb2.RotateAuthorityRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_authority__pb2.RotateAuthorityResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -982,8 +1063,8 @@ class OperatorService:
             request,
             target,
             '/orchestrator.api.v1.OperatorService/RetireAuthority',
-            orchestrator_dot_api_dot_v1_dot_operator__pb2.RetireAuthorityRequest.SerializeToString,
-            orchestrator_dot_api_dot_v1_dot_operator__pb2.RetireAuthorityResponse.FromString,
+            orchestrator_dot_api_dot_v1_dot_authority__pb2.RetireAuthorityRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_authority__pb2.RetireAuthorityResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -1038,6 +1119,60 @@ class OperatorService:
             '/orchestrator.api.v1.OperatorService/GetCluster',
             orchestrator_dot_api_dot_v1_dot_operator__pb2.GetClusterRequest.SerializeToString,
             orchestrator_dot_api_dot_v1_dot_operator__pb2.GetClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.OperatorService/ListGroups',
+            orchestrator_dot_api_dot_v1_dot_scheduling__pb2.ListGroupsRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_scheduling__pb2.ListGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGroupMap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.api.v1.OperatorService/GetGroupMap',
+            orchestrator_dot_api_dot_v1_dot_scheduling__pb2.GetGroupMapRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_scheduling__pb2.GetGroupMapResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,7 +5,10 @@ What an operator does: tenants, tokens, and looking at the network."""
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from orchestrator.api.v1 import authority_pb2 as _authority_pb2
 from orchestrator.api.v1 import operator_pb2 as _operator_pb2
+from orchestrator.api.v1 import overview_pb2 as _overview_pb2
+from orchestrator.api.v1 import scheduling_pb2 as _scheduling_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -34,6 +37,8 @@ class OperatorServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OperatorServiceAsyncStub: ...
     GetStatus: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetStatusRequest, _operator_pb2.GetStatusResponse]
+    GetTop: _grpc.UnaryUnaryMultiCallable[_overview_pb2.GetTopRequest, _overview_pb2.GetTopResponse]
+    """GetTop shows what is busiest or in trouble, as many rows as a screen has."""
     CreateTenant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.CreateTenantRequest, _operator_pb2.CreateTenantResponse]
     ListTenants: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListTenantsRequest, _operator_pb2.ListTenantsResponse]
     GetTenant: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetTenantRequest, _operator_pb2.GetTenantResponse]
@@ -60,14 +65,18 @@ class OperatorServiceStub:
     """SetHardwareClass puts an operator's word in place of the rule."""
     SetLeasePolicy: _grpc.UnaryUnaryMultiCallable[_operator_pb2.SetLeasePolicyRequest, _operator_pb2.SetLeasePolicyResponse]
     """SetLeasePolicy says how patient the network is with one worker."""
-    GetAuthority: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetAuthorityRequest, _operator_pb2.GetAuthorityResponse]
+    GetAuthority: _grpc.UnaryUnaryMultiCallable[_authority_pb2.GetAuthorityRequest, _authority_pb2.GetAuthorityResponse]
     """GetAuthority shows the certificate authorities trusted now."""
-    RotateAuthority: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RotateAuthorityRequest, _operator_pb2.RotateAuthorityResponse]
+    RotateAuthority: _grpc.UnaryUnaryMultiCallable[_authority_pb2.RotateAuthorityRequest, _authority_pb2.RotateAuthorityResponse]
     """RotateAuthority makes a new authority; the older ones stay trusted until they are retired."""
-    RetireAuthority: _grpc.UnaryUnaryMultiCallable[_operator_pb2.RetireAuthorityRequest, _operator_pb2.RetireAuthorityResponse]
+    RetireAuthority: _grpc.UnaryUnaryMultiCallable[_authority_pb2.RetireAuthorityRequest, _authority_pb2.RetireAuthorityResponse]
     """RetireAuthority ends the trust in all but the newest authority."""
     ListClusters: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListClustersRequest, _operator_pb2.ListClustersResponse]
     GetCluster: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetClusterRequest, _operator_pb2.GetClusterResponse]
+    ListGroups: _grpc.UnaryUnaryMultiCallable[_scheduling_pb2.ListGroupsRequest, _scheduling_pb2.ListGroupsResponse]
+    """ListGroups shows which workers are alike and near each other."""
+    GetGroupMap: _grpc.UnaryUnaryMultiCallable[_scheduling_pb2.GetGroupMapRequest, _scheduling_pb2.GetGroupMapResponse]
+    """GetGroupMap shows where they lie."""
     ListReceipts: _grpc.UnaryUnaryMultiCallable[_operator_pb2.ListReceiptsRequest, _operator_pb2.ListReceiptsResponse]
     GetReceipt: _grpc.UnaryUnaryMultiCallable[_operator_pb2.GetReceiptRequest, _operator_pb2.GetReceiptResponse]
     """GetReceipt returns a bundle that verifies offline."""
@@ -78,6 +87,8 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetStatus: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetStatusRequest, _operator_pb2.GetStatusResponse]  # type: ignore[assignment]
+    GetTop: _aio.UnaryUnaryMultiCallable[_overview_pb2.GetTopRequest, _overview_pb2.GetTopResponse]  # type: ignore[assignment]
+    """GetTop shows what is busiest or in trouble, as many rows as a screen has."""
     CreateTenant: _aio.UnaryUnaryMultiCallable[_operator_pb2.CreateTenantRequest, _operator_pb2.CreateTenantResponse]  # type: ignore[assignment]
     ListTenants: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListTenantsRequest, _operator_pb2.ListTenantsResponse]  # type: ignore[assignment]
     GetTenant: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetTenantRequest, _operator_pb2.GetTenantResponse]  # type: ignore[assignment]
@@ -104,14 +115,18 @@ class OperatorServiceAsyncStub(OperatorServiceStub):
     """SetHardwareClass puts an operator's word in place of the rule."""
     SetLeasePolicy: _aio.UnaryUnaryMultiCallable[_operator_pb2.SetLeasePolicyRequest, _operator_pb2.SetLeasePolicyResponse]  # type: ignore[assignment]
     """SetLeasePolicy says how patient the network is with one worker."""
-    GetAuthority: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetAuthorityRequest, _operator_pb2.GetAuthorityResponse]  # type: ignore[assignment]
+    GetAuthority: _aio.UnaryUnaryMultiCallable[_authority_pb2.GetAuthorityRequest, _authority_pb2.GetAuthorityResponse]  # type: ignore[assignment]
     """GetAuthority shows the certificate authorities trusted now."""
-    RotateAuthority: _aio.UnaryUnaryMultiCallable[_operator_pb2.RotateAuthorityRequest, _operator_pb2.RotateAuthorityResponse]  # type: ignore[assignment]
+    RotateAuthority: _aio.UnaryUnaryMultiCallable[_authority_pb2.RotateAuthorityRequest, _authority_pb2.RotateAuthorityResponse]  # type: ignore[assignment]
     """RotateAuthority makes a new authority; the older ones stay trusted until they are retired."""
-    RetireAuthority: _aio.UnaryUnaryMultiCallable[_operator_pb2.RetireAuthorityRequest, _operator_pb2.RetireAuthorityResponse]  # type: ignore[assignment]
+    RetireAuthority: _aio.UnaryUnaryMultiCallable[_authority_pb2.RetireAuthorityRequest, _authority_pb2.RetireAuthorityResponse]  # type: ignore[assignment]
     """RetireAuthority ends the trust in all but the newest authority."""
     ListClusters: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListClustersRequest, _operator_pb2.ListClustersResponse]  # type: ignore[assignment]
     GetCluster: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetClusterRequest, _operator_pb2.GetClusterResponse]  # type: ignore[assignment]
+    ListGroups: _aio.UnaryUnaryMultiCallable[_scheduling_pb2.ListGroupsRequest, _scheduling_pb2.ListGroupsResponse]  # type: ignore[assignment]
+    """ListGroups shows which workers are alike and near each other."""
+    GetGroupMap: _aio.UnaryUnaryMultiCallable[_scheduling_pb2.GetGroupMapRequest, _scheduling_pb2.GetGroupMapResponse]  # type: ignore[assignment]
+    """GetGroupMap shows where they lie."""
     ListReceipts: _aio.UnaryUnaryMultiCallable[_operator_pb2.ListReceiptsRequest, _operator_pb2.ListReceiptsResponse]  # type: ignore[assignment]
     GetReceipt: _aio.UnaryUnaryMultiCallable[_operator_pb2.GetReceiptRequest, _operator_pb2.GetReceiptResponse]  # type: ignore[assignment]
     """GetReceipt returns a bundle that verifies offline."""
@@ -125,6 +140,14 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.GetStatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.GetStatusResponse, _abc.Awaitable[_operator_pb2.GetStatusResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetTop(
+        self,
+        request: _overview_pb2.GetTopRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_overview_pb2.GetTopResponse, _abc.Awaitable[_overview_pb2.GetTopResponse]]:
+        """GetTop shows what is busiest or in trouble, as many rows as a screen has."""
 
     @_abc_1.abstractmethod
     def CreateTenant(
@@ -251,25 +274,25 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
     def GetAuthority(
         self,
-        request: _operator_pb2.GetAuthorityRequest,
+        request: _authority_pb2.GetAuthorityRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_operator_pb2.GetAuthorityResponse, _abc.Awaitable[_operator_pb2.GetAuthorityResponse]]:
+    ) -> _typing.Union[_authority_pb2.GetAuthorityResponse, _abc.Awaitable[_authority_pb2.GetAuthorityResponse]]:
         """GetAuthority shows the certificate authorities trusted now."""
 
     @_abc_1.abstractmethod
     def RotateAuthority(
         self,
-        request: _operator_pb2.RotateAuthorityRequest,
+        request: _authority_pb2.RotateAuthorityRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_operator_pb2.RotateAuthorityResponse, _abc.Awaitable[_operator_pb2.RotateAuthorityResponse]]:
+    ) -> _typing.Union[_authority_pb2.RotateAuthorityResponse, _abc.Awaitable[_authority_pb2.RotateAuthorityResponse]]:
         """RotateAuthority makes a new authority; the older ones stay trusted until they are retired."""
 
     @_abc_1.abstractmethod
     def RetireAuthority(
         self,
-        request: _operator_pb2.RetireAuthorityRequest,
+        request: _authority_pb2.RetireAuthorityRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_operator_pb2.RetireAuthorityResponse, _abc.Awaitable[_operator_pb2.RetireAuthorityResponse]]:
+    ) -> _typing.Union[_authority_pb2.RetireAuthorityResponse, _abc.Awaitable[_authority_pb2.RetireAuthorityResponse]]:
         """RetireAuthority ends the trust in all but the newest authority."""
 
     @_abc_1.abstractmethod
@@ -285,6 +308,22 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operator_pb2.GetClusterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operator_pb2.GetClusterResponse, _abc.Awaitable[_operator_pb2.GetClusterResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListGroups(
+        self,
+        request: _scheduling_pb2.ListGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduling_pb2.ListGroupsResponse, _abc.Awaitable[_scheduling_pb2.ListGroupsResponse]]:
+        """ListGroups shows which workers are alike and near each other."""
+
+    @_abc_1.abstractmethod
+    def GetGroupMap(
+        self,
+        request: _scheduling_pb2.GetGroupMapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scheduling_pb2.GetGroupMapResponse, _abc.Awaitable[_scheduling_pb2.GetGroupMapResponse]]:
+        """GetGroupMap shows where they lie."""
 
     @_abc_1.abstractmethod
     def ListReceipts(

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!orchestrator/api/v1/overlay.proto\x12\x13orchestrator.api.v1\"\xb9\x01\n\x11OverlayMembership\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x13\n\x0b\x61uthorities\x18\x03 \x01(\x0c\x12\r\n\x05group\x18\x04 \x01(\t\x12\x33\n\x07\x62\x65\x61\x63ons\x18\x05 \x03(\x0b\x32\".orchestrator.api.v1.OverlayBeacon\x12\x0f\n\x07\x62locked\x18\x06 \x03(\t\x12\x14\n\x0c\x62ridge_token\x18\x07 \x01(\t\"B\n\rOverlayBeacon\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0e\n\x06\x62ridge\x18\x03 \x01(\t\"=\n\tProbePeer\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\"\xaf\x01\n\x0cPathMeasured\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0c\n\x04sent\x18\x02 \x01(\r\x12\x10\n\x08received\x18\x03 \x01(\r\x12\x12\n\nrtt_min_us\x18\x04 \x01(\x04\x12\x15\n\rrtt_median_us\x18\x05 \x01(\x04\x12\x12\n\nrtt_p90_us\x18\x06 \x01(\x04\x12\x11\n\tjitter_us\x18\x07 \x01(\x04\x12\x1c\n\x14\x62\x61ndwidth_bits_per_s\x18\x08 \x01(\x04\"X\n\x0b\x42usMeasured\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\r\n\x05ranks\x18\x02 \x01(\r\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x62us_bits_per_s\x18\x04 \x01(\x04\"\x95\x01\n\nProbeOrder\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x37\n\x07overlay\x18\x02 \x01(\x0b\x32&.orchestrator.api.v1.OverlayMembership\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x31\n\x07targets\x18\x04 \x03(\x0b\x32 .orchestrator.api.v1.ProbeTarget\"1\n\x0bProbeTarget\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"O\n\x0bProbeReport\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x30\n\x05paths\x18\x02 \x03(\x0b\x32!.orchestrator.api.v1.PathMeasuredb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!orchestrator/api/v1/overlay.proto\x12\x13orchestrator.api.v1\"\xb9\x01\n\x11OverlayMembership\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0b\x63\x65rtificate\x18\x02 \x01(\x0c\x12\x13\n\x0b\x61uthorities\x18\x03 \x01(\x0c\x12\r\n\x05group\x18\x04 \x01(\t\x12\x33\n\x07\x62\x65\x61\x63ons\x18\x05 \x03(\x0b\x32\".orchestrator.api.v1.OverlayBeacon\x12\x0f\n\x07\x62locked\x18\x06 \x03(\t\x12\x14\n\x0c\x62ridge_token\x18\x07 \x01(\t\"B\n\rOverlayBeacon\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0e\n\x06\x62ridge\x18\x03 \x01(\t\"=\n\tProbePeer\x12\x11\n\tmember_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\">\n\nProbeNeeds\x12\x12\n\nevery_pair\x18\x01 \x01(\x08\x12\x1c\n\x14\x62\x61ndwidth_bits_per_s\x18\x02 \x01(\x04\"\xaf\x01\n\x0cPathMeasured\x12\x0f\n\x07peer_id\x18\x01 \x01(\t\x12\x0c\n\x04sent\x18\x02 \x01(\r\x12\x10\n\x08received\x18\x03 \x01(\r\x12\x12\n\nrtt_min_us\x18\x04 \x01(\x04\x12\x15\n\rrtt_median_us\x18\x05 \x01(\x04\x12\x12\n\nrtt_p90_us\x18\x06 \x01(\x04\x12\x11\n\tjitter_us\x18\x07 \x01(\x04\x12\x1c\n\x14\x62\x61ndwidth_bits_per_s\x18\x08 \x01(\x04\"X\n\x0b\x42usMeasured\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\r\n\x05ranks\x18\x02 \x01(\r\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x16\n\x0e\x62us_bits_per_s\x18\x04 \x01(\x04\"\x95\x01\n\nProbeOrder\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x37\n\x07overlay\x18\x02 \x01(\x0b\x32&.orchestrator.api.v1.OverlayMembership\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x31\n\x07targets\x18\x04 \x03(\x0b\x32 .orchestrator.api.v1.ProbeTarget\"1\n\x0bProbeTarget\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\"O\n\x0bProbeReport\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x30\n\x05paths\x18\x02 \x03(\x0b\x32!.orchestrator.api.v1.PathMeasuredb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,14 +37,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OVERLAYBEACON']._serialized_end=312
   _globals['_PROBEPEER']._serialized_start=314
   _globals['_PROBEPEER']._serialized_end=375
-  _globals['_PATHMEASURED']._serialized_start=378
-  _globals['_PATHMEASURED']._serialized_end=553
-  _globals['_BUSMEASURED']._serialized_start=555
-  _globals['_BUSMEASURED']._serialized_end=643
-  _globals['_PROBEORDER']._serialized_start=646
-  _globals['_PROBEORDER']._serialized_end=795
-  _globals['_PROBETARGET']._serialized_start=797
-  _globals['_PROBETARGET']._serialized_end=846
-  _globals['_PROBEREPORT']._serialized_start=848
-  _globals['_PROBEREPORT']._serialized_end=927
+  _globals['_PROBENEEDS']._serialized_start=377
+  _globals['_PROBENEEDS']._serialized_end=439
+  _globals['_PATHMEASURED']._serialized_start=442
+  _globals['_PATHMEASURED']._serialized_end=617
+  _globals['_BUSMEASURED']._serialized_start=619
+  _globals['_BUSMEASURED']._serialized_end=707
+  _globals['_PROBEORDER']._serialized_start=710
+  _globals['_PROBEORDER']._serialized_end=859
+  _globals['_PROBETARGET']._serialized_start=861
+  _globals['_PROBETARGET']._serialized_end=910
+  _globals['_PROBEREPORT']._serialized_start=912
+  _globals['_PROBEREPORT']._serialized_end=991
 # @@protoc_insertion_point(module_scope)

@@ -126,6 +126,34 @@ class ProbePeer(_message.Message):
 Global___ProbePeer: _TypeAlias = ProbePeer  # noqa: Y015
 
 @_typing.final
+class ProbeNeeds(_message.Message):
+    """ProbeNeeds says what a cluster's job asked of the ways between its machines, so that it is measured before the start.
+    Unset: nothing, and few ways are measured.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVERY_PAIR_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_BITS_PER_S_FIELD_NUMBER: _builtins.int
+    every_pair: _builtins.bool
+    """Each member measures the ways to all others that bring devices."""
+    bandwidth_bits_per_s: _builtins.int
+    """Each measures what comes to it from each of these, long enough to show this much. Zero: not asked for."""
+    def __init__(
+        self,
+        *,
+        every_pair: _builtins.bool = ...,
+        bandwidth_bits_per_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_bits_per_s", b"bandwidth_bits_per_s", "every_pair", b"every_pair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeNeeds: _TypeAlias = ProbeNeeds  # noqa: Y015
+
+@_typing.final
 class PathMeasured(_message.Message):
     """PathMeasured is the way to one peer as it was measured."""
 
@@ -148,7 +176,7 @@ class PathMeasured(_message.Message):
     rtt_p90_us: _builtins.int
     jitter_us: _builtins.int
     bandwidth_bits_per_s: _builtins.int
-    """Zero where it was not measured."""
+    """To the head what went there, from others what came from there. Zero where it was not measured."""
     def __init__(
         self,
         *,

@@ -23,25 +23,40 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from orchestrator.api.v1 import common_pb2 as orchestrator_dot_api_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$orchestrator/api/v1/scheduling.proto\x12\x13orchestrator.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x03\n\x07JobWait\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x33\n\x07removed\x18\x02 \x03(\x0b\x32\".orchestrator.api.v1.FilterRemoval\x12\x33\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\".orchestrator.api.v1.RequestChange\x12\x0f\n\x07\x66itting\x18\x04 \x01(\r\x12\x0c\n\x04\x66ree\x18\x05 \x01(\r\x12\x0e\n\x06needed\x18\x06 \x01(\r\x12\x0f\n\x07largest\x18\x07 \x01(\r\x12\x13\n\x0bjobs_before\x18\x08 \x01(\r\x12\x16\n\x0etenants_before\x18\t \x01(\r\x12\x10\n\x08position\x18\n \x01(\t\x12\x11\n\tovertaken\x18\x0b \x01(\r\x12\x15\n\rovertaken_max\x18\x0c \x01(\r\x12\x10\n\x08\x65ntitled\x18\r \x01(\x08\x12.\n\nnot_before\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0f\x65stimated_start\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x65stimate\x18\x10 \x01(\t\"M\n\rFilterRemoval\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06phrase\x18\x02 \x01(\t\x12\x0f\n\x07workers\x18\x03 \x01(\r\x12\r\n\x05\x61lone\x18\x04 \x01(\r\"*\n\rRequestChange\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04says\x18\x02 \x01(\t\"\xb4\x01\n\x0cJobPlacement\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x13\n\x0b\x65xplanation\x18\x04 \x03(\t\x12\x18\n\x0b\x64iameter_us\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07\x64\x65vices\x18\x06 \x01(\r\x12\x1d\n\x15microcredits_per_hour\x18\x07 \x01(\x04\x42\x0e\n\x0c_diameter_us\"\x9d\x04\n\x05Quote\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04gpus\x18\x02 \x01(\r\x12\x13\n\x0b\x64uration_ms\x18\x03 \x01(\x04\x12\x15\n\ravailable_now\x18\x04 \x01(\x08\x12\x30\n\x0c\x61vailable_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x19microcredits_per_gpu_hour\x18\x06 \x01(\x04\x12\x1a\n\x12price_microcredits\x18\x07 \x01(\x04\x12 \n\x18payment_fee_microcredits\x18\x08 \x01(\x04\x12$\n\x1creservation_fee_microcredits\x18\t \x01(\x04\x12\x1a\n\x12total_microcredits\x18\n \x01(\x04\x12\x10\n\x08\x63urrency\x18\x0b \x01(\t\x12&\n\x19\x63loud_median_microcredits\x18\x0c \x01(\x04H\x00\x88\x01\x01\x12\x1c\n\x0f\x62\x65low_median_bp\x18\r \x01(\x12H\x01\x88\x01\x01\x12\x31\n\x07sources\x18\x0e \x03(\x0b\x32 .orchestrator.api.v1.PriceSource\x12\x18\n\x0b\x64iameter_us\x18\x0f \x01(\x04H\x02\x88\x01\x01\x12\x0f\n\x07reasons\x18\x10 \x03(\tB\x1c\n\x1a_cloud_median_microcreditsB\x12\n\x10_below_median_bpB\x0e\n\x0c_diameter_us\"-\n\x0bPriceSource\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61te\x18\x02 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$orchestrator/api/v1/scheduling.proto\x12\x13orchestrator.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a orchestrator/api/v1/common.proto\"\xb5\x03\n\x07JobWait\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x33\n\x07removed\x18\x02 \x03(\x0b\x32\".orchestrator.api.v1.FilterRemoval\x12\x33\n\x07\x63hanges\x18\x03 \x03(\x0b\x32\".orchestrator.api.v1.RequestChange\x12\x0f\n\x07\x66itting\x18\x04 \x01(\r\x12\x0c\n\x04\x66ree\x18\x05 \x01(\r\x12\x0e\n\x06needed\x18\x06 \x01(\r\x12\x0f\n\x07largest\x18\x07 \x01(\r\x12\x13\n\x0bjobs_before\x18\x08 \x01(\r\x12\x16\n\x0etenants_before\x18\t \x01(\r\x12\x10\n\x08position\x18\n \x01(\t\x12\x11\n\tovertaken\x18\x0b \x01(\r\x12\x15\n\rovertaken_max\x18\x0c \x01(\r\x12\x10\n\x08\x65ntitled\x18\r \x01(\x08\x12.\n\nnot_before\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0f\x65stimated_start\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x65stimate\x18\x10 \x01(\t\"M\n\rFilterRemoval\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06phrase\x18\x02 \x01(\t\x12\x0f\n\x07workers\x18\x03 \x01(\r\x12\r\n\x05\x61lone\x18\x04 \x01(\r\"*\n\rRequestChange\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0c\n\x04says\x18\x02 \x01(\t\"\xcb\x02\n\x0cJobPlacement\x12\x12\n\nattempt_id\x18\x01 \x01(\t\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x13\n\x0b\x65xplanation\x18\x04 \x03(\t\x12\x18\n\x0b\x64iameter_us\x18\x05 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07\x64\x65vices\x18\x06 \x01(\r\x12\x1d\n\x15microcredits_per_hour\x18\x07 \x01(\x04\x12\"\n\x15predicted_diameter_us\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\r\n\x05pairs\x18\t \x01(\r\x12\x16\n\x0epairs_measured\x18\n \x01(\r\x12\x30\n\trunner_up\x18\x0b \x01(\x0b\x32\x1d.orchestrator.api.v1.RunnerUpB\x0e\n\x0c_diameter_usB\x18\n\x16_predicted_diameter_us\"v\n\x08RunnerUp\x12\x10\n\x08machines\x18\x01 \x01(\t\x12\x1d\n\x15microcredits_per_hour\x18\x02 \x01(\x04\x12\x18\n\x0b\x64iameter_us\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07lost_by\x18\x04 \x01(\tB\x0e\n\x0c_diameter_us\"\x9d\x04\n\x05Quote\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04gpus\x18\x02 \x01(\r\x12\x13\n\x0b\x64uration_ms\x18\x03 \x01(\x04\x12\x15\n\ravailable_now\x18\x04 \x01(\x08\x12\x30\n\x0c\x61vailable_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x19microcredits_per_gpu_hour\x18\x06 \x01(\x04\x12\x1a\n\x12price_microcredits\x18\x07 \x01(\x04\x12 \n\x18payment_fee_microcredits\x18\x08 \x01(\x04\x12$\n\x1creservation_fee_microcredits\x18\t \x01(\x04\x12\x1a\n\x12total_microcredits\x18\n \x01(\x04\x12\x10\n\x08\x63urrency\x18\x0b \x01(\t\x12&\n\x19\x63loud_median_microcredits\x18\x0c \x01(\x04H\x00\x88\x01\x01\x12\x1c\n\x0f\x62\x65low_median_bp\x18\r \x01(\x12H\x01\x88\x01\x01\x12\x31\n\x07sources\x18\x0e \x03(\x0b\x32 .orchestrator.api.v1.PriceSource\x12\x18\n\x0b\x64iameter_us\x18\x0f \x01(\x04H\x02\x88\x01\x01\x12\x0f\n\x07reasons\x18\x10 \x03(\tB\x1c\n\x1a_cloud_median_microcreditsB\x12\n\x10_below_median_bpB\x0e\n\x0c_diameter_us\"-\n\x0bPriceSource\x12\x10\n\x08provider\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61te\x18\x02 \x01(\t\"\xb2\x03\n\x05Group\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12:\n\x0ehardware_class\x18\x02 \x01(\x0e\x32\".orchestrator.api.v1.HardwareClass\x12\r\n\x05model\x18\x03 \x01(\t\x12\x18\n\x10operating_system\x18\x04 \x01(\t\x12\x0f\n\x07runtime\x18\x05 \x01(\t\x12\r\n\x05reach\x18\x06 \x01(\t\x12\x11\n\tleader_id\x18\x07 \x01(\t\x12\x13\n\x0bleader_name\x18\x08 \x01(\t\x12\x12\n\nworker_ids\x18\t \x03(\t\x12\x0f\n\x07\x64\x65vices\x18\n \x01(\r\x12\x14\n\x0c\x64\x65vices_free\x18\x0b \x01(\r\x12\x10\n\x08reach_us\x18\x0c \x01(\x04\x12\r\n\x05pairs\x18\r \x01(\x04\x12\x16\n\x0epairs_measured\x18\x0e \x01(\x04\x12!\n\x14\x64iameter_measured_us\x18\x0f \x01(\x04H\x00\x88\x01\x01\x12\"\n\x15\x64iameter_predicted_us\x18\x10 \x01(\x04H\x01\x88\x01\x01\x42\x17\n\x15_diameter_measured_usB\x18\n\x16_diameter_predicted_us\" \n\x11ListGroupsRequest\x12\x0b\n\x03\x61ll\x18\x01 \x01(\x08\"\x99\x01\n\x12ListGroupsResponse\x12*\n\x06groups\x18\x01 \x03(\x0b\x32\x1a.orchestrator.api.v1.Group\x12\x14\n\x0cgroups_total\x18\x02 \x01(\r\x12\x15\n\rworkers_alone\x18\x03 \x01(\r\x12\x18\n\x10workers_measured\x18\x04 \x01(\r\x12\x10\n\x08\x62ound_ms\x18\x05 \x01(\r\"\x14\n\x12GetGroupMapRequest\"\x89\x01\n\x13GetGroupMapResponse\x12/\n\x06points\x18\x01 \x03(\x0b\x32\x1f.orchestrator.api.v1.GroupPoint\x12\x15\n\rworkers_total\x18\x02 \x01(\r\x12\x18\n\x10workers_measured\x18\x03 \x01(\r\x12\x10\n\x08\x62ound_ms\x18\x04 \x01(\r\"\xd4\x01\n\nGroupPoint\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bworker_name\x18\x02 \x01(\t\x12\x14\n\x0cgroup_number\x18\x03 \x01(\x04\x12\x0e\n\x06leader\x18\x04 \x01(\x08\x12\x0c\n\x04x_ms\x18\x05 \x01(\x01\x12\x0c\n\x04y_ms\x18\x06 \x01(\x01\x12:\n\x0ehardware_class\x18\x07 \x01(\x0e\x32\".orchestrator.api.v1.HardwareClass\x12\r\n\x05model\x18\x08 \x01(\t\x12\x11\n\tleader_us\x18\t \x01(\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'orchestrator.api.v1.scheduling_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_JOBWAIT']._serialized_start=95
-  _globals['_JOBWAIT']._serialized_end=532
-  _globals['_FILTERREMOVAL']._serialized_start=534
-  _globals['_FILTERREMOVAL']._serialized_end=611
-  _globals['_REQUESTCHANGE']._serialized_start=613
-  _globals['_REQUESTCHANGE']._serialized_end=655
-  _globals['_JOBPLACEMENT']._serialized_start=658
-  _globals['_JOBPLACEMENT']._serialized_end=838
-  _globals['_QUOTE']._serialized_start=841
-  _globals['_QUOTE']._serialized_end=1382
-  _globals['_PRICESOURCE']._serialized_start=1384
-  _globals['_PRICESOURCE']._serialized_end=1429
+  _globals['_JOBWAIT']._serialized_start=129
+  _globals['_JOBWAIT']._serialized_end=566
+  _globals['_FILTERREMOVAL']._serialized_start=568
+  _globals['_FILTERREMOVAL']._serialized_end=645
+  _globals['_REQUESTCHANGE']._serialized_start=647
+  _globals['_REQUESTCHANGE']._serialized_end=689
+  _globals['_JOBPLACEMENT']._serialized_start=692
+  _globals['_JOBPLACEMENT']._serialized_end=1023
+  _globals['_RUNNERUP']._serialized_start=1025
+  _globals['_RUNNERUP']._serialized_end=1143
+  _globals['_QUOTE']._serialized_start=1146
+  _globals['_QUOTE']._serialized_end=1687
+  _globals['_PRICESOURCE']._serialized_start=1689
+  _globals['_PRICESOURCE']._serialized_end=1734
+  _globals['_GROUP']._serialized_start=1737
+  _globals['_GROUP']._serialized_end=2171
+  _globals['_LISTGROUPSREQUEST']._serialized_start=2173
+  _globals['_LISTGROUPSREQUEST']._serialized_end=2205
+  _globals['_LISTGROUPSRESPONSE']._serialized_start=2208
+  _globals['_LISTGROUPSRESPONSE']._serialized_end=2361
+  _globals['_GETGROUPMAPREQUEST']._serialized_start=2363
+  _globals['_GETGROUPMAPREQUEST']._serialized_end=2383
+  _globals['_GETGROUPMAPRESPONSE']._serialized_start=2386
+  _globals['_GETGROUPMAPRESPONSE']._serialized_end=2523
+  _globals['_GROUPPOINT']._serialized_start=2526
+  _globals['_GROUPPOINT']._serialized_end=2738
 # @@protoc_insertion_point(module_scope)

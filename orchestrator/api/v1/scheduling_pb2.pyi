@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from orchestrator.api.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -172,6 +173,10 @@ class JobPlacement(_message.Message):
     DIAMETER_US_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
     MICROCREDITS_PER_HOUR_FIELD_NUMBER: _builtins.int
+    PREDICTED_DIAMETER_US_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    PAIRS_MEASURED_FIELD_NUMBER: _builtins.int
+    RUNNER_UP_FIELD_NUMBER: _builtins.int
     attempt_id: _builtins.str
     cluster_id: _builtins.str
     phase: _builtins.str
@@ -180,9 +185,18 @@ class JobPlacement(_message.Message):
     """The longest round trip measured between two members; unset where none was."""
     devices: _builtins.int
     microcredits_per_hour: _builtins.int
-    """Of all its devices together, before fees."""
+    """Of all its devices together, before fees, by the prices of when each member was placed."""
+    predicted_diameter_us: _builtins.int
+    """The longest round trip that was expected between two machines when they were chosen; unset where nothing told."""
+    pairs: _builtins.int
+    """Pairs of machines, and how many of them were measured then."""
+    pairs_measured: _builtins.int
     @_builtins.property
     def explanation(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def runner_up(self) -> Global___RunnerUp:
+        """Unset where nothing else would have done."""
+
     def __init__(
         self,
         *,
@@ -193,16 +207,60 @@ class JobPlacement(_message.Message):
         diameter_us: _builtins.int | None = ...,
         devices: _builtins.int = ...,
         microcredits_per_hour: _builtins.int = ...,
+        predicted_diameter_us: _builtins.int | None = ...,
+        pairs: _builtins.int = ...,
+        pairs_measured: _builtins.int = ...,
+        runner_up: Global___RunnerUp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_diameter_us", b"_diameter_us", "_predicted_diameter_us", b"_predicted_diameter_us", "diameter_us", b"diameter_us", "predicted_diameter_us", b"predicted_diameter_us", "runner_up", b"runner_up"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_diameter_us", b"_diameter_us", "_predicted_diameter_us", b"_predicted_diameter_us", "attempt_id", b"attempt_id", "cluster_id", b"cluster_id", "devices", b"devices", "diameter_us", b"diameter_us", "explanation", b"explanation", "microcredits_per_hour", b"microcredits_per_hour", "pairs", b"pairs", "pairs_measured", b"pairs_measured", "phase", b"phase", "predicted_diameter_us", b"predicted_diameter_us", "runner_up", b"runner_up"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__diameter_us: _TypeAlias = _typing.Literal["diameter_us"]  # noqa: Y015
+    _WhichOneofArgType__diameter_us: _TypeAlias = _typing.Literal["_diameter_us", b"_diameter_us"]  # noqa: Y015
+    _WhichOneofReturnType__predicted_diameter_us: _TypeAlias = _typing.Literal["predicted_diameter_us"]  # noqa: Y015
+    _WhichOneofArgType__predicted_diameter_us: _TypeAlias = _typing.Literal["_predicted_diameter_us", b"_predicted_diameter_us"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__diameter_us) -> _WhichOneofReturnType__diameter_us | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted_diameter_us) -> _WhichOneofReturnType__predicted_diameter_us | None: ...
+
+Global___JobPlacement: _TypeAlias = JobPlacement  # noqa: Y015
+
+@_typing.final
+class RunnerUp(_message.Message):
+    """RunnerUp is the next best machines when others were chosen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINES_FIELD_NUMBER: _builtins.int
+    MICROCREDITS_PER_HOUR_FIELD_NUMBER: _builtins.int
+    DIAMETER_US_FIELD_NUMBER: _builtins.int
+    LOST_BY_FIELD_NUMBER: _builtins.int
+    machines: _builtins.str
+    """In words."""
+    microcredits_per_hour: _builtins.int
+    diameter_us: _builtins.int
+    """The longest round trip expected between two of them; unset where nothing told."""
+    lost_by: _builtins.str
+    """In words, such as "dearer by 0.12 credits an hour"."""
+    def __init__(
+        self,
+        *,
+        machines: _builtins.str = ...,
+        microcredits_per_hour: _builtins.int = ...,
+        diameter_us: _builtins.int | None = ...,
+        lost_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_diameter_us", b"_diameter_us", "diameter_us", b"diameter_us"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_diameter_us", b"_diameter_us", "attempt_id", b"attempt_id", "cluster_id", b"cluster_id", "devices", b"devices", "diameter_us", b"diameter_us", "explanation", b"explanation", "microcredits_per_hour", b"microcredits_per_hour", "phase", b"phase"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_diameter_us", b"_diameter_us", "diameter_us", b"diameter_us", "lost_by", b"lost_by", "machines", b"machines", "microcredits_per_hour", b"microcredits_per_hour"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__diameter_us: _TypeAlias = _typing.Literal["diameter_us"]  # noqa: Y015
     _WhichOneofArgType__diameter_us: _TypeAlias = _typing.Literal["_diameter_us", b"_diameter_us"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__diameter_us) -> _WhichOneofReturnType__diameter_us | None: ...
 
-Global___JobPlacement: _TypeAlias = JobPlacement  # noqa: Y015
+Global___RunnerUp: _TypeAlias = RunnerUp  # noqa: Y015
 
 @_typing.final
 class Quote(_message.Message):
@@ -315,3 +373,237 @@ class PriceSource(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PriceSource: _TypeAlias = PriceSource  # noqa: Y015
+
+@_typing.final
+class Group(_message.Message):
+    """Group is workers that are alike and near each other, as it is now: which workers those are moves with what is measured."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    HARDWARE_CLASS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    OPERATING_SYSTEM_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    REACH_FIELD_NUMBER: _builtins.int
+    LEADER_ID_FIELD_NUMBER: _builtins.int
+    LEADER_NAME_FIELD_NUMBER: _builtins.int
+    WORKER_IDS_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    DEVICES_FREE_FIELD_NUMBER: _builtins.int
+    REACH_US_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    PAIRS_MEASURED_FIELD_NUMBER: _builtins.int
+    DIAMETER_MEASURED_US_FIELD_NUMBER: _builtins.int
+    DIAMETER_PREDICTED_US_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Kept while any member stays; counted anew from each start of the control plane."""
+    hardware_class: _common_pb2.HardwareClass.ValueType
+    model: _builtins.str
+    operating_system: _builtins.str
+    runtime: _builtins.str
+    reach: _builtins.str
+    """What members of one cluster would reach each other by."""
+    leader_id: _builtins.str
+    leader_name: _builtins.str
+    devices: _builtins.int
+    devices_free: _builtins.int
+    """Those that a job could be given now."""
+    reach_us: _builtins.int
+    """How far from the leader the farthest is, at most."""
+    pairs: _builtins.int
+    pairs_measured: _builtins.int
+    diameter_measured_us: _builtins.int
+    """The longest round trip measured between two of it; unset where no pair was measured."""
+    diameter_predicted_us: _builtins.int
+    """The longest predicted, of the pairs that nobody measured; unset where none is."""
+    @_builtins.property
+    def worker_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The leader first."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        hardware_class: _common_pb2.HardwareClass.ValueType = ...,
+        model: _builtins.str = ...,
+        operating_system: _builtins.str = ...,
+        runtime: _builtins.str = ...,
+        reach: _builtins.str = ...,
+        leader_id: _builtins.str = ...,
+        leader_name: _builtins.str = ...,
+        worker_ids: _abc.Iterable[_builtins.str] | None = ...,
+        devices: _builtins.int = ...,
+        devices_free: _builtins.int = ...,
+        reach_us: _builtins.int = ...,
+        pairs: _builtins.int = ...,
+        pairs_measured: _builtins.int = ...,
+        diameter_measured_us: _builtins.int | None = ...,
+        diameter_predicted_us: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_diameter_measured_us", b"_diameter_measured_us", "_diameter_predicted_us", b"_diameter_predicted_us", "diameter_measured_us", b"diameter_measured_us", "diameter_predicted_us", b"diameter_predicted_us"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_diameter_measured_us", b"_diameter_measured_us", "_diameter_predicted_us", b"_diameter_predicted_us", "devices", b"devices", "devices_free", b"devices_free", "diameter_measured_us", b"diameter_measured_us", "diameter_predicted_us", b"diameter_predicted_us", "hardware_class", b"hardware_class", "leader_id", b"leader_id", "leader_name", b"leader_name", "model", b"model", "number", b"number", "operating_system", b"operating_system", "pairs", b"pairs", "pairs_measured", b"pairs_measured", "reach", b"reach", "reach_us", b"reach_us", "runtime", b"runtime", "worker_ids", b"worker_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__diameter_measured_us: _TypeAlias = _typing.Literal["diameter_measured_us"]  # noqa: Y015
+    _WhichOneofArgType__diameter_measured_us: _TypeAlias = _typing.Literal["_diameter_measured_us", b"_diameter_measured_us"]  # noqa: Y015
+    _WhichOneofReturnType__diameter_predicted_us: _TypeAlias = _typing.Literal["diameter_predicted_us"]  # noqa: Y015
+    _WhichOneofArgType__diameter_predicted_us: _TypeAlias = _typing.Literal["_diameter_predicted_us", b"_diameter_predicted_us"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__diameter_measured_us) -> _WhichOneofReturnType__diameter_measured_us | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__diameter_predicted_us) -> _WhichOneofReturnType__diameter_predicted_us | None: ...
+
+Global___Group: _TypeAlias = Group  # noqa: Y015
+
+@_typing.final
+class ListGroupsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALL_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    """Also those of one worker."""
+    def __init__(
+        self,
+        *,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGroupsRequest: _TypeAlias = ListGroupsRequest  # noqa: Y015
+
+@_typing.final
+class ListGroupsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    GROUPS_TOTAL_FIELD_NUMBER: _builtins.int
+    WORKERS_ALONE_FIELD_NUMBER: _builtins.int
+    WORKERS_MEASURED_FIELD_NUMBER: _builtins.int
+    BOUND_MS_FIELD_NUMBER: _builtins.int
+    groups_total: _builtins.int
+    """Groups of two workers or more, listed or not."""
+    workers_alone: _builtins.int
+    """Workers that nobody alike is known to be near of."""
+    workers_measured: _builtins.int
+    """Workers of which any latency was measured."""
+    bound_ms: _builtins.int
+    """What groups are held to, between any two of one."""
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Group]:
+        """The largest first."""
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___Group] | None = ...,
+        groups_total: _builtins.int = ...,
+        workers_alone: _builtins.int = ...,
+        workers_measured: _builtins.int = ...,
+        bound_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound_ms", b"bound_ms", "groups", b"groups", "groups_total", b"groups_total", "workers_alone", b"workers_alone", "workers_measured", b"workers_measured"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGroupsResponse: _TypeAlias = ListGroupsResponse  # noqa: Y015
+
+@_typing.final
+class GetGroupMapRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGroupMapRequest: _TypeAlias = GetGroupMapRequest  # noqa: Y015
+
+@_typing.final
+class GetGroupMapResponse(_message.Message):
+    """GetGroupMapResponse is a flat picture of round trips. Large fleets are drawn in part: the largest groups first."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POINTS_FIELD_NUMBER: _builtins.int
+    WORKERS_TOTAL_FIELD_NUMBER: _builtins.int
+    WORKERS_MEASURED_FIELD_NUMBER: _builtins.int
+    BOUND_MS_FIELD_NUMBER: _builtins.int
+    workers_total: _builtins.int
+    """Workers that are in a group of their own or others', drawn or not."""
+    workers_measured: _builtins.int
+    """As in ListGroupsResponse."""
+    bound_ms: _builtins.int
+    @_builtins.property
+    def points(self) -> _containers.RepeatedCompositeFieldContainer[Global___GroupPoint]: ...
+    def __init__(
+        self,
+        *,
+        points: _abc.Iterable[Global___GroupPoint] | None = ...,
+        workers_total: _builtins.int = ...,
+        workers_measured: _builtins.int = ...,
+        bound_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound_ms", b"bound_ms", "points", b"points", "workers_measured", b"workers_measured", "workers_total", b"workers_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetGroupMapResponse: _TypeAlias = GetGroupMapResponse  # noqa: Y015
+
+@_typing.final
+class GroupPoint(_message.Message):
+    """GroupPoint is a worker in the picture: distances between points are about the round trips."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    WORKER_NAME_FIELD_NUMBER: _builtins.int
+    GROUP_NUMBER_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
+    X_MS_FIELD_NUMBER: _builtins.int
+    Y_MS_FIELD_NUMBER: _builtins.int
+    HARDWARE_CLASS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    LEADER_US_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    worker_name: _builtins.str
+    group_number: _builtins.int
+    leader: _builtins.bool
+    x_ms: _builtins.float
+    y_ms: _builtins.float
+    hardware_class: _common_pb2.HardwareClass.ValueType
+    model: _builtins.str
+    leader_us: _builtins.int
+    """How far its leader is, at most."""
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        worker_name: _builtins.str = ...,
+        group_number: _builtins.int = ...,
+        leader: _builtins.bool = ...,
+        x_ms: _builtins.float = ...,
+        y_ms: _builtins.float = ...,
+        hardware_class: _common_pb2.HardwareClass.ValueType = ...,
+        model: _builtins.str = ...,
+        leader_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_number", b"group_number", "hardware_class", b"hardware_class", "leader", b"leader", "leader_us", b"leader_us", "model", b"model", "worker_id", b"worker_id", "worker_name", b"worker_name", "x_ms", b"x_ms", "y_ms", b"y_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupPoint: _TypeAlias = GroupPoint  # noqa: Y015

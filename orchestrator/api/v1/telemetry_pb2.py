@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#orchestrator/api/v1/telemetry.proto\x12\x13orchestrator.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xad\x01\n\rReportRequest\x12.\n\nsampled_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x15\x63pu_utilization_ratio\x18\x02 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x04\x12\x32\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32!.orchestrator.api.v1.DeviceSample\"\xd1\x02\n\x0c\x44\x65viceSample\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x19\n\x11utilization_ratio\x18\x02 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bpower_watts\x18\x04 \x01(\x01\x12\x1b\n\x13temperature_celsius\x18\x05 \x01(\x01\x12\x19\n\x11power_limit_watts\x18\x06 \x01(\x01\x12\x1c\n\x0f\x65\x63\x63_uncorrected\x18\x07 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\recc_corrected\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x10\n\x08last_xid\x18\t \x01(\r\x12\x18\n\x10throttle_reasons\x18\n \x03(\t\x12\x1f\n\x17owner_utilization_ratio\x18\x0b \x01(\x01\x42\x12\n\x10_ecc_uncorrectedB\x10\n\x0e_ecc_corrected\"!\n\x0eReportResponse\x12\x0f\n\x07samples\x18\x01 \x01(\x04\x32g\n\x10TelemetryService\x12S\n\x06Report\x12\".orchestrator.api.v1.ReportRequest\x1a#.orchestrator.api.v1.ReportResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#orchestrator/api/v1/telemetry.proto\x12\x13orchestrator.api.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x01\n\rReportRequest\x12.\n\nsampled_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1d\n\x15\x63pu_utilization_ratio\x18\x02 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x04\x12\x32\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32!.orchestrator.api.v1.DeviceSample\x12\x32\n\x07tunnels\x18\x05 \x01(\x0b\x32!.orchestrator.api.v1.TunnelCounts\"@\n\x0cTunnelCounts\x12\x0e\n\x06\x64irect\x18\x01 \x01(\r\x12\x0f\n\x07relayed\x18\x02 \x01(\r\x12\x0f\n\x07\x62ridged\x18\x03 \x01(\r\"\xd1\x02\n\x0c\x44\x65viceSample\x12\x11\n\tdevice_id\x18\x01 \x01(\t\x12\x19\n\x11utilization_ratio\x18\x02 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bpower_watts\x18\x04 \x01(\x01\x12\x1b\n\x13temperature_celsius\x18\x05 \x01(\x01\x12\x19\n\x11power_limit_watts\x18\x06 \x01(\x01\x12\x1c\n\x0f\x65\x63\x63_uncorrected\x18\x07 \x01(\x04H\x00\x88\x01\x01\x12\x1a\n\recc_corrected\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x10\n\x08last_xid\x18\t \x01(\r\x12\x18\n\x10throttle_reasons\x18\n \x03(\t\x12\x1f\n\x17owner_utilization_ratio\x18\x0b \x01(\x01\x42\x12\n\x10_ecc_uncorrectedB\x10\n\x0e_ecc_corrected\"!\n\x0eReportResponse\x12\x0f\n\x07samples\x18\x01 \x01(\x04\"E\n\x0bScrapeOrder\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x11\n\tmember_id\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\r\"S\n\x13\x41nswerScrapeRequest\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07refusal\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\r\n\x05\x66inal\x18\x04 \x01(\x08\"\x16\n\x14\x41nswerScrapeResponse2\xce\x01\n\x10TelemetryService\x12S\n\x06Report\x12\".orchestrator.api.v1.ReportRequest\x1a#.orchestrator.api.v1.ReportResponse(\x01\x12\x65\n\x0c\x41nswerScrape\x12(.orchestrator.api.v1.AnswerScrapeRequest\x1a).orchestrator.api.v1.AnswerScrapeResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,11 +33,19 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'orchestrator.api.v1.telemet
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REPORTREQUEST']._serialized_start=94
-  _globals['_REPORTREQUEST']._serialized_end=267
-  _globals['_DEVICESAMPLE']._serialized_start=270
-  _globals['_DEVICESAMPLE']._serialized_end=607
-  _globals['_REPORTRESPONSE']._serialized_start=609
-  _globals['_REPORTRESPONSE']._serialized_end=642
-  _globals['_TELEMETRYSERVICE']._serialized_start=644
-  _globals['_TELEMETRYSERVICE']._serialized_end=747
+  _globals['_REPORTREQUEST']._serialized_end=319
+  _globals['_TUNNELCOUNTS']._serialized_start=321
+  _globals['_TUNNELCOUNTS']._serialized_end=385
+  _globals['_DEVICESAMPLE']._serialized_start=388
+  _globals['_DEVICESAMPLE']._serialized_end=725
+  _globals['_REPORTRESPONSE']._serialized_start=727
+  _globals['_REPORTRESPONSE']._serialized_end=760
+  _globals['_SCRAPEORDER']._serialized_start=762
+  _globals['_SCRAPEORDER']._serialized_end=831
+  _globals['_ANSWERSCRAPEREQUEST']._serialized_start=833
+  _globals['_ANSWERSCRAPEREQUEST']._serialized_end=916
+  _globals['_ANSWERSCRAPERESPONSE']._serialized_start=918
+  _globals['_ANSWERSCRAPERESPONSE']._serialized_end=940
+  _globals['_TELEMETRYSERVICE']._serialized_start=943
+  _globals['_TELEMETRYSERVICE']._serialized_end=1149
 # @@protoc_insertion_point(module_scope)

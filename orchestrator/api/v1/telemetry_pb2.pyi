@@ -27,6 +27,7 @@ class ReportRequest(_message.Message):
     CPU_UTILIZATION_RATIO_FIELD_NUMBER: _builtins.int
     MEMORY_USED_BYTES_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    TUNNELS_FIELD_NUMBER: _builtins.int
     cpu_utilization_ratio: _builtins.float
     """0 to 1, over all processors."""
     memory_used_bytes: _builtins.int
@@ -34,6 +35,10 @@ class ReportRequest(_message.Message):
     def sampled_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceSample]: ...
+    @_builtins.property
+    def tunnels(self) -> Global___TunnelCounts:
+        """Of the worker's members, to members on other machines; absent from an agent that does not count them."""
+
     def __init__(
         self,
         *,
@@ -41,14 +46,45 @@ class ReportRequest(_message.Message):
         cpu_utilization_ratio: _builtins.float = ...,
         memory_used_bytes: _builtins.int = ...,
         devices: _abc.Iterable[Global___DeviceSample] | None = ...,
+        tunnels: Global___TunnelCounts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampled_at", b"sampled_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampled_at", b"sampled_at", "tunnels", b"tunnels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_utilization_ratio", b"cpu_utilization_ratio", "devices", b"devices", "memory_used_bytes", b"memory_used_bytes", "sampled_at", b"sampled_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_utilization_ratio", b"cpu_utilization_ratio", "devices", b"devices", "memory_used_bytes", b"memory_used_bytes", "sampled_at", b"sampled_at", "tunnels", b"tunnels"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportRequest: _TypeAlias = ReportRequest  # noqa: Y015
+
+@_typing.final
+class TunnelCounts(_message.Message):
+    """TunnelCounts says by which way the overlay's tunnels lead. Each is counted at both of its ends."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECT_FIELD_NUMBER: _builtins.int
+    RELAYED_FIELD_NUMBER: _builtins.int
+    BRIDGED_FIELD_NUMBER: _builtins.int
+    direct: _builtins.int
+    """Straight to the peer, over UDP."""
+    relayed: _builtins.int
+    """Through a relay of the overlay, over UDP."""
+    bridged: _builtins.int
+    """Through the bridge, over TLS."""
+    def __init__(
+        self,
+        *,
+        direct: _builtins.int = ...,
+        relayed: _builtins.int = ...,
+        bridged: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bridged", b"bridged", "direct", b"direct", "relayed", b"relayed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TunnelCounts: _TypeAlias = TunnelCounts  # noqa: Y015
 
 @_typing.final
 class DeviceSample(_message.Message):
@@ -130,3 +166,80 @@ class ReportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReportResponse: _TypeAlias = ReportResponse  # noqa: Y015
+
+@_typing.final
+class ScrapeOrder(_message.Message):
+    """ScrapeOrder asks for one text exposition, over the session. It names a member or nobody: never a host, a port or a path."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    MEMBER_ID_FIELD_NUMBER: _builtins.int
+    DEADLINE_MS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Rises with each order of one control plane; echoed in AnswerScrapeRequest."""
+    member_id: _builtins.str
+    """Whose Ray node to ask; empty: the agent itself."""
+    deadline_ms: _builtins.int
+    """From the sending of this message; what comes later is not looked at."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        member_id: _builtins.str = ...,
+        deadline_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "member_id", b"member_id", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScrapeOrder: _TypeAlias = ScrapeOrder  # noqa: Y015
+
+@_typing.final
+class AnswerScrapeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """In the first message only, which may hold data too."""
+    refusal: _builtins.str
+    """Why there is nothing to show, in the first message; empty: data follows."""
+    data: _builtins.bytes
+    """Part of one gzip stream, whose content is a text exposition of version 0.0.4."""
+    final: _builtins.bool
+    """Nothing comes after this: an answer that ends without it was cut off."""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        refusal: _builtins.str = ...,
+        data: _builtins.bytes = ...,
+        final: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "final", b"final", "number", b"number", "refusal", b"refusal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerScrapeRequest: _TypeAlias = AnswerScrapeRequest  # noqa: Y015
+
+@_typing.final
+class AnswerScrapeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerScrapeResponse: _TypeAlias = AnswerScrapeResponse  # noqa: Y015

@@ -40,6 +40,11 @@ class TelemetryServiceStub:
                 request_serializer=orchestrator_dot_api_dot_v1_dot_telemetry__pb2.ReportRequest.SerializeToString,
                 response_deserializer=orchestrator_dot_api_dot_v1_dot_telemetry__pb2.ReportResponse.FromString,
                 _registered_method=True)
+        self.AnswerScrape = channel.stream_unary(
+                '/orchestrator.api.v1.TelemetryService/AnswerScrape',
+                request_serializer=orchestrator_dot_api_dot_v1_dot_telemetry__pb2.AnswerScrapeRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_api_dot_v1_dot_telemetry__pb2.AnswerScrapeResponse.FromString,
+                _registered_method=True)
 
 
 class TelemetryServiceServicer:
@@ -53,6 +58,13 @@ class TelemetryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AnswerScrape(self, request_iterator, context):
+        """AnswerScrape brings what a ScrapeOrder of this session asked for; whatever nobody asked for is refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TelemetryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +72,11 @@ def add_TelemetryServiceServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=orchestrator_dot_api_dot_v1_dot_telemetry__pb2.ReportRequest.FromString,
                     response_serializer=orchestrator_dot_api_dot_v1_dot_telemetry__pb2.ReportResponse.SerializeToString,
+            ),
+            'AnswerScrape': grpc.stream_unary_rpc_method_handler(
+                    servicer.AnswerScrape,
+                    request_deserializer=orchestrator_dot_api_dot_v1_dot_telemetry__pb2.AnswerScrapeRequest.FromString,
+                    response_serializer=orchestrator_dot_api_dot_v1_dot_telemetry__pb2.AnswerScrapeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +107,33 @@ class TelemetryService:
             '/orchestrator.api.v1.TelemetryService/Report',
             orchestrator_dot_api_dot_v1_dot_telemetry__pb2.ReportRequest.SerializeToString,
             orchestrator_dot_api_dot_v1_dot_telemetry__pb2.ReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnswerScrape(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/orchestrator.api.v1.TelemetryService/AnswerScrape',
+            orchestrator_dot_api_dot_v1_dot_telemetry__pb2.AnswerScrapeRequest.SerializeToString,
+            orchestrator_dot_api_dot_v1_dot_telemetry__pb2.AnswerScrapeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,8 @@ class TelemetryServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TelemetryServiceAsyncStub: ...
     Report: _grpc.StreamUnaryMultiCallable[_telemetry_pb2.ReportRequest, _telemetry_pb2.ReportResponse]
     """Report streams samples; the newest one of each worker is kept."""
+    AnswerScrape: _grpc.StreamUnaryMultiCallable[_telemetry_pb2.AnswerScrapeRequest, _telemetry_pb2.AnswerScrapeResponse]
+    """AnswerScrape brings what a ScrapeOrder of this session asked for; whatever nobody asked for is refused."""
 
 @_typing.type_check_only
 class TelemetryServiceAsyncStub(TelemetryServiceStub):
@@ -43,6 +45,8 @@ class TelemetryServiceAsyncStub(TelemetryServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Report: _aio.StreamUnaryMultiCallable[_telemetry_pb2.ReportRequest, _telemetry_pb2.ReportResponse]  # type: ignore[assignment]
     """Report streams samples; the newest one of each worker is kept."""
+    AnswerScrape: _aio.StreamUnaryMultiCallable[_telemetry_pb2.AnswerScrapeRequest, _telemetry_pb2.AnswerScrapeResponse]  # type: ignore[assignment]
+    """AnswerScrape brings what a ScrapeOrder of this session asked for; whatever nobody asked for is refused."""
 
 class TelemetryServiceServicer(metaclass=_abc_1.ABCMeta):
     """TelemetryService takes the measurements of registered workers."""
@@ -54,5 +58,13 @@ class TelemetryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_telemetry_pb2.ReportResponse, _abc.Awaitable[_telemetry_pb2.ReportResponse]]:
         """Report streams samples; the newest one of each worker is kept."""
+
+    @_abc_1.abstractmethod
+    def AnswerScrape(
+        self,
+        request_iterator: _MaybeAsyncIterator[_telemetry_pb2.AnswerScrapeRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_telemetry_pb2.AnswerScrapeResponse, _abc.Awaitable[_telemetry_pb2.AnswerScrapeResponse]]:
+        """AnswerScrape brings what a ScrapeOrder of this session asked for; whatever nobody asked for is refused."""
 
 def add_TelemetryServiceServicer_to_server(servicer: TelemetryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

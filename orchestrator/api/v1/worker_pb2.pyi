@@ -11,6 +11,7 @@ from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from orchestrator.api.v1 import common_pb2 as _common_pb2
 from orchestrator.api.v1 import overlay_pb2 as _overlay_pb2
 from orchestrator.api.v1 import standing_pb2 as _standing_pb2
+from orchestrator.api.v1 import telemetry_pb2 as _telemetry_pb2
 from orchestrator.api.v1 import terms_pb2 as _terms_pb2
 import builtins as _builtins
 import sys
@@ -400,6 +401,7 @@ class SessionRequest(_message.Message):
     OWNER_WISH_FIELD_NUMBER: _builtins.int
     FAULT_REPORT_FIELD_NUMBER: _builtins.int
     PROBE_REPORT_FIELD_NUMBER: _builtins.int
+    CACHED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -418,6 +420,8 @@ class SessionRequest(_message.Message):
     def fault_report(self) -> Global___FaultReport: ...
     @_builtins.property
     def probe_report(self) -> _overlay_pb2.ProbeReport: ...
+    @_builtins.property
+    def cached(self) -> Global___CachedReport: ...
     def __init__(
         self,
         *,
@@ -430,12 +434,13 @@ class SessionRequest(_message.Message):
         owner_wish: Global___OwnerWish | None = ...,
         fault_report: Global___FaultReport | None = ...,
         probe_report: _overlay_pb2.ProbeReport | None = ...,
+        cached: Global___CachedReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fault_report", b"fault_report", "heartbeat", b"heartbeat", "hello", b"hello", "leaving", b"leaving", "message", b"message", "observed", b"observed", "owner_wish", b"owner_wish", "probe_report", b"probe_report", "renew_certificate", b"renew_certificate", "statements", b"statements"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "fault_report", b"fault_report", "heartbeat", b"heartbeat", "hello", b"hello", "leaving", b"leaving", "message", b"message", "observed", b"observed", "owner_wish", b"owner_wish", "probe_report", b"probe_report", "renew_certificate", b"renew_certificate", "statements", b"statements"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fault_report", b"fault_report", "heartbeat", b"heartbeat", "hello", b"hello", "leaving", b"leaving", "message", b"message", "observed", b"observed", "owner_wish", b"owner_wish", "probe_report", b"probe_report", "renew_certificate", b"renew_certificate", "statements", b"statements"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "fault_report", b"fault_report", "heartbeat", b"heartbeat", "hello", b"hello", "leaving", b"leaving", "message", b"message", "observed", b"observed", "owner_wish", b"owner_wish", "probe_report", b"probe_report", "renew_certificate", b"renew_certificate", "statements", b"statements"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "observed", "statements", "leaving", "renew_certificate", "owner_wish", "fault_report", "probe_report"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "heartbeat", "observed", "statements", "leaving", "renew_certificate", "owner_wish", "fault_report", "probe_report", "cached"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -456,6 +461,7 @@ class SessionResponse(_message.Message):
     WISH_ACK_FIELD_NUMBER: _builtins.int
     FAULT_ACK_FIELD_NUMBER: _builtins.int
     PROBE_ORDER_FIELD_NUMBER: _builtins.int
+    SCRAPE_ORDER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def challenge(self) -> Global___Challenge: ...
     @_builtins.property
@@ -478,6 +484,10 @@ class SessionResponse(_message.Message):
     def fault_ack(self) -> Global___FaultAck: ...
     @_builtins.property
     def probe_order(self) -> _overlay_pb2.ProbeOrder: ...
+    @_builtins.property
+    def scrape_order(self) -> _telemetry_pb2.ScrapeOrder:
+        """Only to agents whose hello said that they answer it."""
+
     def __init__(
         self,
         *,
@@ -492,12 +502,13 @@ class SessionResponse(_message.Message):
         wish_ack: Global___WishAck | None = ...,
         fault_ack: Global___FaultAck | None = ...,
         probe_order: _overlay_pb2.ProbeOrder | None = ...,
+        scrape_order: _telemetry_pb2.ScrapeOrder | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "fault_ack", b"fault_ack", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "probe_order", b"probe_order", "standing", b"standing", "statement_ack", b"statement_ack", "welcome", b"welcome", "wish_ack", b"wish_ack"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "fault_ack", b"fault_ack", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "probe_order", b"probe_order", "scrape_order", b"scrape_order", "standing", b"standing", "statement_ack", b"statement_ack", "welcome", b"welcome", "wish_ack", b"wish_ack"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "fault_ack", b"fault_ack", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "probe_order", b"probe_order", "standing", b"standing", "statement_ack", b"statement_ack", "welcome", b"welcome", "wish_ack", b"wish_ack"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate", "challenge", b"challenge", "desired", b"desired", "farewell", b"farewell", "fault_ack", b"fault_ack", "heartbeat_ack", b"heartbeat_ack", "message", b"message", "probe_order", b"probe_order", "scrape_order", b"scrape_order", "standing", b"standing", "statement_ack", b"statement_ack", "welcome", b"welcome", "wish_ack", b"wish_ack"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["challenge", "welcome", "heartbeat_ack", "desired", "statement_ack", "farewell", "certificate", "standing", "wish_ack", "fault_ack", "probe_order"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["challenge", "welcome", "heartbeat_ack", "desired", "statement_ack", "farewell", "certificate", "standing", "wish_ack", "fault_ack", "probe_order", "scrape_order"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -538,6 +549,7 @@ class Hello(_message.Message):
     SESSION_NUMBER_FIELD_NUMBER: _builtins.int
     WALL_MS_FIELD_NUMBER: _builtins.int
     OVERLAY_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    ANSWERS_SCRAPES_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     signature: _builtins.bytes
     """Ed25519 signature, by the statement key, over "orchestrator-session-v1" + nonce + worker_id."""
@@ -550,6 +562,8 @@ class Hello(_message.Message):
     """Unix milliseconds by the worker's own clock: a wrong one is told to its owner."""
     overlay_public_key: _builtins.bytes
     """Raw X25519 public key for the worker's own certificate in the overlay; empty where it uses none."""
+    answers_scrapes: _builtins.bool
+    """This agent answers a ScrapeOrder."""
     @_builtins.property
     def inventory(self) -> _common_pb2.Inventory: ...
     def __init__(
@@ -563,10 +577,11 @@ class Hello(_message.Message):
         session_number: _builtins.int = ...,
         wall_ms: _builtins.int = ...,
         overlay_public_key: _builtins.bytes = ...,
+        answers_scrapes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inventory", b"inventory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "inventory", b"inventory", "overlay_public_key", b"overlay_public_key", "session_number", b"session_number", "signature", b"signature", "term", b"term", "wall_ms", b"wall_ms", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "answers_scrapes", b"answers_scrapes", "inventory", b"inventory", "overlay_public_key", b"overlay_public_key", "session_number", b"session_number", "signature", b"signature", "term", b"term", "wall_ms", b"wall_ms", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -855,6 +870,44 @@ class DeviceFault(_message.Message):
 Global___DeviceFault: _TypeAlias = DeviceFault  # noqa: Y015
 
 @_typing.final
+class CachedReport(_message.Message):
+    """CachedReport is all that lies ready on the machine, so that a job need not wait for it there. Sent as each session
+    begins and whenever it has changed; nothing follows from leaving it out.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNTIMES_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    PACKAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def runtimes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Hex digests of runtimes that are built."""
+
+    @_builtins.property
+    def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """NAME@sha256:… of images that have come."""
+
+    @_builtins.property
+    def packages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Hex SHA-256 of tenants' packages, the newest first."""
+
+    def __init__(
+        self,
+        *,
+        runtimes: _abc.Iterable[_builtins.str] | None = ...,
+        images: _abc.Iterable[_builtins.str] | None = ...,
+        packages: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "packages", b"packages", "runtimes", b"runtimes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CachedReport: _TypeAlias = CachedReport  # noqa: Y015
+
+@_typing.final
 class Heartbeat(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1007,6 +1060,7 @@ class DesiredMember(_message.Message):
     OVERLAY_FIELD_NUMBER: _builtins.int
     PROBE_PEERS_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
+    PROBE_NEEDS_FIELD_NUMBER: _builtins.int
     member_id: _builtins.str
     cluster_id: _builtins.str
     role: Global___MemberRole.ValueType
@@ -1052,6 +1106,10 @@ class DesiredMember(_message.Message):
         Empty once everything is measured.
         """
 
+    @_builtins.property
+    def probe_needs(self) -> _overlay_pb2.ProbeNeeds:
+        """Set where probe_peers are, if the cluster's job asked for anything of the ways between its machines."""
+
     def __init__(
         self,
         *,
@@ -1072,10 +1130,11 @@ class DesiredMember(_message.Message):
         overlay: _overlay_pb2.OverlayMembership | None = ...,
         probe_peers: _abc.Iterable[_overlay_pb2.ProbePeer] | None = ...,
         image: _builtins.str = ...,
+        probe_needs: _overlay_pb2.ProbeNeeds | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "head", b"head", "overlay", b"overlay", "runtime", b"runtime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "head", b"head", "overlay", b"overlay", "probe_needs", b"probe_needs", "runtime", b"runtime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cluster_id", b"cluster_id", "cluster_token", b"cluster_token", "device_ids", b"device_ids", "fence", b"fence", "head", b"head", "image", b"image", "isolation", b"isolation", "leases", b"leases", "member_id", b"member_id", "notices", b"notices", "overlay", b"overlay", "probe_peers", b"probe_peers", "role", b"role", "runtime", b"runtime", "slot", b"slot", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "cluster_id", b"cluster_id", "cluster_token", b"cluster_token", "device_ids", b"device_ids", "fence", b"fence", "head", b"head", "image", b"image", "isolation", b"isolation", "leases", b"leases", "member_id", b"member_id", "notices", b"notices", "overlay", b"overlay", "probe_needs", b"probe_needs", "probe_peers", b"probe_peers", "role", b"role", "runtime", b"runtime", "slot", b"slot", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,7 +8,7 @@ from orchestrator.control.authority import peer_of
 from orchestrator.control.secrets import digest_of
 from orchestrator.core.decisions.operators import authenticate
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import Token, TokenRole
+from orchestrator.core.supply.fleet import Token, TokenRole
 
 if TYPE_CHECKING:
     import grpc.aio

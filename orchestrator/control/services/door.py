@@ -60,6 +60,8 @@ def status_of(code: RefusalCode) -> grpc.StatusCode:
             return grpc.StatusCode.ABORTED
         case RefusalCode.UNAVAILABLE:
             return grpc.StatusCode.UNAVAILABLE
+        case RefusalCode.INTERNAL:
+            return grpc.StatusCode.INTERNAL
         case _:
             assert_never(code)
 
@@ -74,7 +76,7 @@ def detail_of(refusal: RefusedError) -> str:
 async def refuse(context: grpc.aio.ServicerContext[Any, Any], refusal: RefusedError) -> NoReturn:
     """End the call with the refusal's status."""
     metadata: list[tuple[str, str]] = []
-    if refusal.field.isascii() and refusal.field:
+    if refusal.field.isascii() and refusal.field.isprintable() and refusal.field:
         metadata.append((FIELD_KEY, refusal.field))
     if refusal.code in (RefusalCode.EXHAUSTED, RefusalCode.UNAVAILABLE):
         metadata.append((RETRY_KEY, RETRY_MS))

@@ -181,7 +181,7 @@ class EnrolServicer(worker_pb2_grpc.EnrolServiceServicer):
         try:
             await self._loop.read(check)
         except RefusedError as refusal:
-            told = refusal.code is not RefusalCode.FORBIDDEN
+            told = refusal.code is not RefusalCode.UNAUTHENTICATED
             if told or self._unknown_tokens.take("", now.monotonic_ms):
                 raise
             raise _too_often("joins with tokens that do not count", "a second") from None

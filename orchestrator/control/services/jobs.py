@@ -6,24 +6,25 @@ import heapq
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.api.v1 import common_pb2, jobs_pb2, jobs_pb2_grpc
+from orchestrator.api.v1 import common_pb2, jobs_pb2
 from orchestrator.control.follow import PIECE_BYTES, follow, shown_attempt
 from orchestrator.control.services import views
 from orchestrator.control.services.access import Access
+from orchestrator.control.services.reservations import ReservationActions
 from orchestrator.control.services.scheduling import currency_of, explained, quote_message
 from orchestrator.control.words import word
 from orchestrator.core import messages as m
-from orchestrator.core.catalogue import nearest
 from orchestrator.core.decisions.operators import find_tenant
 from orchestrator.core.errors import NAME_CHARACTERS_MAX, RefusalCode, RefusedError, invalid, not_found
-from orchestrator.core.explanations import explain
-from orchestrator.core.fleet import Token, TokenRole
 from orchestrator.core.ids import JobId, TenantId
-from orchestrator.core.quoting import quote
-from orchestrator.core.requests import find_runtime, parse_requirements
+from orchestrator.core.queries.explain import explain
+from orchestrator.core.queries.quote import quote
+from orchestrator.core.requests import find_runtime, parse_conditions
+from orchestrator.core.supply.catalogue import nearest
+from orchestrator.core.supply.fleet import Token, TokenRole
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
     import grpc.aio
 
@@ -41,16 +42,20 @@ PAGE_SIZE_MAX = 1_000
 """Some megabytes with every attempt's members; more takes another page."""
 
 
-class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
+class JobsServicer(ReservationActions):
     """Shows and stops jobs."""
 
     def __init__(
-        self, loop: Loop, logs: Logs, access: Access, runtimes: Mapping[str, common_pb2.Runtime]
+        self,
+        loop: Loop,
+        logs: Logs,
+        access: Access,
+        runtimes: Mapping[str, common_pb2.Runtime],
+        new_id: Callable[[str], str],
     ) -> None:
-        self._loop = loop
+        super().__init__(loop, access, new_id)
         self._runtimes = runtimes
         self._logs = logs
-        self._access = access
 
     async def ListJobs(  # noqa: N802 -- the proto's name
         self, request: jobs_pb2.ListJobsRequest, context: Context
@@ -123,7 +128,7 @@ class JobsServicer(jobs_pb2_grpc.JobsServiceServicer):
         currency = currency_of(word("currency", request.currency, empty=True))
 
         def find(state: State) -> jobs_pb2.GetQuoteResponse:
-            wanted, _, _ = parse_requirements(request.metadata, 0, state.policies.jobs)
+            wanted = parse_conditions(request.metadata, 0, state.policies.jobs).requirements
             at_ms = state.time_ms(self._loop.now())
             made = quote(state, wanted, request.duration_ms, currency, at_ms)
             return jobs_pb2.GetQuoteResponse(quote=quote_message(made))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.api.v1 import operator_pb2
 from orchestrator.control.secrets import digest_of, pinned
 from orchestrator.control.services import views
+from orchestrator.control.services.operator_groups import GroupViews
+from orchestrator.control.services.operator_overview import OverviewViews
 from orchestrator.control.services.operator_workers import WorkerActions
+from orchestrator.control.services.surroundings import Surroundings
 from orchestrator.control.services.workers import Sample
-from orchestrator.control.uptime import counts
 from orchestrator.control.wire import bus_to
 from orchestrator.control.words import word
 from orchestrator.core import messages as m
@@ -20,19 +20,19 @@ from orchestrator.core.clusters import ClusterPhase
 from orchestrator.core.decisions.clusters import delivered
 from orchestrator.core.decisions.operators import find_tenant
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
-from orchestrator.core.fleet import Isolation, Liveness, TokenRole
 from orchestrator.core.ids import ClusterId, JobId, SupplierId, TenantId, TokenId, WorkerId
-from orchestrator.core.tenant_standing import tenant_standing
+from orchestrator.core.queries.certificate import certificate
+from orchestrator.core.queries.tenant_standing import tenant_standing
+from orchestrator.core.supply.fleet import TokenRole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     import grpc.aio
 
     from orchestrator.control.authority import Authority
     from orchestrator.control.loop import Loop
     from orchestrator.control.sessions import Sessions
-    from orchestrator.core.fleet import Inventory
     from orchestrator.core.state import State
 
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -49,23 +49,10 @@ DEFAULT_TTL_S = {
 TTL_S_MAX = 366 * 24 * HOUR_S
 """What the core takes at most; checked here so that the multiplication below stays small."""
 
-STATUS_REMARKS_MAX = 10
-"""A page of a terminal; workers write them, so somebody may make up any number. `orch worker show` has the others."""
-
 SECRET_PREFIX = {role: f"orch_{role.value}" for role in TokenRole}
 
 
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """Where this control plane's doors are, and how its receipts are verified."""
-
-    version: str
-    gateway_url: str
-    metrics_url: str
-    receipt_public_key: bytes
-
-
-class OperatorServicer(WorkerActions):
+class OperatorServicer(OverviewViews, GroupViews, WorkerActions):
     """Reads whole tables in one go: an operator's questions are few."""
 
     def __init__(
@@ -73,7 +60,7 @@ class OperatorServicer(WorkerActions):
         loop: Loop,
         sessions: Sessions,
         samples: Mapping[WorkerId, Sample],
-        addresses: Addresses,
+        surroundings: Surroundings,
         new_id: Callable[[str], str],
         new_secret: Callable[[str, str], str],
         authority: Authority,
@@ -81,15 +68,9 @@ class OperatorServicer(WorkerActions):
     ) -> None:
         """``new_secret(prefix, request_id)`` gives the same secret for the same non-empty request id."""
         super().__init__(loop, sessions, samples, authority, authority_changed)
-        self._addresses = addresses
+        self._surroundings = surroundings
         self._new_id = new_id
         self._new_secret = new_secret
-
-    async def GetStatus(  # noqa: N802 -- the proto's name
-        self, _request: operator_pb2.GetStatusRequest, _context: Context
-    ) -> operator_pb2.GetStatusResponse:
-        """The network at a glance."""
-        return await self._loop.read(lambda state: status_message(state, self._addresses))
 
     # ------------------------------------------------------------ tenants and tokens
 
@@ -208,7 +189,10 @@ class OperatorServicer(WorkerActions):
             shown = views.cluster_message(state, cluster, _jobs_by_cluster(state).get(cluster_id, []))
             paths, bus = delivered(state, cluster)
             return operator_pb2.GetClusterResponse(
-                cluster=shown, paths=[views.path_message(path) for path in paths], bus=bus_to(bus)
+                cluster=shown,
+                paths=[views.path_message(path) for path in paths],
+                bus=bus_to(bus),
+                certificate=[views.rank_message(one) for one in certificate(state, cluster)],
             )
 
         return await self._loop.read(find)
@@ -234,51 +218,10 @@ class OperatorServicer(WorkerActions):
                 raise not_found("receipt", receipt_id)
             if not receipt.envelope:
                 raise RefusedError(RefusalCode.UNAVAILABLE, "this receipt is not signed yet; ask again")
-            return views.bundle_parts(state, receipt, self._addresses.receipt_public_key)
+            return views.bundle_parts(state, receipt, self._surroundings.addresses.receipt_public_key)
 
         build = await self._loop.read(find)
         return operator_pb2.GetReceiptResponse(bundle=await asyncio.to_thread(build))
-
-
-def status_message(state: State, addresses: Addresses) -> operator_pb2.GetStatusResponse:
-    """The network at a glance; isolation and overlay are the weakest that any live worker has."""
-    workers, clusters, jobs = counts(state)
-    live = [worker.inventory for worker in state.workers.values() if worker.liveness is Liveness.LIVE]
-    here = [
-        worker for worker in state.workers.values() if worker.liveness in (Liveness.LIVE, Liveness.SUSPECT)
-    ]
-    devices = [device for worker in here for device in worker.inventory.devices]
-    free = sum(len(state.free_devices.get(worker.worker_id, ())) for worker in here)
-    tiers = [tier for tier in Isolation if any(one.isolation is tier for one in live)]
-    overlays = {one.overlay for one in live}
-    return operator_pb2.GetStatusResponse(
-        network_id=state.control.network_id,
-        version=addresses.version,
-        term=state.control.term,
-        workers_by_liveness=workers,
-        clusters_by_phase=clusters,
-        jobs_by_status=jobs,
-        receipts=len(state.receipts),
-        receipts_unposted=len(state.unposted) + len(state.unsigned),
-        devices=len(devices),
-        devices_held=len(devices) - free,
-        devices_simulated=sum(device.simulated for device in devices),
-        isolation=tiers[0].value if tiers else Isolation.NONE.value,
-        overlay=overlays.pop() if len(overlays) == 1 else "none",
-        receipt_public_key=addresses.receipt_public_key.hex(),
-        gateway_url=addresses.gateway_url,
-        metrics_url=addresses.metrics_url,
-        remarks=_remarks(worker.inventory for worker in here),
-    )
-
-
-def _remarks(inventories: Iterable[Inventory]) -> list[operator_pb2.StatusRemark]:
-    """What workers say of themselves: what most of them say first, then by its words."""
-    said = Counter(remark for inventory in inventories for remark in set(inventory.remarks))
-    ordered = sorted(said.items(), key=lambda item: (-item[1], item[0]))
-    return [
-        operator_pb2.StatusRemark(text=text, workers=count) for text, count in ordered[:STATUS_REMARKS_MAX]
-    ]
 
 
 def _limit(

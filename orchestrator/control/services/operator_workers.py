@@ -9,7 +9,7 @@ import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from orchestrator.adapters.authority import AuthorityError
-from orchestrator.api.v1 import common_pb2, operator_pb2, operator_pb2_grpc
+from orchestrator.api.v1 import authority_pb2, common_pb2, operator_pb2, operator_pb2_grpc
 from orchestrator.control.authority import behind_of
 from orchestrator.control.inventory_wire import CLASSES
 from orchestrator.control.services import views
@@ -17,9 +17,9 @@ from orchestrator.control.services.workers import UNMEASURED, Sample
 from orchestrator.control.words import word
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
-from orchestrator.core.fleet import ClassOverride, LeasePolicy, Liveness, Reconcile, Worker
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import DeviceId, WorkerId
+from orchestrator.core.supply.fleet import ClassOverride, LeasePolicy, Liveness, Reconcile, Worker
+from orchestrator.core.supply.holds import HoldKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -187,30 +187,30 @@ class WorkerActions(operator_pb2_grpc.OperatorServiceServicer):
     # ------------------------------------------------------------ the authority
 
     async def GetAuthority(  # noqa: N802 -- the proto's name
-        self, _request: operator_pb2.GetAuthorityRequest, _context: Context
-    ) -> operator_pb2.GetAuthorityResponse:
+        self, _request: authority_pb2.GetAuthorityRequest, _context: Context
+    ) -> authority_pb2.GetAuthorityResponse:
         """What is trusted, and who has yet to follow."""
         authority = self._authority
-        return operator_pb2.GetAuthorityResponse(
+        return authority_pb2.GetAuthorityResponse(
             authorities=self._authorities(),
             trust_bundle=authority.trust_bundle(),
             workers_behind=len(await self._behind(authority.generation)),
         )
 
     async def RotateAuthority(  # noqa: N802 -- the proto's name
-        self, _request: operator_pb2.RotateAuthorityRequest, _context: Context
-    ) -> operator_pb2.RotateAuthorityResponse:
+        self, _request: authority_pb2.RotateAuthorityRequest, _context: Context
+    ) -> authority_pb2.RotateAuthorityResponse:
         """A new authority, and every connected worker asked to take a certificate of it."""
         async with self._changing:
             now_ms = self._loop.now().wall_ms
             await self._change_authority(lambda: self._authority.rotate(now_ms))
             log.info("authority_rotated", generation=self._authority.generation)
             self._sessions.tell_all()
-        return operator_pb2.RotateAuthorityResponse(authorities=self._authorities())
+        return authority_pb2.RotateAuthorityResponse(authorities=self._authorities())
 
     async def RetireAuthority(  # noqa: N802 -- the proto's name
-        self, request: operator_pb2.RetireAuthorityRequest, _context: Context
-    ) -> operator_pb2.RetireAuthorityResponse:
+        self, request: authority_pb2.RetireAuthorityRequest, _context: Context
+    ) -> authority_pb2.RetireAuthorityResponse:
         """The end of trust in the older ones; refused while workers have no certificate of the newest."""
         async with self._changing:
             generation = self._authority.generation
@@ -220,7 +220,7 @@ class WorkerActions(operator_pb2_grpc.OperatorServiceServicer):
             await self._change_authority(self._authority.retire)
             log.info("authority_retired", generation=generation, workers_behind=len(behind))
             self._sessions.end_behind(generation)
-        return operator_pb2.RetireAuthorityResponse(authorities=self._authorities())
+        return authority_pb2.RetireAuthorityResponse(authorities=self._authorities())
 
     async def _change_authority(self, change: Callable[[], None]) -> None:
         """Keys are made and written through to the disk: everybody else goes on meanwhile."""
@@ -247,9 +247,9 @@ class WorkerActions(operator_pb2_grpc.OperatorServiceServicer):
             " come. With --force the connected ones are cut off, and each of them has to recover, which is counted"
         )
 
-    def _authorities(self) -> list[operator_pb2.Authority]:
+    def _authorities(self) -> list[authority_pb2.Authority]:
         return [
-            operator_pb2.Authority(
+            authority_pb2.Authority(
                 generation=one.number, pin=one.pin, not_after=Timestamp(seconds=one.not_after_ms // 1000)
             )
             for one in self._authority.generations
@@ -270,7 +270,7 @@ class WorkerActions(operator_pb2_grpc.OperatorServiceServicer):
             state,
             worker,
             state.time_ms(self._loop.now()),
-            connected=worker.worker_id in self._sessions.connected,
+            connected=self._sessions.is_connected(worker.worker_id),
             cpu_utilization_ratio=sample.cpu_utilization_ratio,
             memory_used_bytes=sample.memory_used_bytes,
         )

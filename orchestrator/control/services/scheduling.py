@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from orchestrator.api.v1 import jobs_pb2, scheduling_pb2
 from orchestrator.control.services.views import STATUS_NUMBERS
 from orchestrator.control.wire import timestamp
-from orchestrator.core.catalogue import nearest
 from orchestrator.core.errors import NAME_CHARACTERS_MAX, invalid
-from orchestrator.core.pricing import Currency
+from orchestrator.core.market.pricing import Currency
+from orchestrator.core.supply.catalogue import nearest
 
 if TYPE_CHECKING:
-    from orchestrator.core.explanations import Explanation, Placed, Wait
-    from orchestrator.core.jobs import Job
-    from orchestrator.core.pricing import Quote
+    from orchestrator.core.jobs import Job, RunnerUp
+    from orchestrator.core.market.pricing import Quote
+    from orchestrator.core.queries.explain import Explanation, Placed, Wait
 
 
 def currency_of(text: str) -> Currency:
@@ -75,6 +75,19 @@ def _placement(placed: Placed) -> scheduling_pb2.JobPlacement:
         diameter_us=placed.diameter_us,
         devices=placed.devices,
         microcredits_per_hour=placed.microcredits_per_hour,
+        predicted_diameter_us=placed.chosen.diameter_us,
+        pairs=placed.chosen.pairs,
+        pairs_measured=placed.chosen.pairs_measured,
+        runner_up=None if placed.chosen.runner_up is None else _runner_up(placed.chosen.runner_up),
+    )
+
+
+def _runner_up(one: RunnerUp) -> scheduling_pb2.RunnerUp:
+    return scheduling_pb2.RunnerUp(
+        machines=one.machines,
+        microcredits_per_hour=one.microcredits_per_hour,
+        diameter_us=one.diameter_us,
+        lost_by=one.lost_by,
     )
 
 

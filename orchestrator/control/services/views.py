@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.api.v1 import jobs_pb2, operator_pb2
+from orchestrator.api.v1 import delivery_pb2, jobs_pb2, operator_pb2
 from orchestrator.control.inventory_wire import CLASS_NUMBERS, inventory_to
 from orchestrator.control.standing_wire import standing_to
 from orchestrator.control.wire import path_to, timestamp
 from orchestrator.core.decisions.fleet import recoveries_at
-from orchestrator.core.explanations import measured_words
-from orchestrator.core.fleet import TokenRole
-from orchestrator.core.hardware import worker_evidence_class
+from orchestrator.core.decisions.limits import limit_at_ms
 from orchestrator.core.ids import WorkerId, attempt_id_of
 from orchestrator.core.jobs import JobStatus
-from orchestrator.core.reliability import THOUSAND
+from orchestrator.core.queries.certificate import delivered_words
+from orchestrator.core.queries.explain import chosen_words
+from orchestrator.core.supply.fleet import TokenRole
+from orchestrator.core.supply.hardware import worker_evidence_class
+from orchestrator.core.supply.reliability import THOUSAND
 from orchestrator.receipts import bundle, ids
 
 if TYPE_CHECKING:
@@ -22,12 +24,13 @@ if TYPE_CHECKING:
 
     from orchestrator.control.paths import PathKnown
     from orchestrator.core.clusters import Cluster, Member, PathSeen
-    from orchestrator.core.fleet import LeasePolicy, Token, Worker
     from orchestrator.core.jobs import Attempt, Job
     from orchestrator.core.metering import Receipt
+    from orchestrator.core.queries.certificate import RankDelivered
+    from orchestrator.core.queries.tenant_standing import TenantStanding
     from orchestrator.core.state import State
-    from orchestrator.core.tenant_standing import TenantStanding
-    from orchestrator.core.tenants import Tenant
+    from orchestrator.core.supply.fleet import LeasePolicy, Token, Worker
+    from orchestrator.core.tenancy.tenants import Tenant
 
 ROLES = {
     operator_pb2.TOKEN_ROLE_OPERATOR: TokenRole.OPERATOR,
@@ -69,6 +72,8 @@ def tenant_standing_message(tenant: Tenant, found: TenantStanding) -> operator_p
         month=str(found.use.month),
         gpu_ms_used=found.use.gpu_ms_used,
         microcredits_spent=found.use.microcredits_spent,
+        microcredits_committed=found.use.microcredits_committed,
+        gpu_ms_committed=found.use.gpu_ms_committed,
         share_ppm=found.share_ppm,
         lately_ppm=found.lately_ppm,
         fair_ppm=found.fair_ppm,
@@ -181,6 +186,25 @@ def path_message(path: PathSeen) -> operator_pb2.ClusterPath:
     return operator_pb2.ClusterPath(member_id=path.from_id, measured=path_to(path))
 
 
+def rank_message(rank: RankDelivered) -> delivery_pb2.RankDelivered:
+    """A line of a delivery certificate; what was not measured stays unset."""
+    return delivery_pb2.RankDelivered(
+        rank=rank.rank,
+        member_id=rank.member_id,
+        worker_name=rank.worker_name,
+        devices=[
+            delivery_pb2.DeliveredDevice(uuid=one.uuid, model=one.model, simulated=one.simulated)
+            for one in rank.devices
+        ],
+        evidence_class=rank.evidence.value,
+        rtt_us=rank.rtt_us,
+        bandwidth_bits_per_s=rank.bits_per_s,
+        head_rtt_us=rank.head_rtt_us,
+        head_bandwidth_bits_per_s=rank.head_bits_per_s,
+        bus_bits_per_s=rank.bus_bits_per_s,
+    )
+
+
 def job_message(state: State, job: Job) -> jobs_pb2.Job:
     """A job with every attempt and its members."""
     tries = (state.attempts.get(attempt_id_of(job.job_id, n)) for n in range(1, job.attempts + 1))
@@ -195,6 +219,8 @@ def job_message(state: State, job: Job) -> jobs_pb2.Job:
         started_at=timestamp(job.started_at_ms),
         ended_at=timestamp(job.ended_at_ms),
         attempts=[_attempt(state, attempt) for attempt in tries if attempt is not None],
+        time_limit_ms=job.request.time_limit_ms,
+        time_limit_at=timestamp(limit_at_ms(state, job)),
     )
 
 
@@ -206,7 +232,11 @@ def _attempt(state: State, attempt: Attempt) -> jobs_pb2.Attempt:
         cluster_id=attempt.cluster_id,
         phase=attempt.phase.value,
         message=attempt.message,
-        explanation=(*attempt.explanation, *measured_words(state, cluster)),
+        explanation=(
+            *attempt.explanation,
+            *chosen_words(attempt.chosen),
+            *delivered_words(state, cluster),
+        ),
         members=[_attempt_member(state, member) for member in state.cluster_members(cluster)],
         log_bytes=attempt.log_bytes,
     )

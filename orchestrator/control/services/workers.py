@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.adapters.packages import PackageStore
     from orchestrator.control.logs import Logs
     from orchestrator.control.loop import Loop
+    from orchestrator.control.scrapes import Scrapes
     from orchestrator.control.sessions import Sessions
     from orchestrator.core.state import State
 
@@ -38,6 +39,12 @@ TAKEN_S = 30.0
 
 DEVICE_SAMPLES_MAX = 64
 """As many as a worker may have devices."""
+
+TUNNELS_PER_MEMBER_MAX = 512
+"""In a cluster of 256 at most; as many again for those that were replaced."""
+
+TUNNELS_MAX = 64 * TUNNELS_PER_MEMBER_MAX
+"""Of a worker with a member for each of 64 devices."""
 
 SAMPLE_BYTES_MAX = 64 * 1024
 """The newest of every worker stays in memory; one device takes about 200 bytes."""
@@ -147,12 +154,16 @@ class LogsServicer(logs_pb2_grpc.LogsServiceServicer):
             )
 
 
+NO_TUNNELS = telemetry_pb2.TunnelCounts()
+
+
 class Sample(NamedTuple):
     """The newest measurement of a worker."""
 
     cpu_utilization_ratio: float
     memory_used_bytes: int
     devices: tuple[telemetry_pb2.DeviceSample, ...] = ()
+    tunnels: telemetry_pb2.TunnelCounts = NO_TUNNELS
 
 
 UNMEASURED = Sample(0.0, 0)
@@ -162,21 +173,21 @@ UNMEASURED = Sample(0.0, 0)
 class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
     """Keeps the newest sample of each worker in memory: measurements are never stored."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, scrapes: Scrapes) -> None:
         self._access = access
+        self._scrapes = scrapes
         self.newest: dict[WorkerId, Sample] = {}
+
+    async def AnswerScrape(  # noqa: N802 -- the proto's name
+        self, request_iterator: AsyncIterator[telemetry_pb2.AnswerScrapeRequest], context: Context
+    ) -> telemetry_pb2.AnswerScrapeResponse:
+        """Only what this worker was asked for."""
+        await self._scrapes.take(self._access.worker(context), request_iterator)
+        return telemetry_pb2.AnswerScrapeResponse()
 
     def forget(self, worker_id: WorkerId) -> None:
         """Of a worker without a session nobody knows what its devices do."""
         self.newest.pop(worker_id, None)
-
-    def devices_of(self, workers: frozenset[WorkerId]) -> dict[tuple[str, str], dict[str, float]]:
-        """The newest measurements by (worker, device): what an absent worker's devices do nobody knows."""
-        return {
-            (worker_id, device.device_id): _measured(device)
-            for worker_id in workers
-            for device in self.newest.get(worker_id, UNMEASURED).devices
-        }
 
     async def Report(  # noqa: N802 -- the proto's name
         self, request_iterator: AsyncIterator[telemetry_pb2.ReportRequest], context: Context
@@ -191,26 +202,17 @@ class TelemetryServicer(telemetry_pb2_grpc.TelemetryServiceServicer):
                 raise invalid("devices", f"a sample has at most {SAMPLE_BYTES_MAX} bytes")
             if len(sample.devices) > DEVICE_SAMPLES_MAX:
                 raise invalid("devices", f"devices has more than {DEVICE_SAMPLES_MAX} samples")
+            tunnels = sample.tunnels
+            if tunnels.direct + tunnels.relayed + tunnels.bridged > TUNNELS_MAX:
+                raise invalid("tunnels", f"one worker has at most {TUNNELS_MAX} tunnels")
             # Again, because the session may have ended meanwhile: what comes after that is nobody's.
             if not self._access.connected(worker_id):
                 raise RefusedError(RefusalCode.UNAUTHENTICATED, "the session has ended; open another one")
             self.newest[worker_id] = Sample(
-                sample.cpu_utilization_ratio, sample.memory_used_bytes, tuple(sample.devices)
+                sample.cpu_utilization_ratio,
+                sample.memory_used_bytes,
+                tuple(sample.devices),
+                tunnels if sample.HasField("tunnels") else NO_TUNNELS,
             )
             samples += 1
         return telemetry_pb2.ReportResponse(samples=samples)
-
-
-def _measured(device: telemetry_pb2.DeviceSample) -> dict[str, float]:
-    """A device's measurements by their names; what it does not count is left out."""
-    values: dict[str, float] = {
-        "utilization_ratio": device.utilization_ratio,
-        "memory_used_bytes": device.memory_used_bytes,
-        "power_watts": device.power_watts,
-        "temperature_celsius": device.temperature_celsius,
-        "last_xid": device.last_xid,
-        "throttled": bool(device.throttle_reasons),
-    }
-    if device.HasField("ecc_uncorrected"):
-        values["ecc_uncorrected"] = device.ecc_uncorrected
-    return values

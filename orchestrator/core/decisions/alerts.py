@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 from orchestrator.core import messages as m
 from orchestrator.core.alerts import Alert, AlertKind
 from orchestrator.core.decisions.fleet import find_worker, recoveries_left
-from orchestrator.core.fleet import Liveness
-from orchestrator.core.holds import HoldKind
+from orchestrator.core.supply.fleet import Liveness
+from orchestrator.core.supply.holds import HoldKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from orchestrator.core.fleet import Worker
     from orchestrator.core.ids import WorkerId
     from orchestrator.core.state import State
+    from orchestrator.core.supply.fleet import Worker
 
 ALERTED = {
     HoldKind.OPERATOR: AlertKind.CORDONED,

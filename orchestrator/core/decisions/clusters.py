@@ -19,9 +19,11 @@ from orchestrator.core.clusters import (
     head_of,
     missing_nodes,
 )
-from orchestrator.core.fleet import Liveness
+from orchestrator.core.delivery import Asked, bearing, is_owed, shortcoming, ways
 from orchestrator.core.formation import Formation, bus_speaker, is_bus_of
+from orchestrator.core.ids import member_id_of
 from orchestrator.core.jobs import AttemptPhase, Outcome
+from orchestrator.core.supply.fleet import Liveness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,7 +77,7 @@ def _progress(state: State, member: Member, report: m.ObservedMember) -> Iterato
             yield m.MemberUp(member.member_id, report.address)
 
 
-def observe_cluster(state: State, report: m.ObservedMember) -> Iterator[m.Event]:
+def observe_cluster(state: State, report: m.ObservedMember, at_ms: int) -> Iterator[m.Event]:
     """What an agent says of the whole cluster: its nodes, from beside the head, and how its members reach each other."""
     member = state.members.get(report.member_id)
     if member is None or member.phase not in WANTED:
@@ -84,7 +86,7 @@ def observe_cluster(state: State, report: m.ObservedMember) -> Iterator[m.Event]
     is_head = head_of([member]) is not None
     if cluster.phase is ClusterPhase.JOINING:
         # Also by a bare member's word, which adds nothing but that it is up: it says so after the head has listed it.
-        yield from _observe_joining(state, cluster, member, report, is_head=is_head)
+        yield from _observe_joining(state, cluster, member, report, at_ms, is_head=is_head)
     elif cluster.phase is ClusterPhase.READY:
         if cluster.bus is None and report.bus is not None:
             yield from _observe_bus(state, cluster, member, report.bus)
@@ -93,7 +95,7 @@ def observe_cluster(state: State, report: m.ObservedMember) -> Iterator[m.Event]
 
 
 def _observe_joining(
-    state: State, cluster: Cluster, member: Member, report: m.ObservedMember, *, is_head: bool
+    state: State, cluster: Cluster, member: Member, report: m.ObservedMember, at_ms: int, *, is_head: bool
 ) -> Iterator[m.Event]:
     """Note what is said; READY once all of it is there, whoever said the last of it."""
     formation = state.formations.setdefault(cluster.cluster_id, Formation())
@@ -101,21 +103,43 @@ def _observe_joining(
         formation.nodes = {node.member_id: node for node in report.nodes}
     formation.paths[member.member_id] = report.paths
     formation.buses[member.member_id] = report.bus
+    yield from _deliver(state, cluster, formation, at_ms)
+
+
+def _deliver(state: State, cluster: Cluster, formation: Formation, at_ms: int) -> Iterator[m.Event]:
+    """READY if the cluster is whole and is what its job asked for; else the member that most speaks against is replaced.
+
+    Judged when all that was asked is measured, or given up: who is to blame shows in the ways to all others.
+    """
     members = state.cluster_members(cluster)
-    if cluster.vacancies or any(one.phase is not MemberPhase.UP for one in members):
+    up = not cluster.vacancies and all(one.phase is MemberPhase.UP for one in members)
+    if not up or not formation.is_whole(members):
+        formation.whole_since_ms = None
         return
-    if formation.is_whole(members):
-        job = state.job_of(cluster)
-        bound_ms = 0 if job is None else job.request.requirements.max_rtt_ms
-        farthest = formation.farthest(members, bound_ms)
-        if farthest is not None:
-            far, path = farthest
-            reason = f"{path.rtt_median_us / 1_000:g} ms from another member, {bound_ms} ms were asked for"
-            yield fail_member(state, far, reason)
-            return
-        nodes = tuple(formation.nodes[one.member_id] for one in members)
-        paths, bus = formation.paths_between(members), formation.bus_of(members)
-        yield m.ClusterReady(cluster.cluster_id, nodes, paths, bus)
+    if formation.whole_since_ms is None:
+        formation.whole_since_ms = at_ms
+    waited_ms = at_ms - formation.whole_since_ms
+    given_up = waited_ms > state.policies.clusters.measure_deadline_ms
+    job = state.job_of(cluster)
+    asked = Asked() if job is None else Asked.by(job.request.requirements)
+    able = bearing(members)
+    if not given_up and is_owed(formation, able, asked):
+        return
+    paths = formation.paths_between(members)
+    found = ways([one.member_id for one in able], paths)
+    if not given_up and any(way.is_unknown(asked) for way in found):
+        return
+    for way in found if asked.min_bandwidth_mbps else ():
+        if way.bits_per_s is not None:
+            one, other = (state.members[end].worker_id for end in sorted(way.ends))
+            state.bandwidth.observe(one, other, way.bits_per_s, at_ms)
+    short = shortcoming(formation, members, asked, waited_ms if given_up else None)
+    if short is not None:
+        formation.short.extend(short.ways)
+        yield fail_member(state, short.member, short.reason)
+        return
+    nodes = tuple(formation.nodes[one.member_id] for one in members)
+    yield m.ClusterReady(cluster.cluster_id, nodes, paths, formation.bus_of(members))
 
 
 def _observe_bus(state: State, cluster: Cluster, member: Member, bus: BusSeen) -> Iterator[m.Event]:
@@ -184,7 +208,8 @@ def after_member_failed(state: State, event: m.MemberFailed) -> Iterator[m.Event
         how = "failed" if member.notice is None else "went as announced"
         yield m.ClusterClosing(cluster.cluster_id, f"{member.role} on {name} {how}: {event.reason}")
     elif cluster.generation > state.policies.clusters.replacements_max:
-        yield m.ClusterClosing(cluster.cluster_id, f"too many members failed to start, the last on {name}")
+        reason = f"too many members failed to start, the last on {name}: {event.reason}"
+        yield m.ClusterClosing(cluster.cluster_id, reason)
 
 
 def after_closing(state: State, cluster_id: ClusterId) -> Iterator[m.Event]:
@@ -266,6 +291,9 @@ def tick_clusters(state: State, at_ms: int) -> Iterator[m.Event]:
                 yield m.ClusterClosing(
                     cluster_id, f"not formed: still {_stuck(state, cluster)} after {age_ms} ms"
                 )
+            elif cluster.phase is ClusterPhase.JOINING and cluster_id in state.formations:
+                # What nobody measures is missed by nobody but the clock.
+                yield from _deliver(state, cluster, state.formations[cluster_id], at_ms)
         elif cluster.phase is ClusterPhase.READY:
             yield from _tick_ready(state, cluster, at_ms)
         elif cluster.phase is ClusterPhase.CLOSING and age_ms > policy.log_deadline_ms:
@@ -296,7 +324,11 @@ def _provisions(state: State, cluster: Cluster) -> bool:
 
 def _stuck(state: State, cluster: Cluster) -> str:
     if cluster.vacancies:
-        return f"short of {len(cluster.vacancies)} member(s)"
+        missing = cluster.vacancies[0].failed_worker_id
+        ids = (member_id_of(cluster.cluster_id, number) for number in reversed(range(cluster.next_ordinal)))
+        gone = next(one for one in map(state.members.__getitem__, ids) if one.worker_id == missing)
+        failed = f"{state.workers[missing].name} failed: {gone.reason}"
+        return f"short of {len(cluster.vacancies)} member(s), as {failed}"
     members = state.cluster_members(cluster)
     late = [
         f"{state.workers[member.worker_id].name} {member.phase}"
@@ -309,5 +341,10 @@ def _stuck(state: State, cluster: Cluster) -> str:
             f"{state.workers[member.worker_id].name} does not reach the head over the overlay"
             for member in formation.unreached(members)
             if member.phase is MemberPhase.UP
+        ]
+        late += [
+            f"{state.workers[state.members[member_id].worker_id].name} is gone and still listed by the head"
+            for member_id in formation.lingering(members)
+            if member_id in state.members
         ]
     return f"{cluster.phase} ({', '.join(late) or 'nodes not listed by the head'})"

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import Liveness
-from orchestrator.core.holds import Hold, HoldKind
+from orchestrator.core.supply.fleet import Liveness
+from orchestrator.core.supply.holds import Hold, HoldKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator.core.claims import Rival
-    from orchestrator.core.fleet import Worker
     from orchestrator.core.state import State
+    from orchestrator.core.supply.claims import Rival
+    from orchestrator.core.supply.fleet import Worker
 
 
 def settle_claims(state: State, at_ms: int) -> Iterator[m.Event]:

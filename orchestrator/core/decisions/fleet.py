@@ -7,20 +7,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
-from orchestrator.core.catalogue import CPU_MODEL, GIB, MODELS, nearest
-from orchestrator.core.claims import name_of
 from orchestrator.core.decisions.devices import retold
 from orchestrator.core.decisions.hosts import Hosts
 from orchestrator.core.decisions.newcomers import join_stranger
 from orchestrator.core.decisions.operators import authenticate, check_name
 from orchestrator.core.decisions.terms import check_terms
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid, not_found
-from orchestrator.core.fleet import NEBULA, FleetPolicy, Inventory, Liveness, Token, TokenRole, Worker
-from orchestrator.core.hardware import check_device_count, evidence_fault, hardware_changes, misfit
-from orchestrator.core.holds import Hold, HoldKind
 from orchestrator.core.ids import SupplierId
-from orchestrator.core.reliability import THOUSAND, decayed
-from orchestrator.core.versions import is_outdated, upgrade_notice
+from orchestrator.core.supply.catalogue import CPU_MODEL, GIB, MODELS, nearest
+from orchestrator.core.supply.claims import name_of
+from orchestrator.core.supply.fleet import NEBULA, FleetPolicy, Inventory, Liveness, Token, TokenRole, Worker
+from orchestrator.core.supply.hardware import check_device_count, evidence_fault, hardware_changes, misfit
+from orchestrator.core.supply.holds import Hold, HoldKind
+from orchestrator.core.supply.reliability import THOUSAND, decayed
+from orchestrator.core.supply.versions import is_outdated, upgrade_notice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,16 +12,16 @@ from orchestrator.core.decisions.fleet import find_worker
 from orchestrator.core.decisions.leaving import close_idle
 from orchestrator.core.decisions.metering import end_leases_of_mistrusted
 from orchestrator.core.errors import not_found
-from orchestrator.core.fleet import Liveness
-from orchestrator.core.holds import MISTRUSTED, DeviceHold, Hold, HoldKind
-from orchestrator.core.terms import MINUTE_MS, MONDAY_MS, WEEK_MINUTES, WEEK_MS, Terms
+from orchestrator.core.supply.fleet import Liveness
+from orchestrator.core.supply.holds import MISTRUSTED, DeviceHold, Hold, HoldKind
+from orchestrator.core.supply.terms import MINUTE_MS, MONDAY_MS, WEEK_MINUTES, WEEK_MS, Terms
 from orchestrator.core.watched import NEVER_MS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator.core.fleet import Worker
     from orchestrator.core.state import State
+    from orchestrator.core.supply.fleet import Worker
 
 WANTED_BACK = frozenset({HoldKind.RECLAIMED, HoldKind.BUSY})
 """Holds by which an owner wants his devices, not only nothing new on them."""

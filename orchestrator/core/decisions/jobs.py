@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase
 from orchestrator.core.decisions.leaving import noticed_in
+from orchestrator.core.decisions.limits import reached
+from orchestrator.core.decisions.reservations import reserved
 from orchestrator.core.errors import RefusalCode, RefusedError, not_found
 from orchestrator.core.jobs import Attempt, AttemptPhase, Job, JobStatus, Outcome
+from orchestrator.core.preemption import gives_way
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +39,7 @@ def submit_job(state: State, command: m.SubmitJob, at_ms: int) -> m.Decision:
         tenant_id=command.tenant_id,
         submission_id=command.submission_id,
         request_sha256=command.request_sha256,
-        request=command.request,
+        request=reserved(state, command),
         status=JobStatus.PENDING,
         message="Queued.",
         submitted_at_ms=at_ms,
@@ -99,6 +102,8 @@ def observe_attempt(state: State, report: m.ObservedAttempt, cluster_id: str) ->
         outcome, message = report.outcome, report.message
         if outcome is Outcome.FAILED and _told_to_go(state, attempt):
             outcome, message = Outcome.GROUND, f"ended under notice: {message}"
+        if outcome is Outcome.STOPPED and attempt.timed_out and not state.jobs[attempt.job_id].stop_requested:
+            outcome, message = Outcome.FAILED, _cut_short(state, attempt)
         yield m.AttemptEnded(attempt.attempt_id, outcome, message, report.driver_exit_code)
 
 
@@ -106,6 +111,12 @@ def _told_to_go(state: State, attempt: Attempt) -> bool:
     """Whether a driver that ends now may have done as it was asked: write its checkpoint and go."""
     stopped = state.jobs[attempt.job_id].stop_requested
     return not stopped and bool(noticed_in(state, state.clusters[attempt.cluster_id]))
+
+
+def _cut_short(state: State, attempt: Attempt) -> str:
+    """What is said of a job that came to its time limit."""
+    limit_ms = state.jobs[attempt.job_id].request.time_limit_ms
+    return f"The job {reached(limit_ms)} and was stopped; a longer limit, or none, lets it run on."
 
 
 def _driver_ran(report: m.ObservedAttempt) -> bool:
@@ -144,9 +155,13 @@ def after_attempt_ended(state: State, event: m.AttemptEnded, at_ms: int) -> Iter
     if job.stop_requested:
         yield m.JobEnded(job.job_id, JobStatus.STOPPED, "Job was intentionally stopped.", None)
         return
+    if attempt.timed_out:
+        yield m.JobEnded(job.job_id, JobStatus.FAILED, _cut_short(state, attempt), None)
+        return
     policy = state.policies.jobs
     started = attempt.started_at_ms is not None
-    noticed = bool(noticed_in(state, state.clusters[attempt.cluster_id]))
+    preempted = gives_way(job, attempt)
+    noticed = preempted or bool(noticed_in(state, state.clusters[attempt.cluster_id]))
     failures = 0 if started else job.formation_failures + (not noticed)
     excused = noticed and job.preemptions < policy.preemptions_max
     if started and not excused and job.starts - job.preemptions >= job.request.max_attempts:
@@ -160,7 +175,9 @@ def after_attempt_ended(state: State, event: m.AttemptEnded, at_ms: int) -> Iter
         pause_ms = 0 if noticed or job.job_id in state.spares else policy.backoff_ms(failures)
         yield m.JobRequeued(
             job.job_id,
-            f"trying again: {event.message}",
+            f"queued again: it gave way {job.gave_way[-1].to}"
+            if preempted
+            else f"trying again: {event.message}",
             at_ms + pause_ms,
             _failed_workers(state, attempt.attempt_id),
             failures,

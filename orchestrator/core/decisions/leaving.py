@@ -12,7 +12,7 @@ from orchestrator.core import messages as m
 from orchestrator.core.clusters import FORMING, WANTED, Cluster, ClusterPhase, Member, MemberNotice
 from orchestrator.core.decisions.clusters import fail_member
 from orchestrator.core.decisions.fleet import find_worker
-from orchestrator.core.holds import Hold
+from orchestrator.core.supply.holds import Hold
 from orchestrator.core.watched import NEVER_MS
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def close_idle(state: State, worker_id: WorkerId, reason: str) -> Iterator[m.Eve
 
 def _closing(state: State, cluster: Cluster, member: Member) -> m.Event:
     reason = member.notice.reason if member.notice is not None else member.reason
+    if member.notice is not None and member.notice.preempts:
+        return m.ClusterClosing(cluster.cluster_id, f"its job {reason}")
     return m.ClusterClosing(cluster.cluster_id, f"{state.workers[member.worker_id].name} goes: {reason}")
 
 

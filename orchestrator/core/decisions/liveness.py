@@ -9,18 +9,18 @@ from orchestrator.core.clusters import WANTED, ClusterPhase
 from orchestrator.core.decisions.fleet import find_worker
 from orchestrator.core.decisions.leaving import leaving_in
 from orchestrator.core.errors import RefusalCode, RefusedError, invalid
-from orchestrator.core.fleet import Liveness, Reconcile
-from orchestrator.core.holds import Hold, HoldKind
-from orchestrator.core.liveness import LEASE_BEATS_MIN, LEASE_MAX_MS
-from orchestrator.core.reliability import Flaps, flapped
+from orchestrator.core.supply.fleet import Liveness, Reconcile
+from orchestrator.core.supply.holds import Hold, HoldKind
+from orchestrator.core.supply.liveness import LEASE_BEATS_MIN, LEASE_MAX_MS
+from orchestrator.core.supply.reliability import Flaps, flapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from orchestrator.core.clusters import Cluster
-    from orchestrator.core.fleet import LeasePolicy, Worker
     from orchestrator.core.ids import JobId, Now, WorkerId
     from orchestrator.core.state import State
+    from orchestrator.core.supply.fleet import LeasePolicy, Worker
 
 FLAP_DOUBLINGS_MAX = 32
 """More would only make a large number that the longest back-off cuts anyway."""

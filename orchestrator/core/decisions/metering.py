@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
 from orchestrator.core.errors import not_found
-from orchestrator.core.hardware import worker_evidence_class
 from orchestrator.core.ids import Fence, lease_id_of, receipt_id_of
 from orchestrator.core.metering import (
     EPOCH_MS,
@@ -20,6 +19,7 @@ from orchestrator.core.metering import (
     covering,
     sealable,
 )
+from orchestrator.core.supply.hardware import worker_evidence_class
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +63,7 @@ def after_attempt_started(state: State, attempt_id: AttemptId, at_ms: int) -> It
             settled=False,
             disputed_ms=0,
             evidence_class=worker_evidence_class(devices).value.upper(),
+            microcredits_per_hour=member.microcredits_per_hour,
         )
         yield m.LeaseStarted(lease)
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import Supplier
-from orchestrator.core.hardware import worker_evidence_class
-from orchestrator.core.holds import Hold, HoldKind
-from orchestrator.core.newcomers import shows_enough
+from orchestrator.core.supply.fleet import Supplier
+from orchestrator.core.supply.hardware import worker_evidence_class
+from orchestrator.core.supply.holds import Hold, HoldKind
+from orchestrator.core.supply.newcomers import shows_enough
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator.core.fleet import FleetPolicy, Worker
     from orchestrator.core.ids import WorkerId
     from orchestrator.core.state import State
+    from orchestrator.core.supply.fleet import FleetPolicy, Worker
 
 
 def join_stranger(state: State, command: m.JoinWorker, worker: Worker, at_ms: int) -> m.Decision:

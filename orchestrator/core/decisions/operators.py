@@ -8,19 +8,22 @@ from itertools import islice
 from typing import TYPE_CHECKING, assert_never
 
 from orchestrator.core import messages as m
-from orchestrator.core.catalogue import nearest
 from orchestrator.core.errors import NAME_CHARACTERS_MAX, RefusalCode, RefusedError, invalid, not_found
-from orchestrator.core.fairness import check_weight
-from orchestrator.core.fleet import Supplier, Token, TokenRole
 from orchestrator.core.ids import TenantId
-from orchestrator.core.quotas import check_quota
-from orchestrator.core.tenants import Tenant
+from orchestrator.core.supply.catalogue import nearest
+from orchestrator.core.supply.fleet import Supplier, Token, TokenRole
+from orchestrator.core.tenancy.fairness import check_weight
+from orchestrator.core.tenancy.quotas import check_quota
+from orchestrator.core.tenancy.tenants import Tenant
 
 if TYPE_CHECKING:
     from orchestrator.core.state import State
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,62}")
 """Names stand in tables, labels and file names: printable, short, no surprise."""
+
+ADMIN_FILE_SUBJECT = "admin file"
+"""Of the token that stands in the operator's own file, so that the one before it is known."""
 
 TOKEN_TTL_MS_MAX = 366 * 24 * 3_600_000
 """A token nobody remembers giving out must end by itself."""
@@ -103,6 +106,46 @@ def create_token(state: State, command: m.CreateToken, at_ms: int) -> m.Decision
     return m.Decision((*events, m.TokenCreated(token)), token.token_id)
 
 
+def keep_admin_token(state: State, command: m.KeepAdminToken, at_ms: int) -> m.Decision:
+    """One secret at a time is that of the operator's own file; its id. Repeating it changes nothing."""
+    known = state.token_by_hash.get(command.secret_sha256)
+    events: list[m.Event] = []
+    if known is None:
+        kept = command.token_id
+        expires_at_ms = at_ms + command.ttl_ms
+        events.append(
+            m.TokenCreated(
+                Token(
+                    kept,
+                    TokenRole.OPERATOR,
+                    ADMIN_FILE_SUBJECT,
+                    command.secret_sha256,
+                    at_ms,
+                    expires_at_ms,
+                    used=False,
+                    revoked=False,
+                )
+            )
+        )
+    else:
+        kept, token = known.token_id, state.tokens[known.token_id]
+        standing = token.state_at(at_ms)
+        if token.role is not TokenRole.OPERATOR or standing != "live":
+            said = f"is {standing}" if standing != "live" else f"is a {token.role.value}'s"
+            raise RefusedError(
+                RefusalCode.CONFLICT, f"the token in the operator's file {said}; put a new one there"
+            )
+        if token.subject_id != ADMIN_FILE_SUBJECT:
+            # Made by hand, or by an earlier version: it ends when the file holds another, whoever serves then.
+            events.append(m.TokenCreated(replace(token, subject_id=ADMIN_FILE_SUBJECT)))
+    events.extend(
+        m.TokenRevoked(one.token_id)
+        for one in state.tokens.values()
+        if one.token_id != kept and one.state_at(at_ms) == "live" and one.subject_id == ADMIN_FILE_SUBJECT
+    )
+    return m.Decision(tuple(events), kept)
+
+
 def find_tenant(state: State, name: str) -> Tenant:
     """A tenant by id or name; the refusal names the nearest, as only operators name tenants."""
     by_id = state.tenants.get(TenantId(name))
@@ -134,10 +177,12 @@ def authenticate(state: State, secret_sha256: str, at_ms: int) -> Token:
     token = state.token_by_hash.get(secret_sha256)
     if token is None:
         raise RefusedError(
-            RefusalCode.FORBIDDEN, "this token is not known here; ask the operator for a new one"
+            RefusalCode.UNAUTHENTICATED, "this token is not known here; ask the operator for a new one"
         )
     token = state.tokens[token.token_id]
     standing = token.state_at(at_ms)
     if standing != "live":
-        raise RefusedError(RefusalCode.FORBIDDEN, f"this token is {standing}; ask the operator for a new one")
+        raise RefusedError(
+            RefusalCode.UNAUTHENTICATED, f"this token is {standing}; ask the operator for a new one"
+        )
     return token

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
 from orchestrator.core.clusters import FORMING, Cluster, ClusterPhase, Member, MemberPhase, MemberRole
+from orchestrator.core.decisions import preempting
 from orchestrator.core.decisions.hosts import Hosts
 from orchestrator.core.decisions.spares import wants_spare
 from orchestrator.core.errors import RefusalCode, RefusedError
-from orchestrator.core.fleet import OVERLAY, DeviceKind
-from orchestrator.core.hardware import worker_evidence_class
 from orchestrator.core.ids import attempt_id_of, member_id_of
-from orchestrator.core.jobs import Attempt, AttemptPhase, JobStatus, Outcome
-from orchestrator.core.tenants import held_by
+from orchestrator.core.jobs import Attempt, AttemptPhase, Chosen, JobStatus, Outcome
+from orchestrator.core.scheduling.placement import Share
+from orchestrator.core.supply.fleet import OVERLAY, DeviceKind
+from orchestrator.core.supply.hardware import worker_evidence_class
+from orchestrator.core.tenancy.tenants import held_by
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator.core.fleet import Worker
     from orchestrator.core.ids import ClusterId, JobId, WorkerId
     from orchestrator.core.jobs import Job
-    from orchestrator.core.placement import Filling, Placement, Plan, Reuse, Share
+    from orchestrator.core.scheduling.placement import Filling, Placement, Plan, Reuse
     from orchestrator.core.state import State
+    from orchestrator.core.supply.fleet import Worker
 
 GAVE_WAY = "idle, and its machines are wanted for a job that waits"
 
@@ -48,6 +49,8 @@ def apply_plan(state: State, command: m.ApplyPlan, at_ms: int) -> m.Decision:
     events.extend(
         m.ClusterClosing(cluster_id, GAVE_WAY) for cluster_id in plan.closings if state.is_idle(cluster_id)
     )
+    for order in plan.preemptions:
+        events.extend(preempting.ordered(state, order, at_ms))
     events.extend(
         m.JobOvertaken(job_id, times) for job_id, times in plan.overtaken if _is_waiting(state, job_id)
     )
@@ -113,16 +116,16 @@ def _form(
 ) -> Iterator[m.Event]:
     job = state.jobs[placement.job_id]
     workers = [state.workers[share.worker_id] for share in placement.shares]
+    if placement.head_host is None:
+        parts = [(MemberRole.SOLO, share) for share in placement.shares]
+    else:
+        parts = [(MemberRole.MEMBER, share) for share in placement.shares]
+        parts.insert(0, (MemberRole.HEAD, Share(placement.head_host, ())))
+    overlaid = placement.head_host is not None and workers[0].inventory.reach == OVERLAY
     members: list[Member] = []
-    if placement.head_host is not None:
-        slot = slots.take(placement.head_host)
-        members.append(_member(state, cluster_id, 0, placement.head_host, (), MemberRole.HEAD, 1, slot))
-    role = MemberRole.SOLO if placement.head_host is None else MemberRole.MEMBER
-    for share in placement.shares:
-        slot = slots.take(share.worker_id)
-        members.append(
-            _member(state, cluster_id, len(members), share.worker_id, share.device_ids, role, 1, slot)
-        )
+    for ordinal, (role, share) in enumerate(parts):
+        slot, host = slots.take(share.worker_id), hosts.take() if overlaid else 0
+        members.append(_member(state, cluster_id, ordinal, share, role, 1, slot, host))
     cluster = Cluster(
         cluster_id=cluster_id,
         tenant_id=job.tenant_id,
@@ -141,14 +144,14 @@ def _form(
         spare_for=job.job_id if placement.spare else None,
         runtime=_runtime_of(state, job, workers[0]),
         image=job.request.requirements.image,
+        reservation_id=job.request.reservation_id if state.bookings.of(job.request.reservation_id) else None,
     )
-    if placement.head_host is not None and workers[0].inventory.reach == OVERLAY:
-        members = [replace(member, overlay_host=hosts.take()) for member in members]
     yield m.ClusterPlanned(cluster, tuple(members))
     if placement.spare:
         return
     message = f"Forming a cluster of {len(placement.shares)} worker(s) for the job."
-    yield m.AttemptPlaced(_attempt(state, job.job_id, cluster_id, message, placement.explanation, at_ms))
+    attempt = _attempt(state, job.job_id, cluster_id, message, placement.explanation, placement.chosen, at_ms)
+    yield m.AttemptPlaced(attempt)
 
 
 def _runtime_of(state: State, job: Job, worker: Worker) -> str:
@@ -162,24 +165,23 @@ def _member(
     state: State,
     cluster_id: ClusterId,
     ordinal: int,
-    worker_id: WorkerId,
-    device_ids: tuple[str, ...],
+    share: Share,
     role: MemberRole,
     generation: int,
     slot: int,
+    overlay_host: int,
 ) -> Member:
-    worker = state.workers[worker_id]
-    held = set(device_ids)
-    devices = [device for device in worker.inventory.devices if device.device_id in held]
+    worker = state.workers[share.worker_id]
+    devices = [device for device in worker.inventory.devices if device.device_id in share.device_ids]
     return Member(
         member_id=member_id_of(cluster_id, ordinal),
         cluster_id=cluster_id,
         ordinal=ordinal,
-        worker_id=worker_id,
+        worker_id=share.worker_id,
         supplier_id=worker.supplier_id,
         role=role,
-        device_ids=tuple(device.device_id for device in devices),
-        gpus=sum(device.kind is DeviceKind.GPU for device in devices),
+        device_ids=tuple([device.device_id for device in devices]),
+        gpus=[device.kind for device in devices].count(DeviceKind.GPU),
         slot=slot,
         generation=generation,
         phase=MemberPhase.PLANNED,
@@ -188,13 +190,21 @@ def _member(
         reason="",
         terms=worker.terms,
         isolation=worker.inventory.isolation,
+        overlay_host=overlay_host,
         evidence=worker_evidence_class(devices),
         held=held_by(worker.inventory, [device.model for device in devices]),
+        microcredits_per_hour=sum([state.price_of(worker, device.model) for device in devices]),
     )
 
 
 def _attempt(
-    state: State, job_id: JobId, cluster_id: ClusterId, message: str, explanation: tuple[str, ...], at_ms: int
+    state: State,
+    job_id: JobId,
+    cluster_id: ClusterId,
+    message: str,
+    explanation: tuple[str, ...],
+    chosen: Chosen,
+    at_ms: int,
 ) -> Attempt:
     job = state.jobs[job_id]
     number = job.attempts + 1
@@ -213,6 +223,7 @@ def _attempt(
         log_bytes=0,
         log_complete=False,
         explanation=explanation,
+        chosen=chosen,
     )
 
 
@@ -224,24 +235,39 @@ def _reuse(state: State, reuse: Reuse, at_ms: int) -> m.Event:
         message = (
             "Its next cluster is forming already." if forming else "Starting the job on its spare cluster."
         )
-    return m.AttemptPlaced(_attempt(state, reuse.job_id, reuse.cluster_id, message, reuse.explanation, at_ms))
+    chosen = _delivered(state, cluster)
+    attempt = _attempt(state, reuse.job_id, reuse.cluster_id, message, reuse.explanation, chosen, at_ms)
+    return m.AttemptPlaced(attempt)
+
+
+def _delivered(state: State, cluster: Cluster) -> Chosen:
+    """What is known of a cluster that is there already; of a spare that still forms only its price."""
+    members = [member for member in state.cluster_members(cluster) if member.device_ids]
+    price = sum(member.microcredits_per_hour for member in members)
+    ids = {member.member_id for member in members}
+    seen = {
+        frozenset((path.from_id, path.to_id)): path.rtt_median_us
+        for path in sorted(cluster.paths, key=lambda path: path.rtt_median_us)
+        if path.answered and {path.from_id, path.to_id} <= ids
+    }
+    pairs = len(members) * (len(members) - 1) // 2
+    return Chosen(price, max(seen.values(), default=0) if len(seen) == pairs else None, pairs, len(seen))
 
 
 def _fill(state: State, filling: Filling, slots: _Slots, hosts: Hosts) -> m.Event:
     cluster = state.clusters[filling.cluster_id]
-    share: Share = filling.share
+    share = filling.share
     role, generation = MemberRole.MEMBER, cluster.generation + 1
     slot = slots.take(share.worker_id)
+    overlaid = any(state.members[one].overlay_host for one in cluster.member_ids)
     member = _member(
         state,
         cluster.cluster_id,
         cluster.next_ordinal,
-        share.worker_id,
-        share.device_ids,
+        share,
         role,
         generation,
         slot,
+        hosts.take() if overlaid else 0,
     )
-    if any(state.members[one].overlay_host for one in cluster.member_ids):
-        member = replace(member, overlay_host=hosts.take())
     return m.MemberReplaced(cluster.cluster_id, member)

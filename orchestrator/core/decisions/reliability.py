@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator.core import messages as m
-from orchestrator.core.fleet import Liveness
-from orchestrator.core.holds import MISTRUSTED
 from orchestrator.core.jobs import Outcome
-from orchestrator.core.reliability import LeaseEnd, after_lease
-from orchestrator.core.terms import Tier
+from orchestrator.core.supply.fleet import Liveness
+from orchestrator.core.supply.holds import MISTRUSTED
+from orchestrator.core.supply.reliability import LeaseEnd, after_lease
+from orchestrator.core.supply.terms import Tier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from orchestrator.core.clusters import Member
-    from orchestrator.core.fleet import Worker
     from orchestrator.core.metering import Lease
     from orchestrator.core.state import State
+    from orchestrator.core.supply.fleet import Worker
 
 
 def after(state: State, event: m.Event, at_ms: int) -> Iterator[m.Event]:
@@ -30,7 +30,7 @@ def after(state: State, event: m.Event, at_ms: int) -> Iterator[m.Event]:
             member = state.members[event.member_id]
             short = event.notice.deadline_ms - at_ms < member.terms.notice_ms
             # What is short of notice is known now; that the lease then ends by it says nothing more.
-            if member.terms.tier is Tier.COMMITTED and short:
+            if member.terms.tier is Tier.COMMITTED and short and not event.notice.preempts:
                 for lease_id in state.leases_on.get(member.member_id, ()):
                     yield from _counted(state, state.leases[lease_id], LeaseEnd.SHORT_NOTICE, at_ms)
         case _:
@@ -62,6 +62,9 @@ def lease_end(state: State, lease: Lease) -> LeaseEnd:
     cordoned = {hold.device_id for hold in worker.device_holds}
     if not cordoned.isdisjoint(lease.device_ids):
         return LeaseEnd.BROKEN
+    if member.notice is not None and member.notice.preempts:
+        # It is there to the last moment, and its job gives way to another's.
+        return LeaseEnd.KEPT if worker.liveness is Liveness.LIVE else LeaseEnd.EXCUSED
     if not member.reason:
         # Its cluster closed over another member. While silent itself it has shown nothing.
         return LeaseEnd.KEPT if worker.liveness is Liveness.LIVE else LeaseEnd.EXCUSED

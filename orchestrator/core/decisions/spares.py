@@ -11,7 +11,8 @@ from orchestrator.core import messages as m
 from orchestrator.core.clusters import ClusterPhase
 from orchestrator.core.decisions.leaving import leaving_in
 from orchestrator.core.jobs import Attempt, AttemptPhase, Job
-from orchestrator.core.placement import SpareNeed
+from orchestrator.core.preemption import gives_way
+from orchestrator.core.scheduling.placement import SpareNeed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +44,8 @@ def spare_needs(state: State, at_ms: int) -> list[SpareNeed]:
             continue
         avoid = {member.worker_id for member in leaving_in(state, state.clusters[cluster_id])}
         avoid.update(_failed_lately(state, job.job_id, at_ms))
-        found.append(SpareNeed(job.job_id, job.tenant_id, job.request.requirements, tuple(sorted(avoid))))
+        wanted, packages = job.request.requirements, job.request.package_hashes
+        found.append(SpareNeed(job.job_id, job.tenant_id, wanted, tuple(sorted(avoid)), packages))
     return found
 
 
@@ -53,8 +55,12 @@ def wants_spare(state: State, job_id: JobId) -> bool:
     if job is None or job.attempt_id is None or job.stop_requested or job_id in state.spares:
         return False
     attempt = state.attempts[job.attempt_id]
+    if gives_way(job, attempt):
+        # It goes back to the queue: formed ahead, its next cluster might take what it gives way from.
+        return False
     cluster = state.clusters[attempt.cluster_id]
-    running = attempt.phase is AttemptPhase.RUNNING and cluster.phase is ClusterPhase.READY
+    running = attempt.phase is AttemptPhase.RUNNING and not attempt.timed_out
+    running = running and cluster.phase is ClusterPhase.READY
     return running and bool(leaving_in(state, cluster))
 
 

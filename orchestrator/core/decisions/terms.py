@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from orchestrator.core.catalogue import MODELS, nearest
 from orchestrator.core.errors import invalid
-from orchestrator.core.terms import REGION, WEEK_MINUTES, Terms, Tier, WeekWindow
+from orchestrator.core.supply.catalogue import MODELS, nearest
+from orchestrator.core.supply.terms import REGION, WEEK_MINUTES, Terms, Tier, WeekWindow
 
 NOTICE_MS_MIN = 1_000
 NOTICE_MS_MAX = 3_600_000

@@ -4,3 +4,4 @@ from orchestrator.core.messages.commands import *  # noqa: F403  (one vocabulary
 from orchestrator.core.messages.effects import *  # noqa: F403
 from orchestrator.core.messages.events import *  # noqa: F403
 from orchestrator.core.messages.fleet_events import *  # noqa: F403
+from orchestrator.core.messages.reservations import *  # noqa: F403

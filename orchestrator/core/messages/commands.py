@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.core.clusters import BusSeen, NodeAddress, NodeSeen, PathSeen
-from orchestrator.core.fleet import ClassOverride, Inventory, LeasePolicy, TokenRole
-from orchestrator.core.holds import HoldKind
 from orchestrator.core.ids import (
     AttemptId,
     ClusterId,
@@ -22,10 +20,13 @@ from orchestrator.core.ids import (
     WorkerId,
 )
 from orchestrator.core.jobs import JobRequest, Outcome
-from orchestrator.core.terms import Terms
+from orchestrator.core.messages.reservations import ReservationCommand
+from orchestrator.core.supply.fleet import ClassOverride, Inventory, LeasePolicy, TokenRole
+from orchestrator.core.supply.holds import HoldKind
+from orchestrator.core.supply.terms import Terms
 
 if TYPE_CHECKING:
-    from orchestrator.core.placement import Plan
+    from orchestrator.core.scheduling.placement import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,16 @@ class CreateToken:
     request_id: str = ""
     head_host: bool = False
     """Of a supplier's token: its worker may carry the heads of other people's clusters."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAdminToken:
+    """The operator's own file holds this secret: it counts, and what that file held before does not any more."""
+
+    token_id: TokenId
+    """Used only where the secret is new."""
+    secret_sha256: str
+    ttl_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,13 +287,14 @@ class ObserveWorker:
 
 @dataclass(frozen=True, slots=True)
 class SubmitJob:
-    """``job_id`` is used only where the submission is new."""
+    """``job_id`` is used only where the submission is new; ``reservation`` is the name or id of the one it uses."""
 
     job_id: JobId
     tenant_id: TenantId
     submission_id: str
     request: JobRequest
     request_sha256: str
+    reservation: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +394,7 @@ Command = (
     | CreateTenant
     | SetTenant
     | CreateToken
+    | KeepAdminToken
     | RevokeToken
     | ObserveWorker
     | SubmitJob
@@ -392,6 +405,7 @@ Command = (
     | RecordSignature
     | RecordPosting
     | ApplyPlan
+    | ReservationCommand
     | WorkerCommand
     | Tick
 )

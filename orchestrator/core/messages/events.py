@@ -14,7 +14,6 @@ from orchestrator.core.clusters import (
     PathSeen,
     Vacancy,
 )
-from orchestrator.core.fleet import Supplier, Token
 from orchestrator.core.ids import (
     AttemptId,
     ClusterId,
@@ -26,11 +25,13 @@ from orchestrator.core.ids import (
     TokenId,
     WorkerId,
 )
-from orchestrator.core.jobs import Attempt, Job, JobStatus, Outcome
+from orchestrator.core.jobs import Attempt, GaveWay, Job, JobStatus, Nomination, Outcome
 from orchestrator.core.messages.fleet_events import StandingEvent, WorkerEvent
+from orchestrator.core.messages.reservations import ReservationEvent
 from orchestrator.core.metering import Lease, Receipt, Statement
-from orchestrator.core.quotas import Quota
-from orchestrator.core.tenants import Tenant
+from orchestrator.core.supply.fleet import Supplier, Token
+from orchestrator.core.tenancy.quotas import Quota
+from orchestrator.core.tenancy.tenants import Tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +252,22 @@ class JobOvertaken:
 
 
 @dataclass(frozen=True, slots=True)
+class JobPreempted:
+    """The job's present try gives way to other work; notices to its members follow, or its cluster's end."""
+
+    job_id: JobId
+    gave_way: GaveWay
+
+
+@dataclass(frozen=True, slots=True)
+class JobNominated:
+    """Devices are kept for a queued job for which others give way."""
+
+    job_id: JobId
+    nomination: Nomination
+
+
+@dataclass(frozen=True, slots=True)
 class JobRequeued:
     """The ground failed under the job; it waits for another try."""
 
@@ -292,6 +309,14 @@ class AttemptStarted:
     """The driver runs: leases begin."""
 
     attempt_id: AttemptId
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptTimedOut:
+    """The driver has run for as long as its job may: its agent is told to stop it. ``reason`` is for the tenant."""
+
+    attempt_id: AttemptId
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +415,18 @@ ClusterEvent = (
     | ClusterClosed
 )
 
+JobEvent = (
+    JobSubmitted
+    | JobStopRequested
+    | JobOvertaken
+    | JobPreempted
+    | JobNominated
+    | JobRequeued
+    | JobEnded
+    | JobDeleted
+)
+"""What becomes of a job itself; its attempts have events of their own."""
+
 Event = (
     ControlStarted
     | TermPassed
@@ -405,14 +442,10 @@ Event = (
     | MemberStopping
     | MemberNoticed
     | MemberReleased
-    | JobSubmitted
-    | JobStopRequested
-    | JobOvertaken
-    | JobRequeued
-    | JobEnded
-    | JobDeleted
+    | JobEvent
     | AttemptPlaced
     | AttemptStarted
+    | AttemptTimedOut
     | AttemptEnded
     | LogCompleted
     | LeaseStarted
@@ -423,6 +456,7 @@ Event = (
     | ReceiptSealed
     | ReceiptSigned
     | ReceiptPosted
+    | ReservationEvent
     | WorkerEvent
     | StandingEvent
 )

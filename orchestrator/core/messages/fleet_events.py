@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.core.alerts import Alert
-from orchestrator.core.fleet import ClassOverride, Inventory, LeasePolicy, Liveness, Supplier, Worker
-from orchestrator.core.holds import DeviceHold, Hold, HoldKind
 from orchestrator.core.ids import DeviceId, SupplierId, TokenId, WorkerId
-from orchestrator.core.reliability import Flaps, Reliability
-from orchestrator.core.terms import Terms
+from orchestrator.core.supply.fleet import ClassOverride, Inventory, LeasePolicy, Liveness, Supplier, Worker
+from orchestrator.core.supply.holds import DeviceHold, Hold, HoldKind
+from orchestrator.core.supply.reliability import Flaps, Reliability
+from orchestrator.core.supply.terms import Terms
 
 
 @dataclass(frozen=True, slots=True)

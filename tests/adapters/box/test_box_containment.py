@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -208,6 +209,40 @@ def test_program_entering_a_box_later_has_no_more_rights_than_the_others(place: 
         os.waitpid(launcher, 0)
         with pytest.raises(BoxError, match="is not in a box"):
             inside(os.getpid(), ["/bin/true"])
+
+
+ORPHAN = """
+import ctypes, os, sys
+from orchestrator.adapters.box.entering import end_with_parent
+
+go_on, parent_lives, held = (int(word) for word in sys.argv[1:])
+if os.fork() == 0:
+    os.close(held)
+    os.read(go_on, 1)
+    end_with_parent(ctypes.CDLL(None, use_errno=True), parent_lives)
+    print("goes on", flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(("elsewhere", "said"), [(False, ""), (True, "goes on\n")])
+def test_program_whose_parent_died_before_it_asked_to_end_with_it_ends_at_once(
+    *, elsewhere: bool, said: str
+) -> None:
+    """The pipe's other end in another hand stands for a parent that lives."""
+    go_on, going = os.pipe()
+    parent_lives, held = os.pipe()
+    descriptors = (go_on, parent_lives, held)
+    argv = [sys.executable, "-c", ORPHAN, *map(str, descriptors)]
+    with subprocess.Popen(argv, pass_fds=descriptors, stdout=subprocess.PIPE, text=True) as parent:
+        parent.wait()
+        if not elsewhere:
+            os.close(held)
+        os.close(going)
+        assert parent.stdout is not None
+        assert parent.stdout.read() == said
+    for descriptor in (go_on, parent_lives, *([held] if elsewhere else [])):
+        os.close(descriptor)
 
 
 def test_box_with_internet_reaches_public_addresses_and_no_neighbour(place: Place) -> None:

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from orchestrator.adapters.box.box import Box
-from orchestrator.adapters.box.namespaces import SocketFactory, run_in, socket_in
+from orchestrator.adapters.box.namespaces import SocketFactory, run_in
 from orchestrator.adapters.box.network import disconnect_egress, refresh_egress
 from orchestrator.adapters.box.records import BoxSpec, InitConfig
 from orchestrator.adapters.box.tools import BoxError
@@ -176,7 +176,7 @@ while True:
         launcher = start(box, code)
         wait_until(lambda: "ready" in output_of(box), what="the server", deadline_s=10)
         factory = SocketFactory(box.namespace_pid)
-        for made in (factory.create(), socket_in(box.namespace_pid)):
+        for made in (factory.create(), SocketFactory(box.namespace_pid).create()):
             with made as client:
                 client.settimeout(5)
                 client.connect(("127.0.0.1", PORT))

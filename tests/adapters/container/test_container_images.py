@@ -1,7 +1,8 @@
-"""Images that would take more than they may: a Python that never ends, and one too large for the disk."""
+"""Images that are here, and images that would take more than they may: a Python without end, one too large."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 from orchestrator.adapters.box.tiers import Found
 from orchestrator.adapters.container import images
-from orchestrator.adapters.container.images import ImageUnavailableError, provide
+from orchestrator.adapters.container.images import ImageUnavailableError, here, provide
 from orchestrator.adapters.container.podman import podman
 from orchestrator.adapters.container.tiers import trial
 from tests.images import imported_image
@@ -26,6 +27,7 @@ echo "$*" >> "$STORAGE/calls"
 case "$*" in
 *" image exists "*) exit 1 ;;
 *" info "*) echo "$STORAGE" ;;
+*" images "*) cat "$STORAGE/images" ;;
 *" pull "*) echo $$ > "$STORAGE/puller"; echo layer > "$TMPDIR/layer"; exec sleep 1000 ;;
 esac
 """
@@ -42,6 +44,7 @@ def test_image_whose_python_never_ends_is_refused_and_leaves_no_container(
     python.chmod(0o755)
     monkeypatch.setattr(images, "ASK_SECONDS_MAX", 3)
     with imported_image(tmp_path / "runtime", f"orch-test-loop{os.getpid()}") as reference:
+        assert reference in here(trial().runtime), "it is named as a job would name it"
         with pytest.raises(ImageUnavailableError, match="its python3 did not say within 3 s"):
             provide(reference, trial().runtime)
         # And where podman itself has to be given up first, which its monitor outlives.
@@ -92,3 +95,23 @@ def test_image_is_not_begun_on_a_disk_that_is_nearly_full(
     with pytest.raises(ImageUnavailableError, match="39 GiB are free"):
         provide(IMAGE, "runc")
     assert " pull " not in (storage / "calls").read_text()
+
+
+def test_images_that_are_here_are_named_as_jobs_name_them_the_newest_first(storage: Path) -> None:
+    listed = [
+        {"Created": 1, "RepoDigests": [IMAGE, "docker.io/team/image:latest"]},
+        {"Created": 2, "RepoDigests": None},
+        {"Created": 3, "RepoDigests": [IMAGE.replace("team", "other")]},
+        {"Created": 4},
+    ]
+    (storage / "images").write_text(json.dumps(listed))
+    assert here("runc") == [IMAGE.replace("team", "other"), IMAGE]
+    (storage / "images").write_text("[]")
+    assert here("runc") == []
+
+
+@pytest.mark.parametrize("said", ["", "{", '[{"RepoDigests": []}]', '["image"]', '[{"Created": "long ago"}]'])
+def test_images_of_a_podman_that_is_not_understood_are_an_error(storage: Path, said: str) -> None:
+    (storage / "images").write_text(said)
+    with pytest.raises(OSError, match="podman images: not understood"):
+        here("runc")

@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.adapters.box.box import Box
 from orchestrator.adapters.box.entering import inside
-from orchestrator.adapters.box.namespaces import socket_in
+from orchestrator.adapters.box.namespaces import SocketFactory
 from orchestrator.adapters.box.records import InitConfig
 from orchestrator.adapters.box.scratch import is_mounted
 from orchestrator.adapters.box.tiers import Found
@@ -192,7 +192,7 @@ def test_container_program_sent_into_it_has_no_more_rights_and_its_network(make:
         inside(made.box.namespace_pid, ["/bin/sh", "-c", script]), capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [str(made.box.spec.user_id), "5", "Seccomp:", "2"]
-    with socket_in(made.box.namespace_pid) as probe:
+    with SocketFactory(made.box.namespace_pid).create() as probe:
         probe.bind(("127.0.0.1", 0))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from orchestrator.adapters.devices import Reading, XidWatch, read_evidence, read_telemetry
-from orchestrator.core.health import DeviceTelemetry
+from orchestrator.core.supply.health import DeviceTelemetry
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 /* A libnvidia-ml.so.1 for machines without a GPU: enough of NVML for the real binding to read a scenario, which the
- * variable ORCH_TEST_NVML names. Layouts and numbers are those of NVML's public header. */
+ * variable NVIDIA_STUB_SCENARIO names. NVIDIA_STUB_FIRST is the number of its first GPU, 1 unless it is set: no two
+ * machines have the same one. Layouts and numbers are those of NVML's public header. */
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -78,6 +79,12 @@ static unsigned users; /* whoever is in shares one state, as in the real library
 
 static const unsigned long long GIB = 1024ULL * 1024 * 1024;
 
+static unsigned first(void)
+{
+    const char *number = getenv("NVIDIA_STUB_FIRST");
+    return number == NULL ? 1 : (unsigned)strtoul(number, NULL, 10);
+}
+
 static Gpu *add(const char *name, unsigned long long gib, unsigned major, unsigned minor)
 {
     Gpu *gpu = &gpus[count];
@@ -94,7 +101,7 @@ static Gpu *add(const char *name, unsigned long long gib, unsigned major, unsign
     gpu->limit = 450000;
     gpu->temperature = 41;
     gpu->slowdown = 93;
-    snprintf(gpu->uuid, sizeof gpu->uuid, "GPU-00000000-0000-0000-0000-%012u", count + 1);
+    snprintf(gpu->uuid, sizeof gpu->uuid, "GPU-00000000-0000-0000-0000-%012u", first() + count);
     snprintf(gpu->bus, sizeof gpu->bus, "00000000:%02X:00.0", count + 1);
     count++;
     return gpu;
@@ -102,7 +109,7 @@ static Gpu *add(const char *name, unsigned long long gib, unsigned major, unsign
 
 static int is(const char *scenario)
 {
-    const char *wanted = getenv("ORCH_TEST_NVML");
+    const char *wanted = getenv("NVIDIA_STUB_SCENARIO");
     return wanted != NULL && strcmp(wanted, scenario) == 0;
 }
 

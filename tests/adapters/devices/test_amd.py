@@ -12,11 +12,11 @@ from orchestrator.adapters.devices import read_evidence
 from orchestrator.adapters.devices.amd import read_amd, read_library
 from orchestrator.agent.inventory import Capabilities, DeviceIds, Machine, Offer, build_inventory, unlisted
 from orchestrator.control.inventory_wire import inventory_from
-from orchestrator.core.catalogue import GIB
 from orchestrator.core.decisions.fleet import check_inventory
-from orchestrator.core.evidence import DeviceVendor, EvidenceClass, Sighting, Source
-from orchestrator.core.fleet import HardwareClass, Inventory
-from orchestrator.core.hardware import worker_evidence_class
+from orchestrator.core.supply.catalogue import GIB
+from orchestrator.core.supply.evidence import DeviceVendor, EvidenceClass, Sighting, Source
+from orchestrator.core.supply.fleet import HardwareClass, Inventory
+from orchestrator.core.supply.hardware import worker_evidence_class
 from tests.adapters.devices.machines import lay_file, lay_recording
 
 BARE = Capabilities("none", "none")

@@ -10,12 +10,12 @@ import pytest
 from orchestrator.adapters.devices.apple import SYSCTL, Runner, read_apple
 from orchestrator.agent.inventory import Capabilities, DeviceIds, Machine, Offer, build_inventory, unlisted
 from orchestrator.control.inventory_wire import inventory_from
-from orchestrator.core.catalogue import GIB
 from orchestrator.core.clusters import ClusterPhase, MemberRole
-from orchestrator.core.evidence import DeviceVendor, EvidenceClass
-from orchestrator.core.fleet import HardwareClass
-from orchestrator.core.hardware import worker_evidence_class
 from orchestrator.core.jobs import Requirements
+from orchestrator.core.supply.catalogue import GIB
+from orchestrator.core.supply.evidence import DeviceVendor, EvidenceClass
+from orchestrator.core.supply.fleet import HardwareClass
+from orchestrator.core.supply.hardware import worker_evidence_class
 from tests.adapters.devices.machines import recorded
 from tests.core.worlds import World
 

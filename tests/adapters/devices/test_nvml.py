@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,19 +15,19 @@ from orchestrator.adapters.devices import XidWatch, read_evidence, read_telemetr
 from orchestrator.adapters.evidence_wire import device_evidence_to
 from orchestrator.agent.inventory import Capabilities, DeviceIds, Machine, Offer, build_inventory, unlisted
 from orchestrator.control.inventory_wire import inventory_from
-from orchestrator.core.catalogue import GIB, model_of
 from orchestrator.core.decisions.fleet import check_inventory
-from orchestrator.core.evidence import EvidenceClass, Source
-from orchestrator.core.fleet import HardwareClass, Inventory
-from orchestrator.core.hardware import evidence_class, worker_evidence_class
-from orchestrator.core.health import DeviceHistory, FaultKind, GpuProcess, faults, remember
+from orchestrator.core.supply.catalogue import GIB, model_of
+from orchestrator.core.supply.evidence import EvidenceClass, Source
+from orchestrator.core.supply.fleet import HardwareClass, Inventory
+from orchestrator.core.supply.hardware import evidence_class, worker_evidence_class
+from orchestrator.core.supply.health import DeviceHistory, FaultKind, GpuProcess, faults, remember
 from tests.adapters.devices.machines import lay_file, lay_procfs
+from tests.adapters.devices.nvml_library import LIBRARY, built_library, stub_environment
 from tests.adapters.devices.nvml_runner import Look
 
 BARE = Capabilities("none", "none")
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-LIBRARY = "libnvidia-ml.so.1"
 GPU_DEVICE = Path("/dev/nvidiactl")
 RUN_S = 60
 MACHINE = Machine(8, 32 * GIB, "linux", "x86_64", "3.11.9", "2.60.0")
@@ -42,22 +41,7 @@ Looker = Callable[..., Look]
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the stub library in it."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("needs a C compiler for the stub of NVML; install gcc")
-    folder = tmp_path_factory.mktemp("nvml")
-    command = [
-        compiler,
-        "-Wall",
-        "-Werror",
-        "-shared",
-        "-fPIC",
-        "-o",
-        str(folder / LIBRARY),
-        str(HERE / "nvml_stub.c"),
-    ]
-    subprocess.run(command, check=True)
-    return folder
+    return built_library(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.fixture
@@ -65,12 +49,7 @@ def look(library: Path, tmp_path: Path) -> Looker:
     """Looks at one scenario, with procfs under ``tmp_path``."""
 
     def run(scenario: str, folder: Path = library) -> Look:
-        environment = {
-            **os.environ,
-            "LD_LIBRARY_PATH": str(folder),
-            "ORCH_TEST_NVML": scenario,
-            "PYTHONPATH": str(ROOT),
-        }
+        environment = {**os.environ, **stub_environment(folder, scenario), "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-m", "tests.adapters.devices.nvml_runner", str(tmp_path)]
         ended = subprocess.run(
             command, env=environment, cwd=ROOT, capture_output=True, timeout=RUN_S, check=False

@@ -10,9 +10,13 @@ import select
 import socket
 import sys
 import threading
+import time
 
 PAUSE_S = 0.05
-CONNECT_S = 30.0
+TRY_S = 2.0
+"""How long one attempt to connect lasts: the kernel's own pauses between its knocks grow to 16 s, and a tunnel that
+came up in the middle of one would look as if it were down."""
+CONNECT_S = 60.0
 
 
 def say(line: str) -> None:
@@ -34,8 +38,18 @@ def echo(connection: socket.socket) -> None:
             connection.sendall(data)
 
 
+def connect(address: str, port: int) -> socket.socket:
+    end_s = time.monotonic() + CONNECT_S
+    while True:
+        try:
+            return socket.create_connection((address, port), timeout=TRY_S)
+        except TimeoutError:
+            if time.monotonic() >= end_s:
+                raise
+
+
 def talk(address: str, port: int) -> None:
-    with socket.create_connection((address, port), timeout=CONNECT_S) as connection:
+    with connect(address, port) as connection:
         connection.settimeout(None)
         number = 0
         while True:

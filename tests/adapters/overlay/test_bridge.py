@@ -8,6 +8,7 @@ import ssl
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -124,6 +125,19 @@ async def test_bridge_datagram_goes_there_and_back(tmp_path: Path) -> None:
     async with a_server(tmp_path) as (server, port), a_client(tmp_path, port) as (inbox, nebula):
         await answers(inbox, nebula)
         assert server.connections == 1
+        assert server.bytes_in == server.bytes_out > 0
+        assert (server.bytes_in % len(b"packet"), server.dropped_datagrams) == (0, 0)
+
+
+def test_bridge_datagram_too_large_for_a_frame_is_dropped_and_said_so() -> None:
+    sent: list[bytes] = []
+    transport = SimpleNamespace(get_write_buffer_size=lambda: 0)
+    writer = cast("asyncio.StreamWriter", SimpleNamespace(transport=transport, write=sent.append))
+    assert bridge.send_frame(writer, b"x" * bridge.FRAME_BYTES_MAX)
+    assert not bridge.send_frame(writer, b"x" * (bridge.FRAME_BYTES_MAX + 1))
+    transport.get_write_buffer_size = lambda: bridge.BUFFER_BYTES_MAX + 1
+    assert not bridge.send_frame(writer, b"x")
+    assert len(sent) == 1
 
 
 async def test_bridge_server_ended_client_comes_back_to_the_next(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class Talk:
     def count(self) -> int:
         return self._path.read_bytes().count(b"\n")
 
-    def goes_on(self, deadline_s: float = 20.0) -> None:
+    def goes_on(self, deadline_s: float = 60.0) -> None:
         """Wait until three more came back: three, as one may have been on its way."""
         seen = self.count
         wait_until(lambda: self.count >= seen + 3, what="the stream to go on", deadline_s=deadline_s)

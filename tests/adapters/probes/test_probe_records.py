@@ -27,11 +27,6 @@ LINE = {
 }
 
 
-def test_path_one_lost_of_three_rounds_the_loss_up() -> None:
-    assert replace(PATH, received=2).loss_bp == 3334
-    assert PATH.loss_bp == 0
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -1,0 +1,1 @@
+"""Who asks for machines: tenants, their quotas, and whose turn it is."""
