@@ -15,10 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.adapters.clock import boottime_ms
-from orchestrator.adapters.node_records import NodeSpec, NodeStatus, read_record, write_record
+from orchestrator.adapters.node_records import (
+    NodeSpec,
+    NodeStatus,
+    read_record,
+    write_atomically,
+    write_record,
+)
 from orchestrator.adapters.port_blocks import ports_of_block
 from orchestrator.adapters.process_tree import marked_processes, sweep
-from orchestrator.agent.grounds import ChildState
+from orchestrator.agent.grounds import ChildState, vital_children
 from orchestrator.agent.keeper import (
     DEADLINE_FILE,
     SPEC_FILE,
@@ -82,8 +88,26 @@ become_subreaper()
 member_dir = Path(sys.argv[1])
 Keeper(member_dir, read_record(member_dir / SPEC_FILE, NodeSpec), sys.argv[2:]).run()
 """
+# The same, on a ground with as many tunnels as a file says: direct, then relayed.
+RUN_TUNNELLED = RUN_KEEPER.replace(
+    "become_subreaper()",
+    """
+from orchestrator.adapters.overlay.tunnels import Tunnels
+from orchestrator.agent import grounds, keeper
+class Tunnelled(grounds.Bare):
+    transport = "udp"
+    @property
+    def tunnels(self):
+        return Tunnels(*map(int, Path(sys.argv[1], "tunnels").read_text().split()))
+keeper.ground_of = Tunnelled
+become_subreaper()
+""",
+    1,
+)
+# Ends only once its last child bears the name that it was given: as `ray start` it leaves a raylet that is there.
+NAMED = "until grep --quiet --text ^raylet /proc/$!/cmdline; do :; done"
 # Leaves a "raylet" and a worker in a session of its own behind, then says that the node is up.
-START_RAY = "(exec -a raylet /bin/sleep 300) & setsid /bin/sleep 300 & exit 0"
+START_RAY = f"(exec -a raylet /bin/sleep 300) & {NAMED}; setsid /bin/sleep 300 & exit 0"
 FAR_MS = 3_600_000
 
 
@@ -114,11 +138,12 @@ class Node:
 
     def renew(self, in_ms: int) -> int:
         deadline_ms = boottime_ms() + in_ms
-        (self.member_dir / DEADLINE_FILE).write_text(str(deadline_ms))
+        # As the agent does: one who reads half a deadline has none.
+        write_atomically(self.member_dir / DEADLINE_FILE, str(deadline_ms).encode())
         return deadline_ms
 
-    def start(self, script: str) -> subprocess.Popen[bytes]:
-        argv = [sys.executable, "-c", RUN_KEEPER, str(self.member_dir), "/bin/bash", "-c", script]
+    def start(self, script: str, keeper: str = RUN_KEEPER) -> subprocess.Popen[bytes]:
+        argv = [sys.executable, "-c", keeper, str(self.member_dir), "/bin/bash", "-c", script]
         self.process = subprocess.Popen(argv)
         return self.process
 
@@ -126,7 +151,9 @@ class Node:
         return read_record(self.member_dir / STATUS_FILE, NodeStatus) or NodeStatus(phase="none")
 
     def await_phase(self, phase: str) -> None:
-        wait_until(lambda: self.status().phase == phase, what=f"phase {phase}", deadline_s=15)
+        ends = {phase, "failed", "stopped"}
+        wait_until(lambda: self.status().phase in ends, what=f"phase {phase}", deadline_s=60)
+        assert self.status().phase == phase, self.status()
 
     def await_end(self) -> NodeStatus:
         assert self.process is not None
@@ -168,20 +195,22 @@ def test_keeper_asked_to_stop_ends_every_process_and_removes_the_temp_dir(
 
 
 def test_keeper_past_its_deadline_ends_the_node_as_failed(node: Node) -> None:
-    node.renew(1_500)
+    node.renew(FAR_MS)
     node.start(START_RAY)
     node.await_phase("up")
+    node.renew(0)
     ended = node.await_end()
     assert ended.phase == "failed"
     assert "deadline" in ended.reason
 
 
 def test_keeper_with_a_renewed_deadline_keeps_the_node(node: Node) -> None:
-    first_ms = node.renew(1_500)
+    node.renew(FAR_MS)
     node.start(START_RAY)
     node.await_phase("up")
+    first_ms = node.renew(2_000)
     node.renew(FAR_MS)
-    wait_until(lambda: boottime_ms() > first_ms + 500, what="the first deadline to pass", deadline_s=10)
+    wait_until(lambda: boottime_ms() > first_ms + 500, what="the first deadline to pass", deadline_s=60)
     assert node.status().phase == "up"
 
 
@@ -192,10 +221,14 @@ def test_keeper_without_a_deadline_does_not_keep_the_node(node: Node) -> None:
 
 def test_keeper_whose_raylet_dies_ends_the_rest_and_names_it(node: Node) -> None:
     node.renew(FAR_MS)
-    node.start("(exec -a raylet /bin/sleep 0.5) & setsid /bin/sleep 300 & exit 0")
+    node.start(START_RAY)
+    node.await_phase("up")
+    assert node.process is not None
+    (raylet_pid,) = vital_children(node.process.pid)
+    os.kill(raylet_pid, signal.SIGKILL)
     ended = node.await_end()
     assert ended.phase == "failed"
-    assert "raylet (exit 0)" in ended.reason
+    assert "raylet (exit -9)" in ended.reason
 
 
 def test_keeper_whose_ray_does_not_start_reports_what_ray_said(node: Node) -> None:
@@ -217,6 +250,26 @@ def test_keeper_whose_raylet_did_not_outlive_the_start_reports_a_failed_start(no
 def test_keeper_stopped_while_ray_starts_does_not_wait_for_it(node: Node) -> None:
     node.renew(FAR_MS)
     node.start("touch begun; exec /bin/sleep 300")
-    wait_until((node.temp_dir / "begun").exists, what="the start command", deadline_s=15)
+    wait_until((node.temp_dir / "begun").exists, what="the start command", deadline_s=60)
     touch_stop(node)
     assert node.await_end().phase == "stopped"
+
+
+def test_keeper_tunnels_that_change_are_told_while_the_node_is_up(node: Node) -> None:
+    node.renew(FAR_MS)
+    tunnels = node.member_dir / "tunnels"
+    tunnels.write_text("1 0")
+    node.start(START_RAY, RUN_TUNNELLED)
+    node.await_phase("up")
+
+    def told() -> tuple[int, int]:
+        status = node.status()
+        return status.tunnels_direct, status.tunnels_relayed
+
+    assert told() == (1, 0)
+    write_atomically(tunnels, b"0 2")
+    wait_until(lambda: told() == (0, 2), what="the relayed tunnels", deadline_s=60)
+    assert node.status().phase == "up"
+    (node.member_dir / STOP_FILE).touch()
+    assert node.await_end().phase == "stopped"
+    assert told() == (0, 0)
