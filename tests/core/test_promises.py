@@ -66,6 +66,20 @@ def test_promise_holds_over_a_plan_that_does_not_come_to_its_job() -> None:
     assert [one.job_id for one in made.promises] == [promise.job_id]
 
 
+def test_promise_holds_where_its_machine_is_lent_before_the_turn_of_its_job() -> None:
+    """A tenant beyond its share comes last: what others borrowed until then comes back in time."""
+    world = World(POLICIES)
+    world.worker(count=2)
+    running(world, Requirements(), HOUR_MS, "acme")
+    gang = world.submit(WHOLE, tenant="acme")
+    overtake(world, gang)
+    (promise,) = world.plan().promises
+    small = [world.submit(tenant=name, time_limit_ms=60_000) for name in ("birch", "cedar")]
+    made = world.plan()
+    assert [one.job_id for one in made.placements] == small[:1]
+    assert [(one.job_id, one.starts_by_ms) for one in made.promises] == [(gang, promise.starts_by_ms)]
+
+
 def test_reserved_machines_are_promised_to_nobody_before_their_reservation_ends() -> None:
     world = World(POLICIES)
     world.worker(count=2)

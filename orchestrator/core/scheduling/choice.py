@@ -114,6 +114,8 @@ def place(draft: Draft, need: JobNeed | SpareNeed, choice: Choice) -> Placement:
     why = tuple(_why(draft, need, choice.taken, choice.head_host))
     chosen = _chosen(draft, need.requirements, choice)
     given = give(draft, choice)
+    if isinstance(need, JobNeed):
+        draft.note_borrowed(need, choice.taken)
     return Placement(need.job_id, given.shares, given.head_host, why, chosen)
 
 

@@ -118,6 +118,8 @@ class Draft:
         self._kept_rows: Numbers = np.zeros(0, dtype=np.int64)
         self._keepers: Numbers = np.zeros(size, dtype=np.int64)
         """For how many each row is kept."""
+        self.borrowed: dict[int, tuple[tuple[int, int], ...]] = {}
+        """What this plan lent of rows that are kept: when a borrower has ended at the latest, and how many devices."""
         self.reserved: Lender | None = None
         """What is kept for reservations, if anything is."""
         self.booked: Numbers = np.zeros(size, dtype=np.int64)
@@ -247,6 +249,14 @@ class Draft:
         finally:
             self.spoken_for[rows] = True
             self._put_back(rows)
+
+    def note_borrowed(self, need: JobNeed, taken: Iterable[tuple[int, int]]) -> None:
+        """A job was placed, perhaps on lent machines: to whom they are kept for they come back, if his turn is later."""
+        if need.time_limit_ms and len(self._kept_rows):
+            over_ms = self.now_ms + FORMING_ALLOWANCE_MS + need.time_limit_ms
+            for row, count in taken:
+                if self._keepers[row]:
+                    self.borrowed[row] = (*self.borrowed.get(row, ()), (over_ms, count))
 
     def lent(self, need: Need) -> tuple[object, ...]:
         """Names all that is lent to a need: equal for two of them, it is the same."""

@@ -84,7 +84,7 @@ def release_of_row(draft: Draft, row: int) -> Release:
 def enough_by(draft: Draft, wanted: Requirements, rows: Numbers) -> Release:
     """The first instant at which these rows, one of each worker, hold a whole request, if nobody new comes.
 
-    ``now_ms`` where they do already. Devices that this plan gave away do not come back.
+    ``now_ms`` where they do already. Devices that this plan gave away do not come back, but for those that it lent.
     """
     view, count = draft.view, wanted.device_count
     brought: dict[WorkerId, _Brought] = {}
@@ -105,6 +105,9 @@ def enough_by(draft: Draft, wanted: Requirements, rows: Numbers) -> Release:
             release = release_of(view, member.cluster_id, draft.now_ms)
             devices = left if _holds(draft, worker_id, row, member) else 0
             ends.append((release.at_ms, release.job_id or "", worker_id, devices))
+        for other in view.offers.rows_of(worker_id) if draft.borrowed else ():
+            for at_ms, devices in draft.borrowed.get(other, ()):
+                ends.append((at_ms, "", worker_id, devices if other == row else 0))
     total = sum(one.devices for one in brought.values())
     if total >= count:
         return Release(draft.now_ms)
