@@ -10,6 +10,7 @@ from orchestrator.core import messages as m
 from orchestrator.core.ids import JobId
 from orchestrator.core.jobs import JobPolicy, Requirements
 from orchestrator.core.policies import Policies
+from orchestrator.core.scheduling.overtaking import KEPT_MAX
 from orchestrator.core.scheduling.placement import Budget
 from orchestrator.core.tenancy.fairness import FairnessPolicy
 from tests.core.booking import HOUR_MS, reserve, submit_to
@@ -78,6 +79,23 @@ def test_promise_holds_where_its_machine_is_lent_before_the_turn_of_its_job() ->
     made = world.plan()
     assert [one.job_id for one in made.placements] == small[:1]
     assert [(one.job_id, one.starts_by_ms) for one in made.promises] == [(gang, promise.starts_by_ms)]
+
+
+def test_promise_holds_when_as_many_others_as_are_kept_for_come_before_its_job() -> None:
+    world = World(POLICIES)
+    machines = KEPT_MAX + 2
+    for _ in range(machines):
+        world.worker(count=2)
+    for _ in range(2 * machines):
+        running(world, Requirements(), HOUR_MS, "acme")
+    gang = world.submit(WHOLE, tenant="acme")
+    overtake(world, gang)
+    (promise,) = world.plan().promises
+    for number in range(KEPT_MAX):
+        overtake(world, world.submit(WHOLE, tenant=f"other{number}"))
+    made = world.plan()
+    assert (gang, promise.starts_by_ms) in [(one.job_id, one.starts_by_ms) for one in made.promises]
+    assert len(made.promises) == KEPT_MAX
 
 
 def test_reserved_machines_are_promised_to_nobody_before_their_reservation_ends() -> None:

@@ -116,7 +116,8 @@ def claim(draft: Draft, need: JobNeed) -> Promise | None:
 
 def keep(draft: Draft, need: JobNeed, promised: Promise | None) -> str | None:
     """Keep machines for an entitled job; why it waits, in words. None where nothing could ever be kept for it."""
-    if draft.kept >= KEPT_MAX:
+    if promised is None and draft.kept + len(draft.promised) >= KEPT_MAX:
+        # What was promised before holds, whoever comes first by now.
         return None
     chosen = _chosen(draft, need, promised)
     if chosen is None:
