@@ -20,6 +20,7 @@ from orchestrator.core.supply.holds import HoldKind
 from orchestrator.core.tenancy.reservations import Reservation, ReservationPolicy
 from tests.core.booking import HOUR_MS, MINUTE_MS, again, reserve, submit_to
 from tests.core.fleets import let_go
+from tests.core.preemptions import POLICIES, POLICY, begin, submit
 from tests.core.worlds import World
 
 LEAD_MS = ReservationPolicy().lead_ms
@@ -475,3 +476,17 @@ def test_reservation_of_cpu_work_is_kept() -> None:
     mine = submit_to(world, one, Requirements(gpus=0))
     world.plan()
     assert (runs(world, other), runs(world, mine)) == (False, True)
+
+
+def test_reservation_is_kept_where_no_job_for_which_others_give_way_takes_the_last_slot() -> None:
+    world = World(POLICIES)
+    world.worker("RTX4090", 2, slots=1)
+    other = world.worker("RTX3060", 2)
+    wanted = Requirements(gpu_model="RTX4090")
+    begin(world, wanted)
+    world.live_on(POLICY.run_ms_min)
+    reserve(world, Requirements(), tenant="birch", in_ms=HOUR_MS // 2)
+    submit(world, wanted, priority=1)
+    world.live_on(POLICY.wait_ms)
+    assert len(world.plan().preemptions) == 1
+    assert [worker_id for worker_id, _, _ in world.plan().reserved] == [other]
