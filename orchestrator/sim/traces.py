@@ -141,8 +141,10 @@ def read_fleet(path: Path) -> tuple[Machines, ...]:
 def _machines(row: Mapping[str, str], at: str) -> Machines:
     name = row["model"]
     model = find_model(name)
-    if model is None or model.memory_gb == 0:
+    if model is None:
         raise TraceError(f"{at}: model {name[:40]!r} is not known; nearest is {nearest(name, list(MODELS))}")
+    if model.memory_gb == 0:
+        raise TraceError(f"{at}: model {model.name} is no GPU; leave machines without GPUs out")
     memory_gb = _number(row, "memory_gb", at, model.memory_gb) if row.get("memory_gb") else model.memory_gb
     return Machines(
         count=_number(row, "workers", at, MACHINES_MAX),

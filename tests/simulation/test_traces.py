@@ -83,6 +83,7 @@ def test_availability_takes_the_last_word_of_each_moment(tmp_path: Path) -> None
         (FLEET, "file.csv: no machine with a GPU in it"),
         (FLEET + "0,1,H100\n", "file.csv: no machine with a GPU in it"),
         (FLEET + "1,1,H1000\n", "file.csv:2: model 'H1000' is not known; nearest is H100"),
+        (FLEET + "1,1,CPU\n", "file.csv:2: model CPU is no GPU; leave machines without"),
         (FLEET + "1,0,H100\n", "file.csv:2: gpus is 0; it must lie between 1 and 64"),
         (FLEET + "-1,1,H100\n", "file.csv:2: workers is -1"),
         (FLEET + "900000,1,H100\n900000,1,H100\n", "file.csv: 1,800,000 machines"),
