@@ -311,6 +311,25 @@ def test_token_file_empty_or_missing_is_named(tmp_path: Path) -> None:
         TokenFile(tmp_path / "empty")
 
 
+@pytest.mark.parametrize(
+    "held", [b"one\ntwo\n", b"one two", b"\xff\x00\x10", "gehörig".encode(), b"a" * 5000]
+)
+def test_token_file_that_no_header_can_show_is_named_until_it_can(tmp_path: Path, held: bytes) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(held)
+    with pytest.raises(KeyFileError, match=f"{path} holds something else than one word") as refused:
+        TokenFile(path)
+    assert held.decode("utf-8", "replace").strip() not in str(refused.value)
+    path.write_text("secret\n")
+    token = TokenFile(path)
+    path.write_bytes(held)
+    for _ in range(2):
+        with pytest.raises(KeyFileError, match="something else"):
+            token.admits("Bearer secret")
+    path.write_text("another\n")
+    assert token.admits("Bearer another")
+
+
 @pytest.mark.parametrize("shown", ["", "Bearer", "Bearer ", "Basic secret", "secret", "bearer secret"])
 def test_token_file_admits_nothing_but_its_token(tmp_path: Path, shown: str) -> None:
     (tmp_path / "token").write_text("secret\n")
