@@ -209,6 +209,20 @@ async def test_server_storm_of_lists_and_scrapes_is_bounded_as_that_of_pages(
     assert (await door.get("/metrics/workers"))[0] == 200, "who storms one leaves the other"
 
 
+async def test_server_storm_of_strangers_is_bounded_and_keeps_out_nobody_with_the_token(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BYTES_PER_S", 0.001)
+    monkeypatch.setitem(module.SHARES, Kind.STRANGERS, Share(8, 1_000.0, 400.0))
+    monkeypatch.setattr(module, "PAUSE_S", 0.2)
+    await door.open()
+    guesses = [(await door.get("/metrics", "a guess"))[0] for _ in range(4)]
+    assert guesses == [401, 401, 401, 429]
+    assert (await door.get("/sd/agents", ""))[0] == 429
+    assert (await door.get("/metrics"))[0] == 200
+    assert (await door.get("/readyz", ""))[0] == 200
+
+
 async def test_server_scrapes_at_once_are_bounded_and_leave_room_for_probes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
