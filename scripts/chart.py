@@ -66,6 +66,12 @@ PORT = {"type": "integer", "minimum": 1, "maximum": 65535}
 PATTERNS = {"notice": {"pattern": r"^[0-9]{1,9}(ms|s|m|h|d)$"}}
 """Settings that the chart reads, too: how long a pod may take to end follows from them."""
 
+NOTHING_MEANS_NONE = frozenset(
+    ("labels", "annotations", "resources", "tolerations", "open", "serve", "worker")
+)
+"""Rules of maps and lists that may be set to null, or left empty in a file, which takes their defaults away. Any other
+key that is empty is refused: templates would take it for false, and what is false is often the weaker choice."""
+
 BEGINNING_MIN = 4
 """A key that begins like another is meant as that one; fewer letters are shared by chance."""
 
@@ -125,7 +131,8 @@ def schema_of(values: tuple[Value, ...]) -> Schema:
     """The whole schema."""
     # Helm hands `global` to every chart that is part of another.
     properties = {value.key: _schema(value) for value in values} | {"global": {"type": "object"}}
-    return {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values", **closed(properties)}
+    draft = {"$schema": "http://json-schema.org/draft-07/schema#", "title": "Values"}
+    return {**draft, **closed(properties), "required": _needed(values)}
 
 
 def closed(properties: dict[str, Schema]) -> Schema:
@@ -190,7 +197,8 @@ def text_of(schema: Schema) -> str:
 def _schema(value: Value) -> Schema:
     described = {"description": value.description} if value.description else {}
     if value.children is not None:
-        return {**described, **closed({child.key: _schema(child) for child in value.children})}
+        properties = {child.key: _schema(child) for child in value.children}
+        return {**described, **closed(properties), "required": _needed(value.children)}
     found: Schema = {}
     for rule in value.rules:
         name, _, argument = rule.partition(" ")
@@ -198,6 +206,15 @@ def _schema(value: Value) -> Schema:
     if "type" not in found and "enum" not in found:
         found["type"] = _type_of(value.default)
     return {**described, **found}
+
+
+def _needed(values: tuple[Value, ...]) -> list[str]:
+    """Keys that hold something in any case. Helm fills in defaults first, so that only what is null is missed."""
+    return [
+        value.key
+        for value in values
+        if not any(rule.partition(" ")[0] in NOTHING_MEANS_NONE for rule in value.rules)
+    ]
 
 
 def _ruled(name: str, argument: str) -> Schema:

@@ -30,15 +30,16 @@ that `--metrics-token-file` names; it is read anew whenever the file changes.
   out.
 
 Pages and lists are made at most once a second, however often somebody asks. Of the network's page, workers' pages,
-lists and scrapes no more than 20 MB a second each are sent (100 MB at once; 667 scrapes a second), and no more than 64
-answers (256 scrapes) wait at a time: whoever asks for more is refused, after a second. There are 512 connections at
-most; one that asks nothing is closed after 90 s, or before where another has no room. Of groups the hundred largest are
-shown. `orchestrator_relay_…` is of the bridge over TLS; what Nebula itself relays over UDP is encrypted end to end and
-not seen from here: agents tell it from what their nebula logs, so `relayed` is as much as connected agents say, and a
-tunnel that nobody uses counts until Nebula closes it. Counters begin at zero with each start of the process. No label
-holds a job, a tenant or a user. Uptime counts to the millisecond from committed transitions: over any window,
-`increase(up) / increase(expected)`. A worker that is new is shown at zero for half a minute, as Prometheus takes the
-first value of a series for where it began: scrape at least that often.
+lists and scrapes no more than 20 MB a second each are sent (100 MB at once; 667 scrapes a second), and no more than
+64 answers (256 scrapes) wait at a time: whoever asks for more is refused, after a second. Without the token a
+thousand requests are refused at once and 200 a second, others after a second: who guesses is slow. There are 512
+connections at most; one that asks nothing is closed after 90 s, or before where another has no room. Of groups the
+hundred largest are shown. `orchestrator_relay_…` is of the bridge over TLS; what Nebula itself relays over UDP is
+encrypted end to end and not seen from here: agents tell it from what their nebula logs, so `relayed` is as much as
+connected agents say, and a tunnel that nobody uses counts until Nebula closes it. Counters begin at zero with each
+start of the process. No label holds a job, a tenant or a user. Uptime counts to the millisecond from committed
+transitions: over any window, `increase(up) / increase(expected)`. A worker that is new is shown at zero for half a
+minute, as Prometheus takes the first value of a series for where it began: scrape at least that often.
 
 """
 

@@ -44,6 +44,19 @@ def _require_private(path: Path) -> None:
         raise KeyFileError(f"{path} can be read by others; run `chmod 600 {path}`")
 
 
+def one_word(data: bytes, name: str) -> str:
+    """A token out of its file, read up to one byte more than FILE_BYTES_MAX; empty where it holds none.
+
+    Raises KeyFileError, with the file's ``name`` and never with what it holds, for what fits no header.
+    """
+    text = data.decode("ascii", "replace").strip()
+    if len(data) > FILE_BYTES_MAX or not text.isascii() or not text.isprintable() or " " in text:
+        raise KeyFileError(
+            f"{name} holds something else than one word of visible ASCII characters; put the token alone there"
+        )
+    return text
+
+
 class AdminTokenFile:
     """One token. Whoever exchanges it in the file needs no restart: it is read again and again."""
 
@@ -71,14 +84,9 @@ class AdminTokenFile:
         except OSError as error:
             reason = (error.strerror or "cannot be read").lower()
             raise KeyFileError(f"{self._named}cannot read {self._path}: {reason}") from None
-        text = data.decode("ascii", "replace").strip()
+        text = one_word(data, f"{self._named}{self._path}")
         if not text:
             raise KeyFileError(f"{self._named}{self._path} is empty; put the operator's token there")
-        if len(data) > FILE_BYTES_MAX or not text.isascii() or not text.isprintable() or " " in text:
-            raise KeyFileError(
-                f"{self._named}{self._path} holds something else than one word of visible ASCII characters; put the"
-                " token alone there"
-            )
         if len(text.partition(PIN_MARK)[0]) < ADMIN_CHARACTERS_MIN:
             raise KeyFileError(
                 f"{self._named}{self._path} holds a token that could be guessed: at least {ADMIN_CHARACTERS_MIN}"

@@ -68,7 +68,7 @@ from orchestrator.agent.joining import Applicant, JoinToken, enrol, known_pin, p
 from orchestrator.agent.journal import FileJournal
 from orchestrator.agent.keeper import STOP_FILE
 from orchestrator.agent.nodes import RayNodes
-from orchestrator.agent.owner import About, OwnerService, listening
+from orchestrator.agent.owner import About, OwnerService, forget_socket, listening
 from orchestrator.agent.pod import node_labels, say_contradictions, terms_by_labels
 from orchestrator.agent.ports import RefusedForeverError
 from orchestrator.agent.prober import box_prober
@@ -160,6 +160,7 @@ def run_agent(config: AgentConfig) -> int:
     try:
         lock_fd = take_data_dir(config.data_dir)
         try:
+            forget_socket(config.data_dir)
             return asyncio.run(_run(config))
         finally:
             os.close(lock_fd)

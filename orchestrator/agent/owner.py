@@ -214,6 +214,12 @@ def socket_path(data_dir: Path) -> Path:
     return SHORT_ROOT / f"orch-{os.getuid()}-{name}" / SOCKET_FILE
 
 
+def forget_socket(data_dir: Path) -> None:
+    """Remove what an agent that was killed left: whoever looks for the socket takes it for one that serves."""
+    with contextlib.suppress(OSError):
+        socket_path(data_dir).unlink(missing_ok=True)
+
+
 def known_socket(data_dir: Path) -> Path:
     """Where an agent may be listening, as it has noted itself."""
     try:

@@ -487,3 +487,12 @@ async def test_daemon_owner_is_heard_at_his_socket_and_his_wish_reaches_the_netw
 
 def text_of(path: Path) -> str:
     return path.read_text() if path.exists() else ""
+
+
+async def test_daemon_that_cannot_join_leaves_no_socket_of_one_that_was_killed(lab: Lab) -> None:
+    lab.data_dir.mkdir(mode=0o700)
+    left = lab.data_dir / "agent.sock"
+    left.touch()
+    code, _ = await lab.start(token="cut short").end()
+    assert code == 2
+    assert not left.exists()

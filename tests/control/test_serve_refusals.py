@@ -92,6 +92,7 @@ def test_serve_data_dir_that_cannot_be_written_is_one_line(path: str) -> None:
         ("--database-url-file", f"mysql://me:{SECRET}@db/x", "must begin with"),
         ("--admin-token-file", SECRET, "could be guessed"),
         ("--metrics-token-file", "", "is empty"),
+        ("--metrics-token-file", f"{SECRET}\n{SECRET}\n", "something else than one word"),
         ("--config", f"database_uri = '{SECRET}'", "did you mean database_url?"),
     ],
 )

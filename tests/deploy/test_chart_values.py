@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,8 @@ import yaml
 from orchestrator.cli.serve_settings import ServeSettings
 from orchestrator.cli.worker_settings import WorkerSettings
 from scripts import chart
-from tests.deploy.tools import CHART, refused, run_helm
+from tests.deploy.matrix import EVERYTHING
+from tests.deploy.tools import CHART, refused, render, run_helm
 
 SCHEMA: dict[str, Any] = json.loads(chart.SCHEMA.read_text())
 DEFAULTS: dict[str, Any] = yaml.safe_load(chart.VALUES.read_text())
@@ -74,8 +76,12 @@ def test_defaults_whole_satisfy_the_schema() -> None:
 
 @pytest.mark.parametrize("path", [path for path in CLOSED if path != "global"])
 def test_keys_any_that_is_unknown_is_refused_at_its_level(path: str) -> None:
-    values = nested(f"{path}.zzz" if path else "zzz", 1)
-    with pytest.raises(jsonschema.ValidationError):
+    values = copy.deepcopy(DEFAULTS)
+    below = values
+    for key in filter(None, path.split(".")):
+        below = below.setdefault(key, {})
+    below["zzz"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="zzz"):
         jsonschema.validate(values, SCHEMA)
 
 
@@ -227,6 +233,60 @@ def test_helm_password_in_an_address_is_refused_and_not_repeated(tmp_path: Path)
     said = refused(tmp_path, {"agents": {"packageIndex": "https://me:hunter2@packages.example.com/"}})
     assert "agents.packageIndex: a password would stand" in said
     assert "hunter2" not in said
+
+
+BY_PATH = {value.path: value for value in all_values(chart.read_values(chart.VALUES.read_text()))}
+
+
+@pytest.mark.parametrize("path", ["gateway.tls.mode", "networkPolicy", "gateway.names", "overlay.network"])
+def test_helm_key_without_a_value_is_refused_by_name(path: str, tmp_path: Path) -> None:
+    """`mode:` alone in a file takes the default away, and a template takes nothing for the weaker choice."""
+    above, _, key = path.rpartition(".")
+    said = refused(tmp_path, nested(path, None))
+    assert f"at '{'/' + above.replace('.', '/') if above else ''}': missing property '{key}'" in said
+
+
+def test_keys_without_a_value_are_refused_but_maps_and_lists_of_kubernetes_and_settings() -> None:
+    taken = set()
+    for path in BY_PATH:
+        values = copy.deepcopy(DEFAULTS)
+        above, _, key = path.rpartition(".")
+        below = values
+        for part in filter(None, above.split(".")):
+            below = below[part]
+        del below[key]
+        if jsonschema.Draft7Validator(SCHEMA).is_valid(values):
+            taken.add(path)
+    assert {path.rpartition(".")[2] for path in taken} == {
+        *(
+            "commonLabels",
+            "labels",
+            "annotations",
+            "podAnnotations",
+            "nodeSelector",
+            "tolerations",
+            "affinity",
+        ),
+        *("resources", "settings"),
+    }
+
+
+def test_helm_maps_and_settings_without_a_value_are_as_empty_ones() -> None:
+    values, emptied = copy.deepcopy(dict(EVERYTHING)), copy.deepcopy(dict(EVERYTHING))
+    for path, value in BY_PATH.items():
+        if any(rule.split()[0] in chart.NOTHING_MEANS_NONE for rule in value.rules):
+            # Each key of a map takes its own default away.
+            put(values, path, [] if isinstance(value.default, list) else dict.fromkeys(value.default))
+            put(emptied, path, None)
+    assert render(emptied) == render(values)
+
+
+def put(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set a.b, in place of whatever is there."""
+    above, _, key = path.rpartition(".")
+    for part in filter(None, above.split(".")):
+        values = values.setdefault(part, {})
+    values[key] = value
 
 
 def test_settings_each_of_serve_is_the_charts_or_the_operators() -> None:

@@ -12,6 +12,7 @@ import socket
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from aiohttp import web
@@ -50,6 +51,9 @@ SCRAPES_AT_ONCE = 256
 ANSWERS_AT_ONCE = 64
 """Of each other kind: three Prometheus servers that ask for twenty pages in the same instant."""
 
+REFUSALS_AT_ONCE = 8
+"""Of those who show no token."""
+
 PAUSE_S = 1.0
 """Whoever asks for more waits so long for the refusal: a storm then asks once a second on each connection."""
 
@@ -82,6 +86,8 @@ class Kind(StrEnum):
     WORKERS = "workers"
     LISTS = "lists"
     SCRAPES = "scrapes"
+    STRANGERS = "strangers"
+    """Whatever is asked for without the token: who guesses at it is slow, and takes no time from anybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +106,8 @@ SHARES = {
     Kind.LISTS: Share(ANSWERS_AT_ONCE, BYTES_AT_ONCE, ANSWER_BYTES_MIN),
     # Each is work for a session besides: no more than a second's at once.
     Kind.SCRAPES: Share(SCRAPES_AT_ONCE, BYTES_PER_S, SCRAPE_BYTES_MIN),
+    # A thousand at once, then 200 a second. A refusal is sent at once, so few are ever under way.
+    Kind.STRANGERS: Share(REFUSALS_AT_ONCE, BYTES_AT_ONCE, ANSWER_BYTES_MIN),
 }
 
 
@@ -192,17 +200,24 @@ class MetricsServer:
     ) -> web.StreamResponse:
         if request.path in (HEALTHZ, READYZ):
             return await handler(request)
+        refusal = self._refusal(request)
+        if refusal is not None:
+            return await self._bounded(Kind.STRANGERS, request, partial(_answer, refusal))
+        if self._pages is None:
+            return _line(503, self._unready())
+        return await self._bounded(_kind(request.path), request, handler)
+
+    def _refusal(self, request: web.Request) -> web.Response | None:
+        """What whoever does not show the token is answered; None: he does."""
         try:
             admitted = self._token.admits(request.headers.get("Authorization", ""))
         except KeyFileError as error:
             return _line(503, f"nobody can be let in: {error}")
-        if not admitted:
-            refusal = _line(401, f"show `Authorization: Bearer TOKEN`; the token is in {self._token.path}")
-            refusal.headers["WWW-Authenticate"] = "Bearer"
-            return refusal
-        if self._pages is None:
-            return _line(503, self._unready())
-        return await self._bounded(_kind(request.path), request, handler)
+        if admitted:
+            return None
+        refusal = _line(401, f"show `Authorization: Bearer TOKEN`; the token is in {self._token.path}")
+        refusal.headers["WWW-Authenticate"] = "Bearer"
+        return refusal
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         return _line(200, "alive")
@@ -297,6 +312,11 @@ def _kind(path: str) -> Kind:
     if path.startswith("/sd/"):
         return Kind.LISTS
     return Kind.WORKERS if path == "/metrics/workers" else Kind.NETWORK
+
+
+async def _answer(response: web.Response, _request: web.Request) -> web.StreamResponse:
+    """Whoever asks."""
+    return response
 
 
 def _line(status: int, text: str) -> web.Response:

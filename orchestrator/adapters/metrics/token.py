@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.adapters.clock import new_secret
 from orchestrator.adapters.files import write_whole
-from orchestrator.adapters.keys import FILE_BYTES_MAX, OTHERS, KeyFileError
+from orchestrator.adapters.keys import FILE_BYTES_MAX, OTHERS, KeyFileError, one_word
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,15 +40,17 @@ class TokenFile:
             seen = (found.st_mtime_ns, found.st_ino, found.st_size)
             if seen == self._seen:
                 return
+            # Looked at again in any case, until it can be used.
+            self._seen = ()
             with self.path.open("rb") as file:
-                token = file.read(FILE_BYTES_MAX).strip()
+                data = file.read(FILE_BYTES_MAX + 1)
         except OSError as error:
             self._seen = ()
             raise KeyFileError(f"cannot read {self.path}: {(error.strerror or '').lower()}") from None
+        token = one_word(data, str(self.path))
         if not token:
-            self._seen = ()
             raise KeyFileError(f"{self.path} is empty; it must hold the token that Prometheus shows")
-        self._seen, self._token = seen, token
+        self._seen, self._token = seen, token.encode()
 
 
 def own_token_file(folder: Path) -> TokenFile:

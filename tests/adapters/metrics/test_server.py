@@ -209,6 +209,20 @@ async def test_server_storm_of_lists_and_scrapes_is_bounded_as_that_of_pages(
     assert (await door.get("/metrics/workers"))[0] == 200, "who storms one leaves the other"
 
 
+async def test_server_storm_of_strangers_is_bounded_and_keeps_out_nobody_with_the_token(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BYTES_PER_S", 0.001)
+    monkeypatch.setitem(module.SHARES, Kind.STRANGERS, Share(8, 1_000.0, 400.0))
+    monkeypatch.setattr(module, "PAUSE_S", 0.2)
+    await door.open()
+    guesses = [(await door.get("/metrics", "a guess"))[0] for _ in range(4)]
+    assert guesses == [401, 401, 401, 429]
+    assert (await door.get("/sd/agents", ""))[0] == 429
+    assert (await door.get("/metrics"))[0] == 200
+    assert (await door.get("/readyz", ""))[0] == 200
+
+
 async def test_server_scrapes_at_once_are_bounded_and_leave_room_for_probes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,6 +323,25 @@ def test_token_file_empty_or_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(KeyFileError, match="empty is empty"):
         TokenFile(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    "held", [b"one\ntwo\n", b"one two", b"\xff\x00\x10", "gehörig".encode(), b"a" * 5000]
+)
+def test_token_file_that_no_header_can_show_is_named_until_it_can(tmp_path: Path, held: bytes) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(held)
+    with pytest.raises(KeyFileError, match=f"{path} holds something else than one word") as refused:
+        TokenFile(path)
+    assert held.decode("utf-8", "replace").strip() not in str(refused.value)
+    path.write_text("secret\n")
+    token = TokenFile(path)
+    path.write_bytes(held)
+    for _ in range(2):
+        with pytest.raises(KeyFileError, match="something else"):
+            token.admits("Bearer secret")
+    path.write_text("another\n")
+    assert token.admits("Bearer another")
 
 
 @pytest.mark.parametrize("shown", ["", "Bearer", "Bearer ", "Basic secret", "secret", "bearer secret"])

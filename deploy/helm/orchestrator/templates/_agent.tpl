@@ -148,7 +148,7 @@ spec:
         periodSeconds: 10
         timeoutSeconds: 5
       resources:
-        {{- toYaml $part.resources | nindent 8 }}
+        {{- toYaml ($part.resources | default dict) | nindent 8 }}
       securityContext:
         {{- if .boxed }}
         # Namespaces, mounts, loop devices, control groups and forwarding take a pod that sees the node's. The command

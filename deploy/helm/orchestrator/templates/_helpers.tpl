@@ -47,7 +47,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: orchestrator
 app.kubernetes.io/managed-by: {{ .root.Release.Service | quote }}
-{{- with merge (dict) (.labels | default dict) .root.Values.commonLabels }}
+{{- with merge (dict) (.labels | default dict) (.root.Values.commonLabels | default dict) }}
 {{ toYaml . }}
 {{- end }}
 {{- end -}}
@@ -188,7 +188,7 @@ and lists hold strings.
 
 {{/* How long an agent may take to leave: the notice that jobs get, and two minutes to end and to state. */}}
 {{- define "orchestrator.agentGraceSeconds" -}}
-{{- $notice := .notice | default "30s" -}}
+{{- $notice := (.).notice | default "30s" -}}
 {{ add (include "orchestrator.seconds" $notice | int64) 120 }}
 {{- end -}}
 

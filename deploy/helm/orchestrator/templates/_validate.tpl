@@ -64,10 +64,10 @@
 {{- if and $v.workers.enabled (not $v.workers.joinTokens.existingSecret) (not $v.workers.openEnrolment) -}}
 {{- fail "workers.joinTokens.existingSecret: name the Secret that holds a token for each node; it may be made later, the pods wait" -}}
 {{- end -}}
-{{- if and (eq $v.workers.isolation "none") (has ($v.workers.settings.overlay | default "none") (list "nebula")) -}}
+{{- if and (eq $v.workers.isolation "none") (has (($v.workers.settings).overlay | default "none") (list "nebula")) -}}
 {{- fail "workers.settings.overlay: with isolation none there is no overlay; leave it out" -}}
 {{- end -}}
-{{- if and (eq $v.workers.isolation "none") (eq ($v.workers.settings.egress | default "internet") "none") -}}
+{{- if and (eq $v.workers.isolation "none") (eq (($v.workers.settings).egress | default "internet") "none") -}}
 {{- fail "workers.settings.egress: with isolation none nothing keeps jobs off the internet; leave it out" -}}
 {{- end -}}
 {{- end -}}
