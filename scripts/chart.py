@@ -63,8 +63,8 @@ DURATION = r"^[0-9]+(ms|s|m|h)$"
 QUANTITY = {"type": ["string", "integer"], "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$"}
 PORT = {"type": "integer", "minimum": 1, "maximum": 65535}
 
-PATTERNS = {"notice": {"pattern": r"^[0-9]{1,9}(ms|s|m|h|d)$"}}
-"""Settings that the chart reads, too: how long a pod may take to end follows from them."""
+PATTERNS = {"notice": {"pattern": r"^([0-9]{1,7}ms|[0-9]{1,4}s|[0-9]{1,2}m|[01]h)$"}}
+"""Settings that the chart reads, too: how long a pod may take to end follows from them. An hour is the longest notice."""
 
 NOTHING_MEANS_NONE = frozenset(
     ("labels", "annotations", "resources", "tolerations", "open", "serve", "worker")

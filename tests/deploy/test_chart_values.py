@@ -158,6 +158,7 @@ def test_helm_key_like_none_is_refused_with_all_that_are_known(tmp_path: Path) -
             "/controlPlane/settings/idle_teardown_ms': got string",
         ),
         ("controlPlane.settings.gang_gpus_max", 0, "/controlPlane/settings/gang_gpus_max': minimum"),
+        ("workers.settings.notice", "30d", "/workers/settings/notice': '30d' does not match pattern"),
         ("images.agent.digest", "latest", "/images/agent/digest': 'latest' does not match pattern"),
         ("agents.controlPlane", "https://x:7443", "/agents/controlPlane': 'https://x:7443' does not match"),
         ("metrics.serviceMonitor.interval", "15", "/metrics/serviceMonitor/interval': '15' does not match"),

@@ -182,7 +182,7 @@ and lists hold strings.
 {{- $count := regexFind "^[0-9]+" . | int64 -}}
 {{- $unit := regexFind "[a-z]+$" . -}}
 {{- if eq $unit "ms" -}}{{ add (div $count 1000) 1 }}
-{{- else -}}{{ mul $count (get (dict "s" 1 "m" 60 "h" 3600 "d" 86400) $unit | int64) }}
+{{- else -}}{{ mul $count (get (dict "s" 1 "m" 60 "h" 3600) $unit | int64) }}
 {{- end -}}
 {{- end -}}
 
