@@ -37,8 +37,8 @@ MACHINE = (
 )
 """What makes boxes, namespaces or Ray nodes of this machine, and may find those of no other test beside it."""
 
-# No deadline per example: on two shared cores a slow example says nothing about the code.
-settings.register_profile("dev", deadline=None)
+# No deadline per example, and none for making them: on two shared cores slowness says nothing about the code.
+settings.register_profile("dev", deadline=None, suppress_health_check=(HealthCheck.too_slow,))
 # The same examples each time: a red run is red again when it is repeated.
 settings.register_profile(
     "ci",

@@ -20,7 +20,7 @@ from tests.polling import wait_until
 
 ORCH = str(Path(sys.executable).with_name("orch"))
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 """Far above what anything here takes, for machines that are busy."""
 
 LEADING = """

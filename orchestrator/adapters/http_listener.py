@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 import structlog
 from aiohttp import web
 
+from orchestrator.adapters.accepting import accepted
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
     from ssl import SSLContext
@@ -152,6 +154,12 @@ class _Connection(asyncio.Protocol):
             self.task.cancel()
 
 
+async def _ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 def _tell(task: asyncio.Task[None]) -> None:
     """Nobody waits for it before the end: a fault of ours shall not be silent until then."""
     if not task.cancelled() and (error := task.exception()) is not None:
@@ -199,11 +207,9 @@ class HttpListener:
 
     async def close(self) -> None:
         """Stop listening, and end what has not finished its handshake."""
-        unfinished = [one.task for one in self._waiting if one.transport is None and one.task is not None]
-        tasks = [*self._tasks, *unfinished]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _ended(self._tasks)
+        # Only now: one that had not begun would never close its socket.
+        await _ended([one.task for one in self._waiting if one.transport is None and one.task is not None])
         for one in self._sockets:
             one.close()
 
@@ -213,17 +219,17 @@ class HttpListener:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                accepted, _ = await loop.sock_accept(listening)
+                sock = await accepted(listening)
             except OSError as error:
                 log.warning("connection_not_accepted", error=str(error))
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
             if self._serve is None or not self._has_room():
-                accepted.close()
+                sock.close()
             else:
                 connection = _Connection(self, self._serve())
                 self._waiting[connection] = loop.time()
-                connection.task = asyncio.create_task(self._open(connection, accepted))
+                connection.task = asyncio.create_task(self._open(connection, sock))
             # Where more are waiting, accepting would never let anybody else have a turn.
             await asyncio.sleep(0)
 
@@ -241,13 +247,13 @@ class HttpListener:
         longest.cut()
         return True
 
-    async def _open(self, connection: _Connection, accepted: socket.socket) -> None:
+    async def _open(self, connection: _Connection, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
             if self._tls is None:
-                await loop.connect_accepted_socket(lambda: connection, accepted)
+                await loop.connect_accepted_socket(lambda: connection, sock)
                 return
-            connection.raw, _ = await loop.connect_accepted_socket(_Unread, accepted)
+            connection.raw, _ = await loop.connect_accepted_socket(_Unread, sock)
             transport = await loop.start_tls(
                 connection.raw, connection, self._tls, server_side=True, ssl_handshake_timeout=HANDSHAKE_S
             )
@@ -259,7 +265,7 @@ class HttpListener:
             if connection.transport is None:
                 self._waiting.pop(connection, None)
                 if connection.raw is None:
-                    accepted.close()
+                    sock.close()
                 else:
                     connection.raw.abort()
 

@@ -340,3 +340,16 @@ async def test_listener_closed_frees_its_port() -> None:
         await served.listener.close()
         with socket.create_server((HOST, port)):
             pass
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_connection_that_comes_as_the_listener_closes_is_closed_as_well(turns: int) -> None:
+    with socket.socket() as client:
+        client.settimeout(DEADLINE_S)
+        async with serving(PATIENT) as served:
+            client.connect((HOST, served.listener.port))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await served.listener.close()
+        with contextlib.suppress(ConnectionError):
+            assert client.recv(1) == b""

@@ -44,7 +44,7 @@ def test_end_descendants_of_a_subreaper_ends_orphans_that_ignore_sigterm(tmp_pat
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as keeper:
         assert keeper.stdout is not None
         assert keeper.stdout.readline() == b"started\n"
-        wait_until(lambda: len(pids_in(tmp_path)) == 2, what="two orphans", deadline_s=10)
+        wait_until(lambda: len(pids_in(tmp_path)) == 2, what="two orphans", deadline_s=60)
         assert pids_in(tmp_path) == descendants({keeper.pid})
         keeper.communicate(b"\n")
     assert keeper.returncode == 0
@@ -53,32 +53,39 @@ def test_end_descendants_of_a_subreaper_ends_orphans_that_ignore_sigterm(tmp_pat
 
 def test_sweep_of_a_member_ends_its_marked_processes_and_no_other(tmp_path: Path) -> None:
     ours, others = tmp_path / "ours", tmp_path / "others"
-    for directory, member_id in ((ours, "sweep-test-1"), (others, "sweep-test-11")):
+    wanted, other = f"sweep-{os.getpid()}-1", f"sweep-{os.getpid()}-11"
+    for directory, member_id in ((ours, wanted), (others, other)):
         directory.mkdir()
         env = dict(os.environ) | {MEMBER_ID_ENV: member_id}
         subprocess.run([sys.executable, "-c", STUBBORN, str(directory)], env=env, check=True)
-    wait_until(lambda: len(pids_in(ours) | pids_in(others)) == 4, what="four orphans", deadline_s=10)
+    wait_until(lambda: len(pids_in(ours) | pids_in(others)) == 4, what="four orphans", deadline_s=60)
     try:
-        assert marked_processes("sweep-test-1") == pids_in(ours)
-        assert sweep("sweep-test-1") == 2
+        assert marked_processes(wanted) == pids_in(ours)
+        assert sweep(wanted) == 2
         assert not pids_in(ours) & parents().keys()
         assert pids_in(others) <= parents().keys()
     finally:
-        sweep("sweep-test-11")
+        sweep(other)
 
 
 def test_sweep_of_a_member_reaches_children_that_lost_the_mark(tmp_path: Path) -> None:
     code = "import subprocess; subprocess.run(['/bin/sleep', '300'], env={})"
-    env = dict(os.environ) | {MEMBER_ID_ENV: "sweep-test-2"}
+    member_id = f"sweep-{os.getpid()}-2"
+    env = dict(os.environ) | {MEMBER_ID_ENV: member_id}
     with subprocess.Popen([sys.executable, "-c", code], env=env) as marked:
-        wait_until(lambda: bool(descendants({marked.pid})), what="the unmarked child", deadline_s=10)
+
+        def lost() -> set[int]:
+            # Until it is another program, a child has its parent's environment.
+            return descendants({marked.pid}) - marked_processes(member_id)
+
+        wait_until(lambda: bool(lost()), what="the unmarked child", deadline_s=60)
         unmarked = descendants({marked.pid})
-        assert sweep("sweep-test-2") == 2
+        assert sweep(member_id) == 2
     assert not unmarked & parents().keys()
 
 
 def test_sweep_of_an_unknown_member_finds_nothing() -> None:
-    assert sweep("sweep-test-nobody") == 0
+    assert sweep(f"sweep-{os.getpid()}-nobody") == 0
 
 
 # Ends the tree while it is still being made: parents die in the middle of the search for their children.

@@ -33,8 +33,10 @@ from tests.adapters.crashing_writer import batch_size, tenant_batch
 from tests.properties.stories import Story
 
 KILLS = 8
-LIVES_S_MAX = 0.25
-"""Some dozens of batches fit into it: kills fall into every part of a commit."""
+BATCHES_MAX = 12
+"""What a life brings at most before it is in danger, however slow the disk is."""
+DANGER_S_MAX = 0.05
+"""Some batches fit into it: kills fall into every part of a commit."""
 
 
 @pytest.fixture
@@ -222,15 +224,17 @@ def nursery(path: Path) -> Iterator[subprocess.Popen[str]]:
         process.stdin.close()
 
 
-def one_life(nursery: subprocess.Popen[str], lives_s: float) -> int:
-    """Let a writer live for a while, kill it, and return the last version that it said was durable."""
+def one_life(nursery: subprocess.Popen[str], batches: int, danger_s: float) -> int:
+    """Let a writer write so many batches, kill it soon after, and return the last version it said was durable."""
     assert nursery.stdin is not None
     assert nursery.stdout is not None
     nursery.stdin.write("\n")
     _, pid, version = nursery.stdout.readline().split()
-    killer = Timer(lives_s, os.kill, (int(pid), signal.SIGKILL))
-    killer.start()
     acknowledged = int(version)
+    for _ in range(batches):
+        acknowledged = int(nursery.stdout.readline())
+    killer = Timer(danger_s, os.kill, (int(pid), signal.SIGKILL))
+    killer.start()
     while (line := nursery.stdout.readline()) not in ("dead\n", ""):
         acknowledged = int(line)
     killer.join()
@@ -243,7 +247,7 @@ def test_store_killed_at_any_moment_has_every_acknowledged_batch_and_no_torn_one
     random = Random(4)
     before = 0
     for _ in range(KILLS):
-        acknowledged = one_life(nursery, random.random() * LIVES_S_MAX)
+        acknowledged = one_life(nursery, random.randint(0, BATCHES_MAX), random.random() * DANGER_S_MAX)
         store = SqlStore(f"sqlite:///{path}")
         loaded, replayed = store.load(Policies()), store.replay(Policies())
         store.close()

@@ -21,7 +21,7 @@ from orchestrator.api.v1 import common_pb2, worker_pb2
 from orchestrator.core.ids import Now
 from tests.polling import wait_until_async
 
-DEADLINE_S = 5.0
+DEADLINE_S = 60.0
 TTL_MS = 60_000
 HOST = "host-1"
 

@@ -20,7 +20,7 @@ from orchestrator.api.v1 import telemetry_pb2, worker_pb2
 from tests.agent.scripted_server import ScriptedServer
 from tests.polling import wait_until_async
 
-DEADLINE_S = 5.0
+DEADLINE_S = 60.0
 
 
 class FakeAccess:
@@ -131,7 +131,8 @@ async def test_session_without_a_certificate_is_not_let_in(
     access: FakeAccess, control: GrpcControlPlane
 ) -> None:
     access.current = Endpoint(access.current.address, access.current.trust_pem)
-    with pytest.raises(ConnectionError, match="Socket closed"):
+    # Which of the two it is hangs on whether its first words came before the server closed.
+    with pytest.raises(ConnectionError, match=r"Socket closed|reset by peer|Broken pipe"):
         await control.open()
 
 

@@ -47,7 +47,7 @@ from tests.tls import TestNetwork
 if TYPE_CHECKING:
     from orchestrator.api.v1.agent_pb2_grpc import AgentServiceAsyncStub
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 SECRET = "orch_supplier_0123456789"
 DAY_MS = 24 * 3_600_000
 

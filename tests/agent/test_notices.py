@@ -140,7 +140,7 @@ async def warn_until(duty: HeadDuty, client: FakeHead, going: list[Warned], coun
         duty.warn(going)
         return len(client.drained) >= count
 
-    await wait_until_async(warned, what=f"{count} drains", deadline_s=5)
+    await wait_until_async(warned, what=f"{count} drains", deadline_s=60)
 
 
 async def test_ray_is_told_once_of_each_node_but_not_of_the_head(head: tuple[FakeHead, HeadDuty]) -> None:

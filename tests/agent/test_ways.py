@@ -217,18 +217,18 @@ def test_way_without_udp_becomes_the_bridge_and_comes_back_after_a_death(tmp_pat
                 return way
 
             assert way.transport == "udp"
-            wait_until(lambda: tended().transport == "tls", what="the bridge", deadline_s=20)
+            wait_until(lambda: tended().transport == "tls", what="the bridge", deadline_s=60)
             assert way.tunnels == NONE, "a tunnel to the lighthouse is no member's"
             stream = talk(box, server.address, tmp_path / "talk")
             stream.goes_on()
-            wait_until(lambda: tended().tunnels == Tunnels(relayed=1), what="the tunnel", deadline_s=10)
+            wait_until(lambda: tended().tunnels == Tunnels(relayed=1), what="the tunnel", deadline_s=60)
             (nebula,) = nebulas(str(tmp_path / "mbr_21" / "overlay" / "bridged.json"))
             os.kill(nebula, signal.SIGKILL)
             config = str(tmp_path / "mbr_21" / "overlay" / "bridged.json")
             wait_until(
                 lambda: tended() is way and nebulas(config) not in ([], [nebula]),
                 what="another nebula",
-                deadline_s=20,
+                deadline_s=60,
             )
             stream.goes_on(40)
 
@@ -242,7 +242,7 @@ def test_way_that_reaches_a_beacon_over_udp_stays(tmp_path: Path, monkeypatch: p
         with a_way(tmp_path, underlay, "a") as (way, box):
             log = tmp_path / "mbr_21" / "overlay" / "nebula.log"
             wait_until(
-                lambda: "Handshake message received" in log.read_text(), what="an answer", deadline_s=10
+                lambda: "Handshake message received" in log.read_text(), what="an answer", deadline_s=60
             )
             with inside(underlay.namespace("a")):
                 way.tend(box.holder.pid)

@@ -60,11 +60,11 @@ async def test_server_whose_owner_measures_is_busy() -> None:
 async def test_receiver_asks_again_whoever_failed_until_its_time_is_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("orchestrator.agent.widths.SURVEY_S", 1.0)
+    monkeypatch.setattr("orchestrator.agent.widths.SURVEY_S", 3.0)
     found: dict[str, int] = {}
-    with listen(socket.socket, LOOPBACK, 0) as listener:
+    with listen(socket.socket, LOOPBACK, 0) as listener, closed_port() as port:
         async with running(BandwidthServer(listener, KEY, REAL, PLAN).run()):
-            there, away = target_of(listener), Target("away", LOOPBACK, closed_port())
+            there, away = target_of(listener), Target("away", LOOPBACK, port)
             await receiver(Line()).measure_all(
                 [away, there], lambda target, rate: found.update({target.peer: rate})
             )

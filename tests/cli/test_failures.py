@@ -86,7 +86,7 @@ def test_interrupt_real_process_following_a_log_exits_with_130(control: Control,
     assert command.stdout.read(len(LOG)) == LOG
     command.send_signal(signal.SIGINT)
     try:
-        wait_until(lambda: command.poll() is not None, what="the command's end", deadline_s=30)
+        wait_until(lambda: command.poll() is not None, what="the command's end", deadline_s=60)
     finally:
         command.kill()
         ended.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -39,7 +40,8 @@ def talker() -> Iterator[str]:
                     connection, _ = listening.accept()
                 except OSError:
                     return
-                with connection:
+                # Whoever asked may have gone meanwhile.
+                with connection, contextlib.suppress(OSError):
                     connection.recv(1024)
                     connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 

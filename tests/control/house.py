@@ -34,7 +34,7 @@ from orchestrator.core.supply.fleet import (
     TokenRole,
 )
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 class Owners:

@@ -15,7 +15,7 @@ from orchestrator.cli.client import open_channel
 from tests.control.serving import Serve, serving
 from tests.polling import wait_until
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 

@@ -41,7 +41,7 @@ from tests.control.agents import OPTIONS, Agent, Served, agent_of, bearer, refus
 from tests.control.house import DEADLINE_S, inventory
 from tests.polling import wait_until_async
 
-OUT_S = 10.0
+OUT_S = 30.0
 """How soon a revoked worker must be out."""
 
 

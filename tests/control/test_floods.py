@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import fields
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def enrolment(served: Served, limits: EnrolLimits) -> EnrolServicer:
     )
 
 
-async def refused_joins(door: Any, requests: list[worker_pb2.JoinRequest]) -> dict[RefusalCode, int]:
+async def refused_joins(door: Any, requests: Iterable[worker_pb2.JoinRequest]) -> dict[RefusalCode, int]:
     """How often the door refused, by reason."""
     counts: dict[RefusalCode, int] = {}
     for number, request in enumerate(requests):
@@ -96,17 +97,32 @@ async def test_sybil_joins_from_ten_thousand_sites_are_refused_before_they_cost_
         request.CopyFrom(stranger)
         request.statement_public_key = clock.random_bytes(32)
         requests.append(request)
-    events = written(served)
-    flood = asyncio.create_task(refused_joins(enrolment(served, EnrolLimits()), requests))
+    events, limits, done = written(served), EnrolLimits(), asyncio.Event()
+
+    def flooding() -> Iterator[worker_pb2.JoinRequest]:
+        """Ten thousand, and more for as long as the honest ones need."""
+        for sent, request in enumerate(cycle(requests)):
+            if sent >= SYBILS and done.is_set():
+                return
+            yield request
+
+    began_ms = clock.boottime_ms()
+    flood = asyncio.create_task(refused_joins(enrolment(served, limits), flooding()))
     await answered(honest, beats=30)
     async with agent_of(served, offer=offered("late")) as late:
         await late.join()
         assert (await late.hello()).HasField("welcome")
     assert not flood.done()
+    done.set()
     counts = await flood
-    assert sum(counts.values()) == SYBILS
+    took_ms = clock.boottime_ms() - began_ms
+    assert sum(counts.values()) >= SYBILS
     # Those who were let as far as their proofs, which are wrong, and cost no write.
-    assert counts[RefusalCode.INVALID] < SYBILS // 20
+    let_in = sum(
+        limit.burst + 1 + took_ms // limit.interval_ms
+        for limit in (limits.strangers_in_all, limits.strangers_reserved)
+    )
+    assert counts[RefusalCode.INVALID] <= let_in
     assert written(served) - events < 20
     await answered(honest)
 
@@ -294,13 +310,14 @@ async def test_thousands_of_idle_connections_are_closed_and_nobody_else_notices(
             await asyncio.gather(
                 *(loop.create_connection(lambda: Idle(ended), host, int(port)) for _ in range(250))
             )
-        assert not ended
+        # Some may have been closed already: connecting them all takes as long as this machine needs.
+        assert len(ended) < IDLE
         for _ in range(5):
             assert await asyncio.to_thread(joined) == network_id
         await wait_until_async(
             lambda: len(ended) == IDLE or serve.process.poll() is not None,
             what="the end of all idle connections",
-            deadline_s=3 * DEADLINE_S,
+            deadline_s=DEADLINE_S,
         )
         assert serve.process.poll() is None, "the control plane has died of idle connections"
         assert await asyncio.to_thread(joined) == network_id

@@ -246,7 +246,7 @@ async def test_retell_tells_once_for_each_window(monkeypatch: pytest.MonkeyPatch
 
     async def look_again() -> None:
         seen = wall.looks
-        await wait_until_async(lambda: wall.looks > seen + 1, what="two looks", deadline_s=5)
+        await wait_until_async(lambda: wall.looks > seen + 1, what="two looks", deadline_s=60)
 
     try:
         await look_again()

@@ -211,10 +211,10 @@ async def test_planner_running_serves_whatever_is_submitted_then() -> None:
     async with planning(world, Budget(placements_max=1)) as (planner, loop, _, _):
         running = asyncio.create_task(planner.run())
         placed = lambda: all(one.attempt_id is not None for one in world.state.jobs.values())  # noqa: E731
-        await wait_until_async(placed, what="both jobs to be placed", deadline_s=10)
+        await wait_until_async(placed, what="both jobs to be placed", deadline_s=60)
         job = world.job(jobs[0])
         late = m.SubmitJob(JobId("job_late"), job.tenant_id, "late", job.request, "x")
         await loop.submit(late)
-        await wait_until_async(placed, what="the later job to be placed", deadline_s=10)
+        await wait_until_async(placed, what="the later job to be placed", deadline_s=60)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)

@@ -297,7 +297,7 @@ async def test_body_stalled_is_408_and_a_package_cut_off_is_not_kept(
     writer.close()
     await writer.wait_closed()
     cut_off = ("PUT", "/api/packages/{protocol}/{name}", 400)
-    await wait_until_async(lambda: cut_off in observed.calls, what="the cut upload to end", deadline_s=20)
+    await wait_until_async(lambda: cut_off in observed.calls, what="the cut upload to end", deadline_s=60)
     assert jobs.packages == {}
 
 
@@ -328,7 +328,7 @@ async def test_requests_too_many_of_one_tenant_are_429_and_no_other_tenants_matt
         async def full() -> bool:
             return await status(mine) == 429
 
-        await wait_for_answer(full, what="two requests under way", deadline_s=20)
+        await wait_for_answer(full, what="two requests under way", deadline_s=60)
         assert await status(theirs) == 200
         go_on.set()
         for response in await asyncio.gather(*slow):

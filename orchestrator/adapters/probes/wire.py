@@ -21,6 +21,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from orchestrator.adapters.accepting import accepted
+
 KEY_BYTES_MIN: Final = 16
 """128 bits: what no member of another cluster can guess."""
 
@@ -223,7 +225,6 @@ async def accept_all(listener: socket.socket, serve: Callable[[Stream], Awaitabl
 
     ``serve`` owns its stream and closes it; what the network does to one connection is no concern of the rest.
     """
-    loop = asyncio.get_running_loop()
     served: set[asyncio.Task[None]] = set()
 
     async def guarded(stream: Stream) -> None:
@@ -233,7 +234,7 @@ async def accept_all(listener: socket.socket, serve: Callable[[Stream], Awaitabl
     try:
         while True:
             try:
-                sock, _ = await loop.sock_accept(listener)
+                sock = await accepted(listener)
             except OSError:
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
@@ -245,6 +246,8 @@ async def accept_all(listener: socket.socket, serve: Callable[[Stream], Awaitabl
             served.add(task)
             task.add_done_callback(served.discard)
     finally:
+        # One that has not begun would never close its stream: each begins with the loop's next turn.
+        await asyncio.sleep(0)
         for task in served:
             task.cancel()
         await asyncio.gather(*served, return_exceptions=True)

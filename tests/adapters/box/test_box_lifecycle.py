@@ -66,7 +66,7 @@ def test_destroy_of_a_running_box_leaves_nothing(place: Place) -> None:
     spec = place.spec(egress="internet", cpus=0.5)
     with box_of(spec) as box:
         launcher = start(box, SPAWN)
-        wait_until(lambda: "ready" in output_of(box), what="the processes", deadline_s=10)
+        wait_until(lambda: "ready" in output_of(box), what="the processes", deadline_s=60)
         assert len(box.members()) >= 5
         assert len(traces(spec)) >= 10
         box.destroy()
@@ -83,11 +83,11 @@ def test_killed_keeper_takes_the_box_with_it_and_destroy_removes_the_rest(place:
     )
     try:
         log = Path(spec.shared_dir) / "log"
-        wait_until(lambda: log.exists() and "ready" in log.read_text(), what="the box", deadline_s=20)
+        wait_until(lambda: log.exists() and "ready" in log.read_text(), what="the box", deadline_s=60)
         assert other.namespace_pid in other.members()
         keeper.kill()
         keeper.wait()
-        wait_until(lambda: not other.members(), what="the box to end with its keeper", deadline_s=10)
+        wait_until(lambda: not other.members(), what="the box to end with its keeper", deadline_s=60)
         other.destroy()
         assert traces(spec) == []
     finally:
@@ -174,11 +174,11 @@ while True:
 """
     with box_of(place.spec()) as box:
         launcher = start(box, code)
-        wait_until(lambda: "ready" in output_of(box), what="the server", deadline_s=10)
+        wait_until(lambda: "ready" in output_of(box), what="the server", deadline_s=60)
         factory = SocketFactory(box.namespace_pid)
         for made in (factory.create(), SocketFactory(box.namespace_pid).create()):
             with made as client:
-                client.settimeout(5)
+                client.settimeout(60)
                 client.connect(("127.0.0.1", PORT))
                 assert client.recv(64) == b"from inside"
         with socket.socket() as ours:
@@ -250,13 +250,13 @@ def test_init_with_vital_process_up_reports_and_ends_all_when_it_dies(place: Pla
         vital = [pid for pid in run.box.members() if Path(f"/proc/{pid}/comm").read_text() == "raylet\n"]
         os.kill(vital[0], signal.SIGKILL)
         assert run.reports() == [{"state": "died", "detail": "raylet (exit -9)"}]
-        wait_until(lambda: not run.box.members(), what="the box to end", deadline_s=10)
+        wait_until(lambda: not run.box.members(), what="the box to end", deadline_s=60)
 
 
 def test_init_with_failing_start_reports_the_end_of_its_output(place: Place) -> None:
     with init_running(place.spec(), "echo no luck today; exit 3") as run:
         assert run.reports() == [{"state": "failed", "detail": "exit 3: no luck today"}]
-        wait_until(lambda: not run.box.members(), what="the box to end", deadline_s=10)
+        wait_until(lambda: not run.box.members(), what="the box to end", deadline_s=60)
 
 
 def test_init_without_required_process_reports_failure(place: Place) -> None:
@@ -269,7 +269,7 @@ def test_init_asked_to_stop_ends_all(place: Place) -> None:
         assert first_line(run)["state"] == "up"
         run.box.terminate()
         assert run.reports() == [{"state": "stopped", "detail": "asked to stop"}]
-        wait_until(lambda: not run.box.members(), what="the box to end", deadline_s=10)
+        wait_until(lambda: not run.box.members(), what="the box to end", deadline_s=60)
 
 
 def test_init_is_closed_to_its_own_tenant(place: Place) -> None:

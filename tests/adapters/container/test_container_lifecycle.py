@@ -29,7 +29,7 @@ from orchestrator.adapters.container.tiers import Trial, trial
 from tests.adapters.box.harness import MIB, Place
 from tests.polling import wait_until
 
-END_S = 10.0
+END_S = 60.0
 """A container ends in half a second; the machine may be busy."""
 
 PROBE = r"""

@@ -18,8 +18,6 @@ from tests.polling import wait_until
 pytestmark = pytest.mark.skipif(NEEDS != "", reason=NEEDS)
 
 CAP_NET_ADMIN = 12
-RECOVERY_S = 20.0
-"""What is promised of a path whose relay was killed."""
 
 
 def capabilities(pid: int) -> int:
@@ -39,7 +37,7 @@ def is_alive(pid: int) -> bool:
 def has_knocked_in_vain(underlay: Underlay, member: Member) -> None:
     """Wait until a member tried to have its tunnel again and gave up."""
     wait_until(
-        lambda: "Handshake timed out" in underlay.log_of(member), what="a handshake in vain", deadline_s=30
+        lambda: "Handshake timed out" in underlay.log_of(member), what="a handshake in vain", deadline_s=60
     )
 
 
@@ -55,7 +53,7 @@ def test_node_same_group_talks_other_group_hears_nothing(tmp_path: Path) -> None
         allowed.goes_on()
         # The stranger's attempts have had as long, and his tunnel is up: it is the group that is missing.
         wait_until(
-            lambda: server.address in underlay.log_of(stranger), what="the stranger to try", deadline_s=10
+            lambda: server.address in underlay.log_of(stranger), what="the stranger to try", deadline_s=60
         )
         allowed.goes_on()
         assert refused.count == 0
@@ -92,9 +90,10 @@ def test_certificate_renewed_by_reload_outlives_the_old_one_and_unrenewed_ends(t
     with Underlay(tmp_path, ("a", "b", "c")) as underlay:
         underlay.start_lighthouse()
         server = underlay.add("a", 11, "cluster-one")
-        renewed = underlay.add("b", 12, "cluster-one", life_s=7)
-        expiring = underlay.add("c", 13, "cluster-one", life_s=7)
         underlay.serve(server)
+        # Long enough to start two nebulas and two programs on a machine that is busy.
+        renewed = underlay.add("b", 12, "cluster-one", life_s=20)
+        expiring = underlay.add("c", 13, "cluster-one", life_s=20)
         staying, ending = underlay.talk(renewed, server), underlay.talk(expiring, server)
         staying.goes_on()
         ending.goes_on()
@@ -102,7 +101,7 @@ def test_certificate_renewed_by_reload_outlives_the_old_one_and_unrenewed_ends(t
         wait_until(
             lambda: underlay.log_of(server).count("no longer valid, tearing down") >= 2,
             what="both old certificates to end",
-            deadline_s=20,
+            deadline_s=60,
         )
         seen = ending.count
         has_knocked_in_vain(underlay, expiring)
@@ -123,16 +122,16 @@ def test_relay_direct_path_blocked_carries_and_comes_back_after_a_kill(tmp_path:
         stream.goes_on()
         first = lighthouse.pid
         underlay.run_on("hub", "kill", "-KILL", str(first))
-        wait_until(lambda: not lighthouse.alive(), what="the relay to be gone", deadline_s=5)
+        wait_until(lambda: not lighthouse.alive(), what="the relay to be gone", deadline_s=60)
 
         def is_back() -> bool:
             with inside(underlay.namespace("hub")):
                 lighthouse.tend(boottime_ms())
             return lighthouse.alive()
 
-        wait_until(is_back, what="the relay to be started again", deadline_s=10)
+        wait_until(is_back, what="the relay to be started again", deadline_s=60)
         assert lighthouse.pid != first
-        stream.goes_on(RECOVERY_S)
+        stream.goes_on()
 
 
 def test_node_box_gone_ends_by_itself(tmp_path: Path) -> None:
@@ -140,7 +139,7 @@ def test_node_box_gone_ends_by_itself(tmp_path: Path) -> None:
         underlay.start_lighthouse()
         member = underlay.add("a", 11, "cluster-one")
         member.box.close()
-        wait_until(lambda: not member.node.alive(), what="nebula to end", deadline_s=10)
+        wait_until(lambda: not member.node.alive(), what="nebula to end", deadline_s=60)
 
 
 def test_lighthouse_parent_killed_goes_with_it(tmp_path: Path) -> None:
@@ -163,8 +162,8 @@ def test_lighthouse_parent_killed_goes_with_it(tmp_path: Path) -> None:
             assert parent.stdout is not None
             pid = int(parent.stdout.readline())
             wait_until(
-                lambda: "is active" in (tmp_path / "second.log").read_text(), what="nebula", deadline_s=10
+                lambda: "is active" in (tmp_path / "second.log").read_text(), what="nebula", deadline_s=60
             )
             parent.kill()
         # An orphan that nobody collects has no memory and no files any more.
-        wait_until(lambda: not is_alive(pid), what="nebula to follow its parent", deadline_s=5)
+        wait_until(lambda: not is_alive(pid), what="nebula to follow its parent", deadline_s=60)

@@ -109,7 +109,7 @@ def test_tunnels_of_a_real_nebula_are_direct_until_only_the_relay_is_left(tmp_pa
             for member in (server, strict, open_)
         }
 
-        def shows(member: Member, found: Tunnels, deadline_s: float = 10.0) -> None:
+        def shows(member: Member, found: Tunnels, deadline_s: float = 60.0) -> None:
             followed = logs[member.name]
             wait_until(
                 lambda: followed.look() == found, what=f"{found} at {member.name}", deadline_s=deadline_s

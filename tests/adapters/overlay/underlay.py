@@ -38,7 +38,7 @@ def wall_s() -> int:
 
 
 def run(*command: str, script: str = "") -> str:
-    done = subprocess.run(command, input=script, capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run(command, input=script, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, f"{command}: {done.stderr}"
     return done.stdout
 
@@ -101,7 +101,7 @@ def open_box() -> Box:
     holder = subprocess.Popen(["unshare", "--net", "cat"], stdin=subprocess.PIPE)
     box = Box(holder)
     home = Path("/proc/self/ns/net").readlink()
-    wait_until(lambda: box.namespace.readlink() != home, what="a namespace", deadline_s=5)
+    wait_until(lambda: box.namespace.readlink() != home, what="a namespace", deadline_s=60)
     box.run_in("ip", "link", "set", "dev", "lo", "up")
     return box
 
@@ -236,7 +236,7 @@ class Underlay:
         """An echo on ECHO_PORT of a member's box."""
         output = self.folder / f"{member.name}.serve"
         self._spawn(member.box, output, "serve", str(ECHO_PORT))
-        wait_until(lambda: output.read_bytes() != b"", what="the echo to listen", deadline_s=10)
+        wait_until(lambda: output.read_bytes() != b"", what="the echo to listen", deadline_s=60)
 
     def talk(self, source: Member, target: Member) -> Talk:
         self._talks += 1

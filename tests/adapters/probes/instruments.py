@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from typing import cast
 
 from orchestrator.adapters.clock import random_bytes
@@ -55,11 +55,12 @@ def target_of(sock: socket.socket, peer: str = "peer") -> Target:
     return Target(peer, LOOPBACK, sock.getsockname()[1])
 
 
-def closed_port() -> int:
-    """A port that was free a moment ago."""
+@contextlib.contextmanager
+def closed_port() -> Generator[int]:
+    """A port at which connections are refused: it is held, so that nobody else listens there meanwhile."""
     with socket.socket() as sock:
         sock.bind((LOOPBACK, 0))
-        return int(sock.getsockname()[1])
+        yield int(sock.getsockname()[1])
 
 
 @contextlib.asynccontextmanager

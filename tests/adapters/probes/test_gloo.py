@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
+from deploy.local.ports import free_ports
 from orchestrator.adapters.probes import gloo
 from orchestrator.adapters.probes.records import RANKS_MAX, read_reduce_line
-from tests.adapters.probes.instruments import LOOPBACK, closed_port
+from tests.adapters.probes.instruments import LOOPBACK
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 BARE = ("-I", "-S")
@@ -31,7 +32,7 @@ def start(*options: str, flags: tuple[str, ...] = ("-P",), **arguments: int) -> 
 
 def test_gloo_runtime_without_torch_says_so_in_one_line() -> None:
     script = start(flags=BARE)
-    out, _ = script.communicate(timeout=30)
+    out, _ = script.communicate(timeout=60)
     assert script.returncode == gloo.EXIT_NO_TORCH
     assert out.count("\n") == 1
     assert "torch is not importable" in json.loads(out)["error"]
@@ -44,14 +45,14 @@ def test_gloo_runtime_without_torch_says_so_in_one_line() -> None:
 )
 def test_gloo_argument_outside_its_bounds_is_refused(name: str, value: int) -> None:
     script = start(flags=BARE, **{name: value})
-    out, err = script.communicate(timeout=30)
+    out, err = script.communicate(timeout=60)
     assert (script.returncode, out) == (2, "")
     assert f"--{name}" in err.splitlines()[-1]
 
 
 def test_gloo_two_ranks_measure_or_both_say_that_torch_is_missing() -> None:
     """Where the interpreter of the tests has torch, this is the real thing."""
-    port = closed_port()
+    (port,) = free_ports(1)
     scripts = [start(rank=rank, port=port) for rank in range(2)]
     lines = [script.communicate(timeout=60)[0] for script in scripts]
     if HAS_TORCH:

@@ -66,8 +66,8 @@ async def test_ring_all_there_report_the_same_true_measurement(count: int) -> No
 
 @pytest.mark.parametrize("absent", [0, 2, 3])
 async def test_ring_rank_that_does_not_come_is_named_by_all_others(absent: int) -> None:
-    with ring_of(4, deadline_ms=1600) as ring:
-        ring.targets[absent] = Target(f"wrk_{absent}", LOOPBACK, closed_port())
+    with ring_of(4, deadline_ms=1600) as ring, closed_port() as port:
+        ring.targets[absent] = Target(f"wrk_{absent}", LOOPBACK, port)
         found = await ring.outcomes(absent=frozenset((absent,)))
     assert len(found) == 3
     for complaint in found.values():
@@ -94,10 +94,12 @@ async def test_ring_rank_of_another_run_is_told_what_must_agree() -> None:
 
 
 async def test_ring_rank_that_comes_later_is_waited_for() -> None:
-    with ring_of(3) as ring:
-        late_port = closed_port()
+    # Its port is its own from the beginning, so that nobody else takes it meanwhile.
+    with ring_of(3) as ring, socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        listener.setblocking(False)
         ring.listeners[2].close()
-        ring.targets[2] = Target("wrk_2", LOOPBACK, late_port)
+        ring.targets[2] = target_of(listener, "wrk_2")
         tried = asyncio.Event()
 
         def watched(family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
@@ -112,10 +114,10 @@ async def test_ring_rank_that_comes_later_is_waited_for() -> None:
             ring.outcomes(absent=frozenset((2,)), instruments={1: replace(REAL, new_socket=watched)})
         )
         await tried.wait()
-        with listen(socket.socket, LOOPBACK, late_port) as listener:
-            ring.listeners = [*ring.listeners[:2], listener]
-            late = await ring.outcome(2)
-            found = await early
+        listener.listen()
+        ring.listeners = [*ring.listeners[:2], listener]
+        late = await ring.outcome(2)
+        found = await early
     assert isinstance(late, ReduceMeasured)
     assert set(found.values()) == {late}
 

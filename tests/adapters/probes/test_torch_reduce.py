@@ -45,7 +45,7 @@ LINE = {
 
 STAY = "import signal; print('here', flush=True); signal.pause()"
 
-ENDED_S = 10.0
+ENDED_S = 60.0
 """A killed process is gone within milliseconds where the machine is not busy."""
 
 GONE_PID = (1 << 22) + 1

@@ -89,12 +89,12 @@ async def test_provision_cancelled_leaves_nothing_and_ends_uv(
     world: World, made: Callable[..., Runtime]
 ) -> None:
     task = asyncio.create_task(world.store(FAKE_UV_ENDS="never").provision(made(), silent))
-    await wait_until_async(lambda: world.installations() == 1, what="the installation", deadline_s=30)
+    await wait_until_async(lambda: world.installations() == 1, what="the installation", deadline_s=60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     uv_pid = int(world.log.read_text())
-    wait_until(lambda: not Path(f"/proc/{uv_pid}").exists(), what="the end of uv", deadline_s=10)
+    wait_until(lambda: not Path(f"/proc/{uv_pid}").exists(), what="the end of uv", deadline_s=60)
     assert world.names() == []
 
 
@@ -112,7 +112,7 @@ async def test_provision_builder_killed_the_next_starts_afresh(
         cwd=Path(__file__).parents[3],
         stdout=asyncio.subprocess.DEVNULL,
     )
-    await wait_until_async(lambda: world.installations() == 1, what="the installation", deadline_s=30)
+    await wait_until_async(lambda: world.installations() == 1, what="the installation", deadline_s=60)
     killed.kill()
     await killed.wait()
     os.kill(int(world.log.read_text()), signal.SIGKILL)
@@ -182,7 +182,7 @@ async def test_collect_removes_what_is_not_kept_and_what_was_left(
 
 async def test_collect_leaves_what_is_being_built(world: World, made: Callable[..., Runtime]) -> None:
     task = asyncio.create_task(world.store(FAKE_UV_ENDS="never").provision(made(), silent))
-    await wait_until_async(lambda: world.installations() == 1, what="the installation", deadline_s=30)
+    await wait_until_async(lambda: world.installations() == 1, what="the installation", deadline_s=60)
     await world.store().collect(set())
     assert [one for one in world.names() if one.startswith(f".building-{made().digest}")]
     task.cancel()
