@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
 
 
@@ -14,6 +16,8 @@ async def accepted(listening: socket.socket) -> socket.socket:
     it has been accepted by then, and is not handed over. Here nothing lies between the two.
     """
     loop, descriptor = asyncio.get_running_loop(), listening.fileno()
+    if descriptor < 0:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     while True:
         came: asyncio.Future[None] = loop.create_future()
         loop.add_reader(descriptor, _tell, came)

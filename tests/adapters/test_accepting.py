@@ -73,3 +73,11 @@ async def test_accept_all_cancelled_at_any_turn_closes_what_it_accepted(
     listening.close()
     with contextlib.suppress(ConnectionError):
         assert client.recv(1) == b""
+
+
+async def test_accepted_at_a_listener_that_is_closed_is_an_error_of_the_system(
+    listening: socket.socket,
+) -> None:
+    listening.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        await accepted(listening)
