@@ -28,6 +28,7 @@ MACHINE = (
     "adapters/container",
     "adapters/overlay",
     "adapters/probes",
+    "adapters/test_port_blocks.py",
     "agent",
     "deploy/test_chart_rights.py",
     "deploy/test_images.py",
@@ -35,7 +36,8 @@ MACHINE = (
     "integration",
     "lab",
 )
-"""What makes boxes, namespaces or Ray nodes of this machine, and may find those of no other test beside it."""
+"""What makes boxes, namespaces or Ray nodes of this machine, or takes their ports, and may find those of no other
+test beside it."""
 
 # No deadline per example, and none for making them: on two shared cores slowness says nothing about the code.
 settings.register_profile("dev", deadline=None, suppress_health_check=(HealthCheck.too_slow,))

@@ -390,9 +390,12 @@ class Agent:
             await asyncio.sleep(max(100, interval_ms) / 1000)
             if self._welcome is not None and self._taken_over:
                 # Looked at anew, because the work loop may be held up by a dead connection: no node, no time.
+                # What is stated ends before the look: this process may be held up between that and its words.
+                looked_ms = self._clock.boottime_ms()
                 self._members.observe()
                 self._count()
-                self._meter.state(interim=True, until_boottime_ms=self._members.deadline_boottime_ms)
+                until_ms = min(looked_ms, self._members.deadline_boottime_ms)
+                self._meter.state(interim=True, until_boottime_ms=until_ms)
                 await self._try(self._send_statements)
 
     async def _send_statements(self, channel: ControlChannel) -> None:

@@ -61,6 +61,8 @@ def test_take_port_block_with_a_port_in_use_skips_the_block(tmp_path: Path) -> N
     first = take_port_block(tmp_path / "locks")
     first.release()
     with socket.socket() as listener:
+        # The port may linger from a node that has ended, which keeps nobody from the block.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", first.first_port + BLOCK_PORTS - 1))
         listener.listen()
         other = take_port_block(tmp_path / "locks")

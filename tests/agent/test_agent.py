@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -71,8 +71,8 @@ class Lab:
         self.agent: Agent
         self.running: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        settings = AgentSettings("wk_1", "1", INVENTORY, self.cache_dir, poll_s=0.005, network_id="net_1")
+    def start(self, *, poll_s: float = 0.005) -> None:
+        settings = AgentSettings("wk_1", "1", INVENTORY, self.cache_dir, poll_s=poll_s, network_id="net_1")
         self.agent = Agent(
             settings,
             KEY,
@@ -272,6 +272,39 @@ async def test_agent_reconnection_reports_again_and_resends_statements(lab: Lab)
     assert third.of_kind("statements") == []
 
 
+async def test_agent_that_is_held_up_while_it_looks_states_no_time_after_its_look(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await lab.run_leased_node(await lab.admitted())
+    await lab.kill()
+    # From now on it looks only when it is told something, and where it is about to state.
+    lab.start(poll_s=3_600)
+    channel = await lab.control.session(2)
+    await channel.admit(statement_interval_ms=100)
+    await channel.acknowledge_heartbeat()
+    desire(channel, 3, desired_member("m-0", "d0", leases=[lease("l-1", "d0")]))
+    await lab.until(lambda: any(one.seen_version == 3 for one in reports(channel)), "version 3")
+    held_up_ms = 1_500
+    behind_ms: set[int] = set()
+    discover, save = lab.nodes.discover, lab.journal.save
+
+    def slow_discover() -> Sequence[str]:
+        lab.clock.now_ms += held_up_ms
+        return discover()
+
+    def seen_save(record: Record) -> None:
+        for counted in record.leases.values():
+            stated_until_ms = counted.started_boottime_ms + counted.stated_offset_ms
+            if counted.stated_offset_ms:
+                behind_ms.add(lab.clock.now_ms - stated_until_ms)
+        save(record)
+
+    monkeypatch.setattr(lab.nodes, "discover", slow_discover)
+    monkeypatch.setattr(lab.journal, "save", seen_save)
+    await channel.await_kind("statements")
+    assert min(behind_ms) >= held_up_ms
+
+
 async def test_agent_backlog_of_statements_goes_in_bounded_messages(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,7 +360,7 @@ async def test_agent_member_waits_for_the_device_of_one_that_is_still_going(lab:
     lab.nodes.may_stop.clear()
     desire(channel, 3, desired_member("m-1", "d0"))
     await lab.until(lambda: ("stop", "m-0") in lab.nodes.calls, "the stop")
-    await lab.until(lambda: reports(channel)[-1].seen_version == 3, "version 3")
+    await lab.until(lambda: any(one.seen_version == 3 for one in reports(channel)), "version 3")
     assert ("prepare", "m-1") not in lab.nodes.calls
     lab.nodes.may_stop.set()
     await lab.until(lambda: "m-1" in lab.nodes.deadlines_ms, "the next node")

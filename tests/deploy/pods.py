@@ -20,7 +20,7 @@ from examples.demo.network import BIN, child_environment
 from tests.deploy.tools import named
 from tests.polling import wait_until
 
-START_S = 60.0
+START_S = 120.0
 """A process of ours takes seconds to start; on two busy cores it may take a minute."""
 
 STOP_S = 60.0

@@ -26,6 +26,9 @@ from tests.deploy.pods import START_S, Pod
 from tests.deploy.tools import render
 from tests.polling import wait_until
 
+# Several processes of ours start one after the other.
+pytestmark = pytest.mark.timeout(600)
+
 NODE = "gpu-node-1"
 ADMIN = "orch_operator_" + "5e" * 32
 TOKEN = "prometheus-shows-this"

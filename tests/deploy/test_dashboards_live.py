@@ -19,9 +19,10 @@ from tests.deploy.dashboards import NAMES, queries, read
 from tests.deploy.seeing import Seen, rules
 from tests.polling import wait_until
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("prometheus") is None, reason="prometheus: `make system` installs it"
-)
+pytestmark = [
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus: `make system` installs it"),
+    pytest.mark.timeout(300),
+]
 
 TOKEN = "only-for-this-test"
 

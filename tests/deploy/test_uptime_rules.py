@@ -23,9 +23,10 @@ from tests.deploy.histories import (
 )
 from tests.deploy.promql import RULES, read_rules
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("prometheus") is None, reason="prometheus: `make system` installs it"
-)
+pytestmark = [
+    pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus: `make system` installs it"),
+    pytest.mark.timeout(300),
+]
 
 START_S = 1_767_225_600
 """A midnight; time 0 of the histories."""

@@ -30,11 +30,14 @@ from orchestrator.cli.errors import CliError
 from orchestrator.cli.settings import Settings
 from tests.polling import wait_until
 
-START_S = 60.0
+START_S = 120.0
 """A process of ours takes seconds to start; several at once on two busy cores may take a minute."""
 
-STOP_S = 30.0
-"""Ray nodes end in two seconds each, and the last statements follow."""
+STOP_S = 60.0
+"""Ray nodes end in two seconds each on idle cores, and the last statements follow."""
+
+COMMAND_S = 120.0
+"""For one command of ours: an interpreter starts for it, and it may wait for a notice of most of a minute."""
 
 MACHINES = (
     Machine("head-1", "heads", "cpu", slots=0, head_slots=2),
@@ -46,12 +49,13 @@ MACHINES = (
 )
 
 SETTINGS = {
-    # Warm from one test to the next, and gone soon after the last.
-    "ORCH_IDLE_TEARDOWN_MS": "20000",
+    # Warm from one job to the next, however long Ray's command takes to start on busy cores.
+    "ORCH_IDLE_TEARDOWN_MS": "60000",
     # So that a member that is lost unseen was stated a moment before.
     "ORCH_STATEMENT_INTERVAL_MS": "2000",
-    # A test cannot wait for minutes until somebody gives way.
-    "ORCH_PREEMPTION_NOTICE_MS": "20000",
+    # Who gives way does so within seconds; on busy cores its agent and its own steps may take many.
+    "ORCH_PREEMPTION_NOTICE_MS": "60000",
+    # A test cannot wait for minutes until somebody has to.
     "ORCH_PREEMPTION_WAIT_MS": "1000",
     "ORCH_PREEMPTION_RUN_MS_MIN": "1000",
 }
@@ -286,7 +290,7 @@ class Network:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=START_S,
+            timeout=COMMAND_S,
             check=False,
         )
         return done.returncode, done.stdout
@@ -388,6 +392,16 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").replace("\0", " ").strip()
     except OSError:
         return ""
+
+
+def tell(pid: int, number: signal.Signals) -> None:
+    """Send a signal to one process; one that has ended by itself meanwhile needs none.
+
+    Whoever looked for a process and found none has 0, which to the kernel is the whole group of whoever asks.
+    """
+    assert pid > 0, "there is no such process"
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def is_keeper(pid: int) -> bool:

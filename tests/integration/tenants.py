@@ -7,7 +7,7 @@ import json
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,6 +17,7 @@ from orchestrator.api.v1 import jobs_pb2, operator_pb2
 from orchestrator.cli.errors import CliError
 from orchestrator.cli.wording import job_status_name
 from orchestrator.receipts.bundle import VerifiedBundle, verify_bundle
+from orchestrator.receipts.receipt import EPOCH_MS
 from tests.integration.network import Network
 from tests.polling import wait_until
 
@@ -26,8 +27,53 @@ TRAIN_DIGITS = REPOSITORY / "examples" / "train_digits"
 JOB_S = 100.0
 """Forming a gang takes some 15 s on idle cores, the longest job here half a minute."""
 
-BOOKED_S = 30.0
-"""Statement, countersignature and posting follow the end of a job within seconds."""
+BOOKED_S = 90.0
+"""Statement, countersignature and posting follow the end of a job within seconds; an agent may have to start first."""
+
+
+@dataclass(frozen=True)
+class Paid:
+    """A lease's receipts in order: one, or where it crossed the full hour one on either side of it."""
+
+    bundles: tuple[VerifiedBundle, ...]
+
+    @property
+    def worker_id(self) -> str:
+        """Who is paid."""
+        return self.bundles[0].receipt.worker_id
+
+    @property
+    def attempt_id(self) -> str:
+        """For which try."""
+        return self.bundles[0].receipt.attempt_id
+
+    @property
+    def start_ms(self) -> int:
+        """When the first begins."""
+        return self.bundles[0].receipt.start_ms
+
+    @property
+    def end_ms(self) -> int:
+        """When the last ends."""
+        return self.bundles[-1].receipt.end_ms
+
+    @property
+    def billed_ms(self) -> int:
+        """Device-milliseconds, of all of them."""
+        return sum(bundle.receipt.billed_ms for bundle in self.bundles)
+
+    @property
+    def final(self) -> bool:
+        """Whether the worker has said that it was the last."""
+        return self.bundles[-1].statements[-1].final
+
+
+def _start_ms(paid: Paid | VerifiedBundle) -> int:
+    return paid.start_ms if isinstance(paid, Paid) else paid.receipt.start_ms
+
+
+def _end_ms(receipts: Iterable[operator_pb2.Receipt]) -> int:
+    return max(receipt.interval_end.ToMilliseconds() for receipt in receipts)
 
 
 @dataclass
@@ -191,7 +237,7 @@ class Tenant:
         assert text in job.text, job.text
 
     def receipts(self, submission_id: str, *, count: int) -> list[operator_pb2.Receipt]:
-        """The job's receipts once at least so many are there and all are in the ledger."""
+        """The job's receipts once at least so many leases have all of theirs, and all are in the ledger."""
         job_id = self.job(submission_id).job_id
         found: list[operator_pb2.Receipt] = []
 
@@ -199,10 +245,21 @@ class Tenant:
             with contextlib.suppress(CliError), self.network.client() as client:
                 request = operator_pb2.ListReceiptsRequest(job_id=job_id)
                 found[:] = client.call(client.operator.ListReceipts, request).receipts
-            return len(found) >= count and all(receipt.state == "posted" for receipt in found)
+            # What ends with the full hour has a next one, in which the lease went on.
+            leases = {one.lease_id for one in found}
+            ends_ms = {lease: _end_ms(one for one in found if one.lease_id == lease) for lease in leases}
+            whole = [lease for lease in leases if ends_ms[lease] % EPOCH_MS]
+            return len(whole) >= max(count, len(leases)) and all(one.state == "posted" for one in found)
 
         wait_until(booked, what=f"{count} receipts of {submission_id} in the ledger", deadline_s=BOOKED_S)
         return found
+
+    def paid(self, submission_id: str, *, count: int) -> list[Paid]:
+        """What so many leases of the job were paid, verified offline: whoever began first comes first."""
+        by_lease: dict[str, list[VerifiedBundle]] = {}
+        for bundle in verified(self.network, self.receipts(submission_id, count=count)):
+            by_lease.setdefault(bundle.receipt.lease_id, []).append(bundle)
+        return sorted((Paid(tuple(sorted(each, key=_start_ms))) for each in by_lease.values()), key=_start_ms)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -17,21 +16,21 @@ import pytest
 from orchestrator.adapters.clock import SystemClock
 from orchestrator.api.v1 import jobs_pb2, operator_pb2
 from orchestrator.receipts.receipt import Receipt
-from tests.integration.network import MACHINES, Network, Node
+from tests.integration.network import MACHINES, START_S, Network, Node, tell
 from tests.integration.tenants import REPOSITORY, TRAIN_DIGITS, Submitted, Tenant, end, verified
 from tests.polling import wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
 
 GANG: dict[str, str | int] = {"gpus": 2, "hardware_class": "consumer"}
 
 READD = REPOSITORY / "examples" / "demo" / "readd.py"
 
 LOOK_MS = 100
-"""Between an agent's look at its node and the statement that follows from it, on a busy machine."""
+"""Between the record's begin and the agent's own: nothing is stated beyond its last look at the living node."""
 
-LATE_MS = 3_000
-"""How much later than a member's death it may be known: its agent looks at it several times a second."""
+LATE_MS = 10_000
+"""How much later than a member's death it may be known: on idle cores its agent looks several times a second."""
 
 # The first try waits to lose its ground; those after it find the mark and end.
 GROUND = """
@@ -195,11 +194,13 @@ def test_member_killed_in_the_middle_of_a_job_then_it_is_tried_again_and_the_los
         node = network.node_of(first.cluster_id, lost.worker_name)
         # Two statements at least, so that something of it is to be paid.
         started_ms = tenant.job("ground").started_at.ToMilliseconds()
-        wait_until(lambda: wall_ms() > started_ms + 5_000, what="statements", deadline_s=30)
+        wait_until(lambda: wall_ms() > started_ms + 5_000, what="statements", deadline_s=START_S)
         for pid in (node.keeper_pid, *node.processes):
-            os.kill(pid, signal.SIGKILL)
+            tell(pid, signal.SIGKILL)
         killed_ms = wall_ms()
-        wait_until(lambda: len(tenant.job("ground").attempts) == 2, what="another attempt", deadline_s=60)
+        wait_until(
+            lambda: len(tenant.job("ground").attempts) == 2, what="another attempt", deadline_s=START_S
+        )
         assert lost.worker_name in tenant.job("ground").attempts[0].message
         assert job.code() == 0, job.text
         assert "done" in job.text

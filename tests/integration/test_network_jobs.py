@@ -11,7 +11,7 @@ from tests.integration.network import Network
 from tests.integration.tenants import JOB_S, Tenant, end, verified
 from tests.polling import wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 LEAVE_ACTOR = """
 import ray
@@ -177,10 +177,10 @@ def test_submit_with_no_orch_key_runs_on_one_machine_and_its_cluster_is_reused(
     assert cluster_of(tenant, "after") != cluster_of(tenant, "leaves")
     tenant.await_status("after", "SUCCEEDED")
 
-    (bundle,) = verified(network, tenant.receipts("fails", count=1))
+    (paid,) = tenant.paid("fails", count=1)
     failed = tenant.job("fails")
     lasted_ms = failed.ended_at.ToMilliseconds() - failed.submitted_at.ToMilliseconds()
-    assert 1000 < bundle.receipt.billed_ms < lasted_ms
+    assert 1000 < paid.billed_ms < lasted_ms
 
 
 def test_stop_of_a_queued_job_ends_it_with_the_reason_it_waited_for(tenant: Tenant) -> None:
@@ -189,7 +189,7 @@ def test_stop_of_a_queued_job_ends_it_with_the_reason_it_waited_for(tenant: Tena
         wait_until(lambda: bool(tenant.job("too-many").job_id), what="the job", deadline_s=JOB_S)
         tenant.await_status("too-many", "PENDING")
         wait_until(
-            lambda: "9" in tenant.job("too-many").message, what="the reason why it waits", deadline_s=10
+            lambda: "9" in tenant.job("too-many").message, what="the reason why it waits", deadline_s=JOB_S
         )
         code, text = tenant.ray("stop", "too-many")
         assert code == 0, text

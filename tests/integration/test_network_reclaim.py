@@ -8,12 +8,22 @@ import pytest
 
 from orchestrator.api.v1 import operator_pb2
 from tests.integration.network import Network
-from tests.integration.tenants import JOB_S, REPOSITORY, Tenant, end, verified
+from tests.integration.tenants import JOB_S, REPOSITORY, Tenant, end
 from tests.polling import wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
 
 CHECKPOINTING = REPOSITORY / "examples" / "checkpointing"
+
+STEPS = 60
+IN_STEPS = (
+    *("sh", "-c"),
+    f'python train.py --steps {STEPS} --step-s $(test -e "$CHECKPOINT_DIR/checkpoint.json" && echo 0.1 || echo 2)',
+)
+"""The first try is at it for two minutes, which whoever takes its machine away has time for; what is left is quick."""
+
+RECLAIMED_S = 30.0
+"""What the owner's machine is told of, the network knows at the next look."""
 
 STUBBORN = """
 import time
@@ -49,13 +59,13 @@ def test_reclaim_gives_notice_and_the_job_goes_on_elsewhere_from_its_checkpoint(
 ) -> None:
     job = tenant.submit(
         "gives-way",
-        *("python", "train.py", "--steps", "60"),
+        *IN_STEPS,
         working_dir=CHECKPOINTING,
         env_vars={"CHECKPOINT_DIR": str(tmp_path / "checkpoints")},
         orch={"hardware_class": "consumer"},
     )
     try:
-        tenant.await_output(job, "beginning at step 0 of 60")
+        tenant.await_output(job, f"beginning at step 0 of {STEPS}")
         (member,) = tenant.job("gives-way").attempts[0].members
         owner = member.worker_name
         node = network.node_of(tenant.job("gives-way").attempts[0].cluster_id, owner)
@@ -72,19 +82,17 @@ def test_reclaim_gives_notice_and_the_job_goes_on_elsewhere_from_its_checkpoint(
     assert len(tried) == 2
     assert tried[1].members[0].worker_name != owner
     # One of two receipts is the owner's: for what was held there, to the millisecond, and no more.
-    bundles = verified(network, tenant.receipts("gives-way", count=2))
-    assert {bundle.receipt.worker_id for bundle in bundles} == {
-        attempt.members[0].worker_id for attempt in tried
-    }
-    for bundle in bundles:
-        assert bundle.receipt.billed_ms == bundle.receipt.end_ms - bundle.receipt.start_ms > 0
+    leases = tenant.paid("gives-way", count=2)
+    assert {lease.worker_id for lease in leases} == {attempt.members[0].worker_id for attempt in tried}
+    for lease in leases:
+        assert lease.billed_ms == lease.end_ms - lease.start_ms > 0
     code, log = tenant.ray("logs", "gives-way")
     assert code == 0
     assert "beginning at step 0" not in log, "the second try began anew"
     wait_until(
         lambda: not network.worker(owner).standing.holds,
         what="the machine to be offered again",
-        deadline_s=10,
+        deadline_s=RECLAIMED_S,
     )
 
 
@@ -96,14 +104,14 @@ def test_interruptible_job_gives_way_to_a_higher_priority_and_goes_on_from_its_c
     only_here = {"hardware_class": "datacenter"}
     low = tenant.submit(
         "interruptible",
-        *("python", "train.py", "--steps", "200"),
+        *IN_STEPS,
         working_dir=CHECKPOINTING,
         env_vars={"CHECKPOINT_DIR": str(tmp_path / "checkpoints")},
         orch={**only_here, "tier": "interruptible"},
     )
     high = None
     try:
-        tenant.await_output(low, "beginning at step 0 of 200")
+        tenant.await_output(low, f"beginning at step 0 of {STEPS}")
         high = tenant.submit(
             "urgent", "python", "short.py", working_dir=scripts, orch={**only_here, "priority": 5}
         )
@@ -121,14 +129,12 @@ def test_interruptible_job_gives_way_to_a_higher_priority_and_goes_on_from_its_c
             end(high)
     tried = tenant.job("interruptible").attempts
     assert [one.members[0].worker_name for one in tried] == ["hall-1", "hall-1"]
-    first, second = verified(network, tenant.receipts("interruptible", count=2))
-    (between,) = verified(network, tenant.receipts("urgent", count=1))
+    first, second = tenant.paid("interruptible", count=2)
+    (between,) = tenant.paid("urgent", count=1)
     # One machine, three leases, one after the other: each is paid for what it held.
-    held = sorted((one.receipt.start_ms, one.receipt.end_ms) for one in (first, second, between))
-    assert held[1] == (between.receipt.start_ms, between.receipt.end_ms)
-    assert held[0][1] <= held[1][0] < held[1][1] <= held[2][0]
-    for bundle in (first, second, between):
-        assert bundle.receipt.billed_ms == bundle.receipt.end_ms - bundle.receipt.start_ms > 0
+    assert first.end_ms <= between.start_ms < between.end_ms <= second.start_ms
+    for lease in (first, second, between):
+        assert lease.billed_ms == lease.end_ms - lease.start_ms > 0
     code, log = tenant.ray("logs", "interruptible")
     assert code == 0
     assert "beginning at step 0" not in log, "the second try began anew"
@@ -149,9 +155,7 @@ def test_join_work_reclaim_rejoin_and_work_again_as_the_readme_says(
         finally:
             end(job)
         assert [one.members[0].worker_name for one in tenant.job(name).attempts] == ["hall-1"]
-        assert all(
-            bundle.receipt.billed_ms > 0 for bundle in verified(network, tenant.receipts(name, count=1))
-        )
+        assert all(lease.billed_ms > 0 for lease in tenant.paid(name, count=1))
 
     works("on-hall-1")
     under_way = tenant.submit(
@@ -168,7 +172,11 @@ def test_join_work_reclaim_rejoin_and_work_again_as_the_readme_says(
         end(under_way)
         said = own(network, "hall-1", "uncordon")
     assert "offered again" in said
-    assert network.worker("hall-1").standing.holds == []
+    wait_until(
+        lambda: not network.worker("hall-1").standing.holds,
+        what="the machine to be offered again",
+        deadline_s=RECLAIMED_S,
+    )
     works("on-hall-1-again")
 
 
@@ -185,7 +193,7 @@ def test_reclaim_of_a_stubborn_job_forms_its_next_cluster_before_the_deadline(
         first = tenant.job("stubborn").attempts[0]
         owner = first.members[0].worker_name
         before = set(open_clusters(network))
-        own(network, owner, "reclaim", "--notice", "25s")
+        own(network, owner, "reclaim", "--notice", "10m")
 
         def spares() -> list[str]:
             return [
@@ -197,6 +205,8 @@ def test_reclaim_of_a_stubborn_job_forms_its_next_cluster_before_the_deadline(
         wait_until(lambda: bool(spares()), what="the next cluster to stand ready", deadline_s=JOB_S)
         (spare,) = spares()
         assert len(tenant.job("stubborn").attempts) == 1, "it still runs where it was"
+        # He cannot wait any longer.
+        own(network, owner, "reclaim", "--notice", "1s")
         wait_until(lambda: len(tenant.job("stubborn").attempts) == 2, what="the next try", deadline_s=JOB_S)
         second = tenant.job("stubborn").attempts[1]
         assert second.cluster_id == spare

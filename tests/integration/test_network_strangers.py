@@ -9,10 +9,10 @@ import pytest
 from examples.demo.network import Machine
 from orchestrator.adapters.peers import bundle_pins
 from tests.integration.network import START_S, Network
-from tests.integration.tenants import Tenant, verified
+from tests.integration.tenants import Tenant
 from tests.polling import wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
 
 PROBATION_MS = 3_000
 STRANGER = Machine("stranger-1", "nobody", "consumer", "RTX4090x1")
@@ -51,6 +51,6 @@ def test_stranger_joins_serves_its_probation_works_and_is_paid_without_an_operat
     tenant.run("plain", "python", "-c", "import time; time.sleep(4); print(6*7)")
     (attempt,) = tenant.job("plain").attempts
     assert [member.worker_name for member in attempt.members] == [STRANGER.name]
-    (bundle,) = verified(network, tenant.receipts("plain", count=1))
-    assert bundle.receipt.worker_id == joined.worker_id
-    assert bundle.receipt.billed_ms > 0
+    (paid,) = tenant.paid("plain", count=1)
+    assert paid.worker_id == joined.worker_id
+    assert paid.billed_ms > 0

@@ -22,7 +22,7 @@ from orchestrator.api.v1 import worker_pb2
 from orchestrator.core.ids import Now
 from tests.polling import wait_for_answer, wait_until, wait_until_async
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 TOKEN = "fedcba9876543210" * 4
 HEAD, BUSY, IDLE = (f"{name}-{os.getpid()}" for name in ("drainhead", "drainbusy", "drainidle"))

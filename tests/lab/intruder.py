@@ -29,8 +29,8 @@ STRANGER = "stranger"
 SCANNED_S = 120.0
 """Ten addresses take some 20 s on idle cores."""
 
-CONNECTED_S = 20.0
-"""A tunnel of nebula's comes up within a second or two, by a relay too."""
+CONNECTED_S = 60.0
+"""A tunnel of nebula's comes up within a second or two on idle cores, by a relay too."""
 
 INTERFACE = "rogue0"
 

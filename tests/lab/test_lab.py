@@ -24,8 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 TALK = (sys.executable, "-I", "-S", str(Path(__file__).with_name("talk.py")))
 PORT = 7000
 LOCAL_PORT = 6000
-ANSWER_S = 2.0
+ANSWER_S = 10.0
 """An answer takes milliseconds; so long is waited only where something is broken."""
+MEASURED_S = 60.0
+"""What a link can do shows once the cores have a moment for it, which on a busy machine may take several tries."""
 SILENCE_S = 0.3
 """Where no answer is expected: many times the longest round trip of these links without delay."""
 GONE_S = 10.0
@@ -75,10 +77,30 @@ def talk(lab: Lab, place: str, *arguments: str | float) -> Any:
     return answer.strip() if arguments[0] == "tcp-ask" else json.loads(answer)
 
 
-def rtt_ms(lab: Lab, host: str, target: str) -> float:
-    """The shortest of several round trips: the link's own, whatever else this machine does."""
-    (answer,) = talk(lab, host, "udp-ask", 0, 6, ANSWER_S, f"{lab.public_ip(target)}:{PORT}")
-    return float(min(answer["rtts_ms"]))
+def shortest_rtt_ms(lab: Lab, host: str, target: str, *, below_ms: float) -> float:
+    """The shortest of round trips, of which more are made until one is below: that is the link's own."""
+    rtts_ms: list[float] = []
+
+    def is_below() -> bool:
+        (answer,) = talk(lab, host, "udp-ask", 0, 6, ANSWER_S, f"{lab.public_ip(target)}:{PORT}")
+        rtts_ms.extend(answer["rtts_ms"])
+        return min(rtts_ms) < below_ms
+
+    wait_until(is_below, what=f"a round trip below {below_ms:g} ms", deadline_s=MEASURED_S)
+    return min(rtts_ms)
+
+
+def highest_mbit(lab: Lab, size_bytes: int, *, above: float) -> float:
+    """The best rate of transfers from `var` to `srv`, of which more are made until one is above."""
+    rates: list[float] = []
+
+    def is_above() -> bool:
+        wanted_s = talk(lab, "var", "tcp-send", size_bytes, f"{lab.public_ip('srv')}:{PORT}")
+        rates.append(size_bytes * 8 / 1e6 / wanted_s)
+        return max(rates) >= above
+
+    wait_until(is_above, what=f"{above:g} Mbit/s", deadline_s=MEASURED_S)
+    return max(rates)
 
 
 def hears(lab: Lab, host: str, target: str, wait_s: float) -> bool:
@@ -96,15 +118,15 @@ def mapped_ports(lab: Lab, host: str) -> list[str]:
 
 def test_link_forty_ms_adds_forty_to_a_round_trip(lab: Lab) -> None:
     with serving(lab, "srv", "udp-serve", "", str(PORT)):
-        assert 40 <= rtt_ms(lab, "slow", "srv") < 60
-        assert rtt_ms(lab, "srv2", "srv") < 20
+        assert shortest_rtt_ms(lab, "slow", "srv", below_ms=60) >= 40
+        shortest_rtt_ms(lab, "srv2", "srv", below_ms=20)
 
 
 def test_change_link_delay_holds_at_once_and_is_taken_back(lab: Lab) -> None:
     with serving(lab, "srv", "udp-serve", "", str(PORT)):
         with changed(lab, delay_ms=80):
-            assert 80 <= rtt_ms(lab, "var", "srv") < 100
-        assert rtt_ms(lab, "var", "srv") < 20
+            assert shortest_rtt_ms(lab, "var", "srv", below_ms=100) >= 80
+        shortest_rtt_ms(lab, "var", "srv", below_ms=20)
 
 
 def test_change_link_loss_drops_its_share_each_way(lab: Lab) -> None:
@@ -115,17 +137,13 @@ def test_change_link_loss_drops_its_share_each_way(lab: Lab) -> None:
 
 
 def test_change_link_rate_is_what_a_transfer_gets(lab: Lab) -> None:
-    size_bytes = 2_000_000
     with changed(lab, rate_mbit=20), serving(lab, "srv", "tcp-serve", "", str(PORT)):
-        wanted_s = talk(lab, "var", "tcp-send", size_bytes, f"{lab.public_ip('srv')}:{PORT}")
-    assert 10 <= size_bytes * 8 / 1e6 / wanted_s <= 20.5
+        assert highest_mbit(lab, 2_000_000, above=10) <= 20.5
 
 
 def test_link_with_delay_carries_two_hundred_mbit(lab: Lab) -> None:
-    size_bytes = 60_000_000
     with changed(lab, delay_ms=10), serving(lab, "srv", "tcp-serve", "", str(PORT)):
-        wanted_s = talk(lab, "var", "tcp-send", size_bytes, f"{lab.public_ip('srv')}:{PORT}")
-    assert size_bytes * 8 / 1e6 / wanted_s >= 200
+        highest_mbit(lab, 60_000_000, above=200)
 
 
 def test_partition_cuts_one_host_until_it_is_healed(lab: Lab) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import time
@@ -17,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from examples.demo.network import Machine
 from orchestrator.api.v1 import jobs_pb2
 from orchestrator.receipts.receipt import Receipt
-from tests.integration.network import START_S, Node
+from tests.integration.network import START_S, Node, tell
 from tests.integration.tenants import TRAIN_DIGITS, end, verified
 from tests.lab.lab import missing
 from tests.lab.network import CONTROL, LAB_JOB_S, LabNetwork, LabTenant
@@ -41,21 +40,26 @@ MACHINES = (
     *(Machine(name, f"home-{name}", "consumer", "RTX4090x1") for name in WORKERS),
 )
 
-LEASE_TTL_S = 20
-LOST_AFTER_S = 25
+LEASE_TTL_S = 30
+LOST_AFTER_S = 45
 SETTINGS = {
-    # In proportion as the defaults are, and short, so that a minute's cut shows all that follows from it.
+    # Warm from one test to the next, which all look at the nodes of the first job.
+    "ORCH_IDLE_TEARDOWN_MS": "300000",
+    # Short, so that a minute's cut shows all that follows from it.
     "ORCH_HEARTBEAT_INTERVAL_MS": "1000",
-    "ORCH_SUSPECT_AFTER_MS": "6000",
+    "ORCH_SUSPECT_AFTER_MS": "10000",
     "ORCH_LEASE_TTL_MS": str(LEASE_TTL_S * 1000),
     "ORCH_LOST_AFTER_MS": str(LOST_AFTER_S * 1000),
 }
 CUT_S = 60
-NOTICE_S = 5
-"""A keeper looks four times a second, and ends its box within a second or two on busy cores."""
+NOTICE_S = 15
+"""A keeper looks four times a second, and ends its box within a second or two; by then it is lost to the network."""
 
 RELAY_BACK_S = 20
 """What an overlay without its only relay is given to be whole again."""
+
+SHOWN_S = 60
+"""For what has to be seen before or after that, however busy the cores are."""
 
 MEGABYTE = 1_000_000
 MOVED_BYTES = 20 * MEGABYTE
@@ -63,10 +67,10 @@ ASIDE_BYTES = 5 * MEGABYTE
 """Heartbeats, logs and Ray's own talk while a job runs for some seconds: far less than what it moves."""
 
 BURST, BURST_BYTES = 200, 1000
-SETTLED_S = 30
+SETTLED_S = 60
 """A path that was relayed at first is tried directly now and then, the more often the more it is used."""
 
-REPORTED_S = 60
+REPORTED_S = 90
 """Agents report four times a minute, and what they report is shown at the next look."""
 
 MOVE = """
@@ -244,10 +248,10 @@ def test_relay_killed_while_a_job_runs_then_the_overlay_is_back_in_time_and_the_
             echo(network, nodes["w4"]),
             Watch(network, "w3", nodes["w4"], tmp_path / "watched", inside=nodes["w3"]) as watch,
         ):
-            wait_until(lambda: len(watch.answered_s) > 5, what="the relayed path", deadline_s=RELAY_BACK_S)
+            wait_until(lambda: len(watch.answered_s) > 5, what="the relayed path", deadline_s=SHOWN_S)
             serve_pid = network.processes["serve"].pid
             killed = nebula_below(serve_pid)
-            os.kill(killed, signal.SIGKILL)
+            tell(killed, signal.SIGKILL)
             killed_s = time.monotonic()
             wait_until(
                 lambda: nebula_below(serve_pid) not in (0, killed),
@@ -260,7 +264,7 @@ def test_relay_killed_while_a_job_runs_then_the_overlay_is_back_in_time_and_the_
                 asked_s = [at for at in watch.answered_s if at > killed_s - 1]
                 return next((later for earlier, later in pairwise(asked_s) if later - earlier > 1), 0.0)
 
-            wait_until(lambda: back_s() > 0, what="an answer over the new relay", deadline_s=RELAY_BACK_S)
+            wait_until(lambda: back_s() > 0, what="an answer over the new relay", deadline_s=SHOWN_S)
             assert back_s() - killed_s < RELAY_BACK_S
         assert job.code(LAB_JOB_S) == 0, job.text
     finally:
@@ -312,10 +316,8 @@ def test_member_cut_off_for_a_minute_then_its_node_ends_with_its_lease_and_no_mo
     assert first.cluster_id not in {attempt.cluster_id for attempt in after}
     assert cut.worker_id not in {member.worker_id for member in after[0].members}
     # Three of each attempt: what the lost member did before it was cut off is paid once it is back.
-    receipts = [bundle.receipt for bundle in verified(network, tenant.receipts("cut", count=6))]
-    check_billed_once(receipts)
-    (lost,) = [receipt for receipt in receipts if receipt.worker_id == cut.worker_id]
-    others = [
-        receipt for receipt in receipts if receipt.attempt_id == first.attempt_id and receipt is not lost
-    ]
+    leases = tenant.paid("cut", count=6)
+    check_billed_once([bundle.receipt for lease in leases for bundle in lease.bundles])
+    (lost,) = [lease for lease in leases if lease.worker_id == cut.worker_id]
+    others = [lease for lease in leases if lease.attempt_id == first.attempt_id and lease is not lost]
     assert 0 < lost.billed_ms <= max(other.billed_ms for other in others) + LEASE_TTL_S * 1000

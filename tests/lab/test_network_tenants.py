@@ -298,7 +298,8 @@ def test_tenants_task_taking_all_there_is_harms_neither_agent_nor_neighbour(
 
     def is_met() -> bool:
         worker = rig.network.worker(RIG)
-        if worker.liveness != "live" or not worker.connected:
+        # Without a name it is no answer: whoever asks has his own trouble with the cores.
+        if worker.name and not (worker.liveness == "live" and worker.connected):
             unseen.append(worker.liveness)
         return any(one in job.text for one in results) if results else forks_refused(rig, kind) > 0
 
@@ -318,8 +319,8 @@ def test_tenants_task_taking_all_there_is_harms_neither_agent_nor_neighbour(
     end(job)
     wait_until(lambda: not node.folder.exists(), what="its box to be gone", deadline_s=ENDED_S)
     assert unseen == []
-    assert rig.is_live()
-    assert rig.acme.status("stay") == "RUNNING"
+    wait_until(rig.is_live, what="an answer about the rig", deadline_s=ENDED_S)
+    rig.acme.await_status("stay", "RUNNING")
 
 
 def forks_refused(rig: Rig, job: str) -> int:

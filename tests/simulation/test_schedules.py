@@ -27,6 +27,8 @@ PLANTED_MAX = 60
 """A bug that needs more luck than this to show would not be found by a thousand schedules reliably either."""
 
 
+# All cores are busy with it for minutes, and it has to share them.
+@pytest.mark.timeout(2400)
 def test_schedules_1000_seeds_no_stale_holder_affects_a_newer_attempt_and_none_is_paid() -> None:
     said = io.StringIO()
     failures = run_many(range(SCHEDULES), Console(file=said, width=200), play, 100)
