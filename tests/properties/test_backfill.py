@@ -183,7 +183,7 @@ def test_entitled_job_starts_no_later_than_was_promised(
     event(f"jobs on lent machines: {min(yard.lent, 3)}")
 
 
-@settings(max_examples=200)
+@settings(max_examples=80)
 @given(
     st.lists(st.integers(1, 4), min_size=1, max_size=4),
     st.integers(1, 4),
