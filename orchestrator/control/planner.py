@@ -113,7 +113,7 @@ class Planner:
             return refusal.code is RefusalCode.STALE
         if self._observer is not None:
             self._observer.applied(made)
-        return not made.empty
+        return not made.fruitless
 
     def _measured(self, state: State) -> tuple[Plan | None, float]:
         """The plan and the seconds it took to make, without the wait for a commit before it."""
@@ -129,10 +129,9 @@ class Planner:
         if seen == self._fruitless and at_ms - self._fruitless_ms < REVISIT_MS:
             return None
         made = plan(state, Queue(state, at_ms), at_ms, self._budget)
-        if made.empty:
+        if made.fruitless:
             self._fruitless, self._fruitless_ms = seen, at_ms
         state.waiting.update((one.job_id, one.reason) for one in made.deferrals)
-        state.promises = made.promises
         return made
 
 

@@ -305,6 +305,8 @@ def _apply_job(state: State, event: m.JobEvent, at_ms: int) -> None:
             state.put(replace(job, message=message, gave_way=having_given_way(job, event.gave_way)))
         case m.JobNominated():
             state.put(replace(job, nomination=event.nomination))
+        case m.JobPromised():
+            state.put(replace(job, promise=event.promise))
         case m.JobRequeued():
             state.put(
                 replace(
@@ -326,6 +328,7 @@ def _apply_job(state: State, event: m.JobEvent, at_ms: int) -> None:
                     message=event.message,
                     ended_at_ms=at_ms,
                     driver_exit_code=event.driver_exit_code,
+                    promise=None,
                 )
             )
 
@@ -346,6 +349,7 @@ def _apply_attempt(
                 attempt_id=attempt.attempt_id,
                 message=attempt.message,
                 nomination=None,
+                promise=None,
             )
         )
         state.put(replace(state.clusters[attempt.cluster_id], idle_since_ms=None))

@@ -16,13 +16,13 @@ from orchestrator.core.ids import (
     TenantId,
     WorkerId,
 )
+from orchestrator.core.jobs import Promise
 from orchestrator.core.nearness.bandwidth import BandwidthMap
 from orchestrator.core.nearness.grouping import Groups
 from orchestrator.core.nearness.latency import LatencyMap
 from orchestrator.core.scheduling.assembling import KNOWN_MS_MAX
 from orchestrator.core.scheduling.demand import Demand
 from orchestrator.core.scheduling.offers import Offers
-from orchestrator.core.scheduling.placement import Promise
 from orchestrator.core.supply.caches import Caches
 from orchestrator.core.supply.claims import Claims
 from orchestrator.core.supply.fleet import Token
@@ -57,8 +57,6 @@ class Indexes:
         """Zones of which so much is silent that nobody is evicted: a measurement."""
         self.waiting: dict[JobId, str] = {}
         """Why each queued job waits, as the last plan saw it: a measurement."""
-        self.promises: tuple[Promise, ...] = ()
-        """What the last plan keeps for entitled jobs, and by when it is enough: a measurement."""
         self.formations: dict[ClusterId, Formation] = {}
         """What is said of each JOINING cluster: measurements."""
 
@@ -108,6 +106,8 @@ class Indexes:
         """Queued jobs by tenant as (-priority, submitted_at_ms, job_id), in order; none for a tenant without any."""
         self.entitled: dict[JobId, None] = {}
         """Queued jobs that were overtaken often enough, in the order in which they became so."""
+        self.promises: dict[JobId, Promise] = {}
+        """What is kept for queued jobs until what runs there has ended: few have one."""
         self.demand = Demand()
         """What was asked for lately."""
         self.jobs_by_submission: dict[tuple[TenantId, str], JobId] = {}

@@ -176,6 +176,20 @@ class Nomination:
 
 
 @dataclass(frozen=True, slots=True)
+class Promise:
+    """Machines that are kept for a queued job that was overtaken too often, and when they are enough at the latest."""
+
+    devices: tuple[tuple[WorkerId, tuple[DeviceId, ...]], ...]
+    """All of each machine that are of one kind, held ones too."""
+    head_host: WorkerId | None
+    starts_by_ms: int
+
+    def same_machines(self, other: Promise) -> bool:
+        """Whether both name the same devices, in whatever order, and the same place for a head."""
+        return self.head_host == other.head_host and frozenset(self.devices) == frozenset(other.devices)
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A request on its way. ``request_sha256`` makes a repeated submission recognisable."""
 
@@ -209,6 +223,8 @@ class Job:
     """Tries that made way for other work: the last, and those of the hour before it."""
     nomination: Nomination | None = None
     """What is kept for it while it waits for others to give way."""
+    promise: Promise | None = None
+    """What is kept for it while it waits for what runs there to end."""
 
     @property
     def queue_place(self) -> tuple[int, int, JobId]:

@@ -340,6 +340,10 @@ class State(Indexes):
             self.waiting.pop(job.job_id, None)
         self.jobs[job.job_id] = job
         mark(self.entitled, job.job_id, on=queued and job.overtaken >= self.policies.jobs.overtaken_max)
+        if queued and job.promise is not None:
+            self.promises[job.job_id] = job.promise
+        else:
+            self.promises.pop(job.job_id, None)
         self.watched.put_job(job)
         if old is None:
             self.jobs_by_submission[job.tenant_id, job.submission_id] = job.job_id

@@ -11,6 +11,8 @@ from orchestrator.core import messages as m
 from orchestrator.core.clusters import MemberPhase
 from orchestrator.core.jobs import AttemptPhase, JobStatus, Outcome
 from orchestrator.core.preemption import HOUR_MS
+from orchestrator.core.scheduling.overtaking import KEPT_MAX
+from orchestrator.core.state import is_queued
 from orchestrator.core.supply.fleet import DeviceKind, Liveness
 from orchestrator.core.tallies import GpuState, lease_state
 from orchestrator.receipts import dsse
@@ -19,7 +21,7 @@ from orchestrator.receipts.receipt import PAYLOAD_TYPE, Receipt, parse_receipt
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from orchestrator.core.ids import JobId
+    from orchestrator.core.ids import DeviceId, JobId, WorkerId
     from orchestrator.core.policies import Policies
     from orchestrator.core.state import State
     from orchestrator.core.tallies import Gpus
@@ -73,6 +75,7 @@ def check_state(state: State) -> None:
             up = all(member.phase in (MemberPhase.UP, MemberPhase.STOPPING) for member in members)
             require(up, f"{attempt_id} runs while a member is not up")
     check_nominations(state)
+    check_promises(state)
     check_tallies(state)
 
 
@@ -123,6 +126,20 @@ def _gpus(state: State) -> Iterator[Gpus]:
             else:
                 what = GpuState.FREE if worker.placeable and device.device_id not in held else GpuState.HELD
             yield worker.inventory.hardware_class, device.model, what
+
+
+def check_promises(state: State) -> None:
+    """Few are promised anything, all of them queued, and none what another is."""
+    stored = {job.job_id: job.promise for job in state.jobs.values() if job.promise is not None}
+    require(state.promises == stored, f"promised is {state.promises}, stored {stored}")
+    require(len(stored) <= KEPT_MAX, f"{len(stored)} jobs are promised machines")
+    machines: dict[tuple[WorkerId, DeviceId], JobId] = {}
+    for job_id, promise in stored.items():
+        require(is_queued(state.jobs[job_id]), f"{job_id} has a promise and is not queued")
+        for worker_id, device_ids in promise.devices:
+            for device_id in device_ids:
+                other = machines.setdefault((worker_id, device_id), job_id)
+                require(other == job_id, f"{device_id} of {worker_id} is promised to {other} and {job_id}")
 
 
 def check_nominations(state: State) -> None:

@@ -374,16 +374,15 @@ class Obedient:
             again = False
             queue = Queue(state, self.at_ms)
             made = plan(state, queue if self.backfill else Unlimited(queue), self.at_ms, Budget())
-            state.promises = made.promises
             for one, other in made.pairs:
                 self._measure(one, other)
-            measured = measured + 1 if made.empty else 0
-            if made.empty and (not made.pairs or measured > MEASURED_MAX):
-                self._fruitless = seen
-                return queued
+            measured = measured + 1 if made.fruitless else 0
             if not made.empty:
                 ids = tuple(ClusterId(f"cl_{next(self._count):09d}") for _ in made.placements)
                 self.do(m.ApplyPlan(made, ids))
+            if made.fruitless and (not made.pairs or measured > MEASURED_MAX):
+                self._fruitless = seen
+                return queued
 
     def _measure(self, one: WorkerId, other: WorkerId) -> None:
         rtt_us = self._rtt_us(one, other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -10,8 +11,8 @@ import pytest
 from orchestrator.adapters import codec
 from orchestrator.core import messages as m
 from orchestrator.core.entities import TABLES
-from orchestrator.core.ids import LeaseId, SupplierId, TokenId
-from orchestrator.core.jobs import Requirements
+from orchestrator.core.ids import DeviceId, LeaseId, SupplierId, TokenId, WorkerId
+from orchestrator.core.jobs import Promise, Requirements
 from orchestrator.core.supply.fleet import Supplier
 from tests.core.booking import reserve
 from tests.core.worlds import World
@@ -34,6 +35,21 @@ def test_codec_every_entity_of_a_full_story_comes_back_equal() -> None:
     for table, entities in rows.items():
         for entity in entities.values():
             assert codec.decode_entity(table, codec.encode(entity)) == entity
+
+
+def test_codec_promise_comes_back_equal_and_a_job_written_before_there_were_any_is_read() -> None:
+    world = World()
+    job_id = world.submit()
+    devices = ((WorkerId("wkr_1"), (DeviceId("gpu-0"), DeviceId("gpu-1"))), (WorkerId("wkr_2"), ()))
+    promised = m.JobPromised(job_id, Promise(devices, WorkerId("wkr_3"), 7))
+    for told in (promised, m.JobPromised(job_id, None)):
+        assert codec.decode_event("JobPromised", 1, codec.encode(told)) == told
+    job = replace(world.state.jobs[job_id], promise=promised.promise)
+    body = codec.encode(job)
+    assert codec.decode_entity("jobs", body) == job
+    raw = msgspec.json.decode(body)
+    del raw["promise"]
+    assert codec.decode_entity("jobs", msgspec.json.encode(raw)) == replace(job, promise=None)
 
 
 def test_codec_bytes_that_are_no_text_come_back_equal() -> None:

@@ -17,6 +17,7 @@ from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.ids import JobId
 from orchestrator.core.scheduling.placement import Budget, Plan
 from tests.control.looping import HandClock, HeldStore, settle
+from tests.core.test_backfill import Waiting
 from tests.core.worlds import World
 from tests.polling import wait_until_async
 
@@ -157,6 +158,21 @@ async def test_planner_reason_that_changed_is_shown() -> None:
         world.state.take_touched()
         await planner.plan_once()
         assert world.job(job_id).message != before
+
+
+async def test_planner_promise_is_written_before_it_is_told_and_only_once() -> None:
+    case = Waiting(plans=False)
+    async with planning(case.world) as (planner, loop, store, _):
+        assert await planner.plan_once() is False, "the next plan would place no more"
+        promise = case.world.state.jobs[case.gang].promise
+        assert [list(one.events) for one in store.transactions] == [[m.JobPromised(case.gang, promise)]]
+        assert "at the latest" not in case.world.job(case.gang).message
+        for _ in range(3):
+            case.world.head_host()
+            case.world.state.take_touched()
+            assert await planner.plan_once() is False
+            assert case.world.job(case.gang).message.endswith("at the latest")
+        assert len(loop.applied) == len(store.transactions) == 1
 
 
 @pytest.mark.parametrize("code", [RefusalCode.EXHAUSTED, RefusalCode.UNAVAILABLE])

@@ -8,12 +8,13 @@ from orchestrator.core import messages as m
 from orchestrator.core.apply import apply
 from orchestrator.core.clusters import ClusterPolicy
 from orchestrator.core.ids import JobId
-from orchestrator.core.jobs import JobPolicy, Requirements
+from orchestrator.core.jobs import JobPolicy, Promise, Requirements
 from orchestrator.core.policies import Policies
 from orchestrator.core.queries.estimating import Estimate
 from orchestrator.core.queries.explain import Wait, explain
 from orchestrator.core.scheduling.draft import FORMING_ALLOWANCE_MS
 from orchestrator.core.scheduling.ends import ENDING_ALLOWANCE_MS
+from orchestrator.core.scheduling.placement import Plan
 from orchestrator.core.supply.fleet import NEBULA, Isolation
 from orchestrator.core.tenancy.fairness import FairnessPolicy
 from tests.core.fleets import let_go
@@ -44,6 +45,13 @@ def held(world: World, limit_ms: int, tenant: str = "acme") -> JobId:
     return job_id
 
 
+def promised(world: World) -> Promise:
+    """The one promise after another plan."""
+    world.plan()
+    (promise,) = world.state.promises.values()
+    return promise
+
+
 def overtake(world: World, job_id: JobId) -> None:
     """Make a job entitled."""
     apply(world.state, m.JobOvertaken(job_id, 1), world.at_ms)
@@ -63,13 +71,14 @@ def estimate_of(world: World, job_id: JobId) -> Estimate:
 class Waiting:
     """A machine of two devices, one of them held for an hour, and an entitled job that wants both."""
 
-    def __init__(self, limit_ms: int = HOUR_MS) -> None:
+    def __init__(self, limit_ms: int = HOUR_MS, *, plans: bool = True) -> None:
+        """Without ``plans`` nothing is kept for it yet."""
         self.world = World(POLICIES)
         self.world.worker(count=2)
         self.busy = held(self.world, limit_ms)
         self.gang = self.world.submit(WHOLE)
         overtake(self.world, self.gang)
-        self.made = self.world.plan()
+        self.made = self.world.plan() if plans else Plan(0)
         self.by_ms = self.world.at_ms + limit_ms + ENDING_ALLOWANCE_MS
 
     def small(self, limit_ms: int) -> JobId:
@@ -81,8 +90,12 @@ class Waiting:
 
 def test_backfill_promises_when_the_machines_are_enough() -> None:
     case = Waiting()
-    (promise,) = case.made.promises
-    assert (promise.job_id, promise.starts_by_ms) == (case.gang, case.by_ms)
+    (promise,) = case.world.state.promises.values()
+    assert case.made.promises == ((case.gang, promise),)
+    assert promise.starts_by_ms == case.by_ms
+    # Nobody is told before it is stored.
+    assert "at the latest" not in case.world.job(case.gang).message
+    case.world.plan()
     assert case.world.job(case.gang).message.endswith(", at 2026-09-21 15:15 UTC at the latest")
 
 
@@ -104,20 +117,20 @@ def test_backfill_lends_to_those_only_who_are_sure_to_have_ended(limit_ms: int, 
 def test_backfill_lent_machines_leave_the_promise_as_it_is() -> None:
     case = Waiting()
     case.small(60_000)
-    (promise,) = case.world.state.promises
+    (promise,) = case.world.state.promises.values()
     assert promise.starts_by_ms == case.by_ms
 
 
 def test_backfill_without_a_limit_promises_and_lends_nothing() -> None:
     case = Waiting(limit_ms=0)
-    assert case.made.promises == ()
+    assert case.world.state.promises == {}
     assert "at the latest" not in case.world.job(case.gang).message
     assert not runs(case.world, case.small(60_000))
 
 
 def test_backfill_promises_nothing_that_is_more_than_a_day_away() -> None:
     case = Waiting(limit_ms=25 * HOUR_MS)
-    assert case.made.promises == ()
+    assert case.world.state.promises == {}
     assert not runs(case.world, case.small(60_000))
 
 
@@ -141,7 +154,7 @@ def test_backfill_entitled_job_starts_as_soon_as_its_machines_are_free() -> None
     let_go(case.world, lent)
     case.world.plan()
     assert runs(case.world, case.gang)
-    assert case.world.state.promises == ()
+    assert case.world.state.promises == {}
 
 
 def test_backfill_holds_to_its_machines_while_others_have_more_free() -> None:
@@ -153,12 +166,12 @@ def test_backfill_holds_to_its_machines_while_others_have_more_free() -> None:
     let_go(world, soon)
     gang = world.submit(WHOLE)
     overtake(world, gang)
-    (before,) = world.plan().promises
+    before = promised(world)
     lent = world.submit(time_limit_ms=60_000, tenant="later")
     world.plan()
-    assert world.members(lent)[0].worker_id == before.shares[0].worker_id
+    assert world.members(lent)[0].worker_id == before.devices[0][0]
     let_go(world, later)
-    assert world.plan().promises == (before,)
+    assert promised(world) == before
 
 
 def test_backfill_takes_the_machines_that_are_sure_to_be_free_before_those_with_more_free() -> None:
@@ -172,8 +185,8 @@ def test_backfill_takes_the_machines_that_are_sure_to_be_free_before_those_with_
     assert all(runs(world, one) for one in unlimited)
     gang = world.submit(WHOLE)
     overtake(world, gang)
-    (promise,) = world.plan().promises
-    assert [share.worker_id for share in promise.shares] == [sure]
+    promise = promised(world)
+    assert [worker_id for worker_id, _ in promise.devices] == [sure]
 
 
 def test_backfill_gang_of_several_machines_is_promised_machines_and_a_head() -> None:
@@ -184,8 +197,8 @@ def test_backfill_gang_of_several_machines_is_promised_machines_and_a_head() -> 
     held(world, HOUR_MS)
     gang = world.submit(Requirements(gpus=2))
     overtake(world, gang)
-    (promise,) = world.plan().promises
-    assert (promise.head_host, len(promise.shares)) == (host, 2)
+    promise = promised(world)
+    assert (promise.head_host, len(promise.devices)) == (host, 2)
     # Machines that are free for another gang are of no use to it: the one head slot is kept.
     for _ in range(2):
         world.worker("RTX3060")
@@ -196,9 +209,11 @@ def test_backfill_gang_of_several_machines_is_promised_machines_and_a_head() -> 
 
 def test_backfill_promise_is_void_when_a_machine_of_it_goes() -> None:
     case = Waiting()
-    (share,) = case.world.state.promises[0].shares
-    case.world.do(m.DrainWorker(share.worker_id))
-    assert case.world.plan().promises == ()
+    ((worker_id, _),) = case.world.state.promises[case.gang].devices
+    case.world.do(m.DrainWorker(worker_id))
+    assert case.world.plan().promises == ((case.gang, None),)
+    assert case.world.state.promises == {}
+    assert case.world.state.jobs[case.gang].promise is None
 
 
 def test_backfill_idle_clusters_count_as_coming_free() -> None:
@@ -210,7 +225,7 @@ def test_backfill_idle_clusters_count_as_coming_free() -> None:
     assert world.state.idle_clusters
     gang = world.submit(WHOLE)
     overtake(world, gang)
-    (promise,) = world.plan().promises
+    promise = promised(world)
     started_ms = world.attempt(busy).started_at_ms
     assert started_ms is not None
     assert promise.starts_by_ms == started_ms + HOUR_MS + ENDING_ALLOWANCE_MS
@@ -223,7 +238,7 @@ def test_backfill_forming_job_counts_with_the_time_that_forming_may_take() -> No
     world.plan()
     gang = world.submit(WHOLE)
     overtake(world, gang)
-    (promise,) = world.plan().promises
+    promise = promised(world)
     assert promise.starts_by_ms == world.at_ms + FORMING_ALLOWANCE_MS + HOUR_MS
 
 

@@ -314,7 +314,6 @@ class World:
 
     def apply(self, made: Plan) -> m.Decision:
         self.state.waiting.update((one.job_id, one.reason) for one in made.deferrals)
-        self.state.promises = made.promises
         fresh = tuple(ClusterId(self.name("cl")) for _ in made.placements)
         return self.do(m.ApplyPlan(made, fresh))
 

@@ -9,13 +9,17 @@ from dataclasses import dataclass, field
 from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
+from orchestrator.adapters import codec
 from orchestrator.core import messages as m
 from orchestrator.core.apply import apply
+from orchestrator.core.entities import TABLES
 from orchestrator.core.ids import JobId
 from orchestrator.core.jobs import JobPolicy, Requirements
 from orchestrator.core.policies import Policies
+from orchestrator.core.queries.explain import explain
 from orchestrator.core.scheduling.draft import FORMING_ALLOWANCE_MS
 from orchestrator.core.scheduling.ends import ENDING_ALLOWANCE_MS
+from orchestrator.core.state import State
 from orchestrator.core.tenancy.fairness import FairnessPolicy
 from tests.core.fleets import let_go
 from tests.core.worlds import World
@@ -24,6 +28,12 @@ POLICIES = Policies(jobs=JobPolicy(overtaken_max=1), fairness=FairnessPolicy(mem
 
 FORMING_MS_MAX = FORMING_ALLOWANCE_MS - ENDING_ALLOWANCE_MS
 MINUTE_MS = 60_000
+
+PLANS_MAX = 50
+"""Of one instant: each but the last places somebody, or changes a promise."""
+
+RESTARTED = 0.3
+"""Part of the plans that are the first after a start of the control plane."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,9 @@ class Yard:
     placed_ms: dict[JobId, int] = field(default_factory=dict)
     lent: int = 0
     due: list[tuple[int, int, str, JobId]] = field(default_factory=list)
+    restarting: random.Random | None = None
+    """Draws before which plans the control plane is started again; None: never."""
+    restarts: int = 0
 
     def __post_init__(self) -> None:
         for name in "ab":
@@ -109,15 +122,31 @@ class Yard:
         else:
             let_go(self.world, job_id)
 
+    def restart(self) -> None:
+        """The control plane has died: it knows what stands in its rows, and nothing else."""
+        rows, loaded = self.world.state.rows(), State(POLICIES)
+        for table in TABLES:
+            for key in sorted(rows[table]):
+                loaded.put(codec.decode_entity(table, codec.encode(rows[table][key])))
+        loaded.version, loaded.latest_ms = self.world.state.version, self.world.state.latest_ms
+        assert loaded.promises == self.world.state.promises
+        self.world.state = loaded
+        self.world.do(m.StartControl(loaded.control.network_id))
+        self.restarts += 1
+
     def plan(self) -> None:
-        """Until nothing more finds a place; and nobody starts later than was promised."""
+        """Until nothing more finds a place; and nobody starts later than was promised, or is told so."""
         at_ms = self.world.at_ms
-        while True:
-            kept = {share.worker_id for one in self.world.state.promises for share in one.shares}
+        for _ in range(PLANS_MAX):
+            if self.restarting is not None and self.restarting.random() < RESTARTED:
+                self.restart()
+            promises = self.world.state.promises
+            kept = {worker_id for one in promises.values() for worker_id, _ in one.devices}
             made = self.world.plan()
-            for promise in made.promises:
-                before_ms = self.promised_ms.setdefault(promise.job_id, promise.starts_by_ms)
+            for job_id, promise in promises.items():
+                before_ms = self.promised_ms.get(job_id, promise.starts_by_ms)
                 assert promise.starts_by_ms <= before_ms, "a promise is put off"
+                self.promised_ms[job_id] = promise.starts_by_ms
             for placement in made.placements:
                 job_id = placement.job_id
                 self.placed_ms[job_id] = at_ms
@@ -127,7 +156,15 @@ class Yard:
             for job_id, promised_ms in self.promised_ms.items():
                 assert job_id in self.placed_ms or at_ms < promised_ms, f"{at_ms - promised_ms} ms late"
             if made.empty:
-                return
+                break
+        else:
+            raise AssertionError("plans do not end")
+        for job_id, promised_ms in self.promised_ms.items():
+            if job_id not in self.placed_ms:
+                wait = explain(self.world.state, self.world.state.jobs[job_id], at_ms).wait
+                assert wait is not None
+                assert wait.estimated_start_ms is not None
+                assert wait.estimated_start_ms <= promised_ms
 
 
 @settings(max_examples=200)
@@ -144,3 +181,19 @@ def test_entitled_job_starts_no_later_than_was_promised(
     yard.run([coming(seed) for seed in seeds])
     event(f"promises kept: {len(yard.promised_ms)}")
     event(f"jobs on lent machines: {min(yard.lent, 3)}")
+
+
+@settings(max_examples=80)
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.integers(1, 4),
+    st.lists(st.integers(0, 2**32), min_size=6, max_size=30),
+    st.integers(0, 2**32),
+)
+def test_entitled_job_starts_no_later_than_was_promised_whenever_the_control_plane_is_started_again(
+    machines: list[int], heads: int, seeds: list[int], restarting: int
+) -> None:
+    yard = Yard(machines, heads, restarting=random.Random(restarting))
+    yard.run([coming(seed) for seed in seeds])
+    event(f"promises kept: {len(yard.promised_ms)}")
+    event(f"restarts: {min(yard.restarts, 10)}")

@@ -24,7 +24,7 @@ from orchestrator.core.scheduling.plan import plan
 from orchestrator.core.state import State
 from orchestrator.core.supply.holds import HoldKind
 from orchestrator.core.tenancy.quotas import Quota
-from orchestrator.sim.checks import check_nominations
+from orchestrator.sim.checks import check_nominations, check_promises
 from tests.core.booking import HOUR_MS, reserve
 from tests.core.fleets import let_go, placed_jobs
 from tests.core.preemptions import POLICY, settle
@@ -154,8 +154,10 @@ def test_together_nothing_is_given_twice_and_every_plan_is_settled_and_the_same_
         world.apply(made)
         check_held(world.state)
         check_nominations(world.state)
+        check_promises(world.state)
         again = plan(world.state, Queue(world.state, world.at_ms), world.at_ms, Budget())
         assert not again.preemptions or again.preemptions != made.preemptions, "the same order twice"
+        assert again.empty or not made.fruitless, "there is more to do though nothing changed"
     for job in list(world.state.jobs.values()):
         if not job.status.terminal:
             explain(world.state, job, world.at_ms)

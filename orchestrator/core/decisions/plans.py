@@ -1,4 +1,4 @@
-"""Making a plan true: new clusters, spare ones, jobs on warm clusters, and members for vacancies."""
+"""Making a plan true: new clusters, spare ones, jobs on warm clusters, members for vacancies, and what is promised."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from orchestrator.core.ids import ClusterId, JobId, WorkerId
-    from orchestrator.core.jobs import Job
+    from orchestrator.core.jobs import Job, Promise
     from orchestrator.core.scheduling.placement import Filling, Placement, Plan, Reuse
     from orchestrator.core.state import State
     from orchestrator.core.supply.fleet import Worker
@@ -52,6 +52,11 @@ def apply_plan(state: State, command: m.ApplyPlan, at_ms: int) -> m.Decision:
     for order in plan.preemptions:
         events.extend(preempting.ordered(state, order, at_ms))
     events.extend(
+        m.JobPromised(job_id, promise)
+        for job_id, promise in plan.promises
+        if _is_waiting(state, job_id) and state.jobs[job_id].promise != promise
+    )
+    events.extend(
         m.JobOvertaken(job_id, times) for job_id, times in plan.overtaken if _is_waiting(state, job_id)
     )
     return m.Decision(tuple(events), len(events))
@@ -76,6 +81,20 @@ def _still_true(state: State, plan: Plan) -> bool:
         and all(state.offers.slots_of(worker_id) >= count for worker_id, count in members.items())
         and all(_reusable(state, one) for one in plan.reuses)
         and all(state.clusters[one.cluster_id].vacancies for one in plan.fillings)
+        and all(_may_hold(state, promise) for _, promise in plan.promises if promise is not None)
+    )
+
+
+def _may_hold(state: State, promise: Promise) -> bool:
+    """Whether all machines of a promise are there, and so is the one for its head."""
+    workers = [(state.workers.get(worker_id), device_ids) for worker_id, device_ids in promise.devices]
+    if promise.head_host is not None:
+        workers.append((state.workers.get(promise.head_host), ()))
+    return all(
+        worker is not None
+        and worker.placeable
+        and {device.device_id for device in worker.inventory.devices} >= set(device_ids)
+        for worker, device_ids in workers
     )
 
 

@@ -25,7 +25,7 @@ from orchestrator.core.ids import (
     TokenId,
     WorkerId,
 )
-from orchestrator.core.jobs import Attempt, GaveWay, Job, JobStatus, Nomination, Outcome
+from orchestrator.core.jobs import Attempt, GaveWay, Job, JobStatus, Nomination, Outcome, Promise
 from orchestrator.core.messages.fleet_events import StandingEvent, WorkerEvent
 from orchestrator.core.messages.reservations import ReservationEvent
 from orchestrator.core.metering import Lease, Receipt, Statement
@@ -268,6 +268,14 @@ class JobNominated:
 
 
 @dataclass(frozen=True, slots=True)
+class JobPromised:
+    """A queued job is promised machines, others or sooner than before; with None nothing any more."""
+
+    job_id: JobId
+    promise: Promise | None
+
+
+@dataclass(frozen=True, slots=True)
 class JobRequeued:
     """The ground failed under the job; it waits for another try."""
 
@@ -421,6 +429,7 @@ JobEvent = (
     | JobOvertaken
     | JobPreempted
     | JobNominated
+    | JobPromised
     | JobRequeued
     | JobEnded
     | JobDeleted

@@ -53,11 +53,14 @@ def estimate(state: State, job: Job, need: JobNeed, at_ms: int, before: tuple[in
     promise = claim(draft, need)
     kept = None if promise is None else rows_of(draft, promise)
     if promise is not None and kept is not None:
-        start_ms = max(promise.starts_by_ms, job.not_before_ms)
-        whose = _whose(state, job, looked_at(draft, need, kept).release.job_id)
-        return Estimate(
-            start_ms, f"at {utc_words(start_ms)} at the latest, {whose}; sooner if others end early"
-        )
+        release = looked_at(draft, need, kept, promise.head_host).release
+        if release.known:
+            # Where its machines are late, what was promised is no more than a memory.
+            start_ms = max(promise.starts_by_ms, release.at_ms, job.not_before_ms)
+            whose = _whose(state, job, release.job_id)
+            return Estimate(
+                start_ms, f"at {utc_words(start_ms)} at the latest, {whose}; sooner if others end early"
+            )
     with draft.lending(need):
         found = list(islice(machines_for(draft, need, LOOKED_AT_MAX), LOOKED_AT_MAX))
     if not found:

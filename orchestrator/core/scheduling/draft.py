@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.core.clusters import Cluster
     from orchestrator.core.gangs.widening import TooFar
     from orchestrator.core.ids import ClusterId, DeviceId, JobId, TenantId, WorkerId
-    from orchestrator.core.jobs import Requirements
+    from orchestrator.core.jobs import Promise, Requirements
     from orchestrator.core.scheduling.filters import Mask
     from orchestrator.core.scheduling.offers import Numbers
     from orchestrator.core.scheduling.placement import (
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
         Nominated,
         PlacementView,
         Preemption,
-        Promise,
     )
 
     Signature = tuple[Requirements, tuple[WorkerId, ...]]
@@ -87,8 +86,9 @@ class Draft:
         self.kept = 0
         """Entitled jobs that machines are kept for."""
         self.promised: dict[JobId, Promise] = {}
-        """What the last plan promised, of which the rows are kept until the turn of the job it was promised to."""
-        self.promises: list[Promise] = []
+        """What was promised before, of which the rows are kept until the turn of the job it was promised to."""
+        self.promises: dict[JobId, Promise] = {}
+        """What this plan promises, to jobs whose turn it was."""
         self.pairs: dict[tuple[WorkerId, WorkerId], None] = {}
         """Pairs of workers to measure: proposed, and not known to be near enough."""
         self.measuring: dict[Requirements, int] = {}

@@ -5,11 +5,12 @@ overtakes it. After ``overtaken_max`` times it is entitled: the machines that it
 nearest to being free first, and whatever is free of them is kept for it. So it fills up as others end, and nothing new
 starts there before it.
 
-Where the time limits of what runs say when the machines will be enough, that instant is a promise. The next plans hold to
-it, and until then they lend what is kept to jobs that are sure to have ended by it (conservative backfill). Such a job
-delays nobody: not whom the machines are kept for, and not those who wait and could not have had them. So it overtakes
-nobody either. What breaks a promise is the ground: a machine that goes, or a cluster that forms for longer than the five
-minutes allowed for.
+Where the time limits of what runs say when the machines will be enough, that instant is a promise. It is stored with its
+job before anybody is told of it, and changes only for other machines or a sooner start. The next plans hold to it, those
+after a restart too, and until then they lend what is kept to jobs that are sure to have ended by it (conservative
+backfill). Such a job delays nobody: not whom the machines are kept for, and not those who wait and could not have had
+them. So it overtakes nobody either. What breaks a promise is the ground: a machine that goes, or a cluster that forms for
+longer than the five minutes allowed for.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orchestrator.core.instants import utc_words
+from orchestrator.core.jobs import Promise
 from orchestrator.core.scheduling.filters import describe
 from orchestrator.core.scheduling.offers import Column
-from orchestrator.core.scheduling.placement import JobNeed, Promise, Share
+from orchestrator.core.scheduling.placement import JobNeed
 from orchestrator.core.scheduling.soonest import looked_at, machines_for
 
 if TYPE_CHECKING:
@@ -91,13 +93,13 @@ class Passed:
 
 
 def keep_promises(draft: Draft) -> None:
-    """What the last plan promised is kept from the beginning, so that nobody whose turn comes earlier takes it."""
-    for promise in draft.view.promises:
+    """What was promised before is kept from the beginning, so that nobody whose turn comes earlier takes it."""
+    for job_id, promise in draft.view.promises.items():
         rows = rows_of(draft, promise)
-        if promise.job_id not in draft.view.entitled or rows is None or draft.spoken_for[rows].any():
+        if job_id not in draft.view.entitled or rows is None or draft.spoken_for[rows].any():
             continue
         draft.keep(rows, promise.starts_by_ms)
-        draft.promised[promise.job_id] = promise
+        draft.promised[job_id] = promise
         if promise.head_host is not None:
             draft.heads[promise.head_host] += 1
 
@@ -123,20 +125,18 @@ def keep(draft: Draft, need: JobNeed, promised: Promise | None) -> str | None:
     if chosen is None:
         return None
     draft.kept += 1
-    rows, starts_by_ms = chosen.rows, chosen.release.at_ms
+    rows = chosen.rows
     free = int(draft.free[rows].sum())
     until = ""
     if _promised_at_all(draft, chosen):
-        shares = tuple(
-            Share(draft.view.offers.worker_of(row), draft.view.offers.devices_of(row)) for row in rows
-        )
-        draft.promises.append(Promise(need.job_id, shares, chosen.head_host, starts_by_ms))
-        # Between a plan and its application some milliseconds pass, by which it would creep with each that is lent.
-        told_ms = starts_by_ms if promised is None else min(starts_by_ms, promised.starts_by_ms)
-        draft.keep(rows, told_ms)
+        promise = draft.promises[need.job_id] = _promise(draft, chosen, promised)
+        draft.keep(rows, promise.starts_by_ms)
         if chosen.head_host is not None:
             draft.heads[chosen.head_host] += 1
-        until = f", at {utc_words(starts_by_ms)} at the latest"
+        if promised is not None and promise.starts_by_ms <= promised.starts_by_ms:
+            # Only what is stored is told: what is promised anew, from the next plan on.
+            told_ms = max(promised.starts_by_ms, chosen.release.at_ms)
+            until = f", at {utc_words(told_ms)} at the latest"
     else:
         draft.keep(rows, None)
     wanted = need.requirements
@@ -146,12 +146,37 @@ def keep(draft: Draft, need: JobNeed, promised: Promise | None) -> str | None:
     )
 
 
+def promised_anew(draft: Draft, started: set[JobId]) -> tuple[tuple[JobId, Promise | None], ...]:
+    """By job, where this plan promises something else than was promised before. Whose job starts wants no promise.
+
+    What was promised to jobs that the plan did not come to holds all the same.
+    """
+    before, after = draft.view.promises, {**draft.promises, **draft.promised}
+    broken = sorted(before.keys() - after.keys() - started)
+    anew = ((job_id, one) for job_id, one in after.items() if one != before.get(job_id))
+    return (*anew, *((job_id, None) for job_id in broken))
+
+
+def _promise(draft: Draft, chosen: Machines, before: Promise | None) -> Promise:
+    """What is promised of these. Of the same machines as before it stays as it was, unless they are free sooner.
+
+    Where they are late, it was promised all the same; by some milliseconds they are wherever they are lent, as those pass
+    between a plan and its application.
+    """
+    offers = draft.view.offers
+    devices = tuple((offers.worker_of(row), offers.devices_of(row)) for row in chosen.rows.tolist())
+    promise = Promise(devices, chosen.head_host, chosen.release.at_ms)
+    if before is None or not promise.same_machines(before):
+        return promise
+    return promise if promise.starts_by_ms < before.starts_by_ms else before
+
+
 def _chosen(draft: Draft, need: JobNeed, promised: Promise | None) -> Machines | None:
     """Those that are sure to be free first, else those with most free. What was promised is left for better only."""
-    before = None if promised is None else rows_of(draft, promised)
     known = list(islice(machines_for(draft, need, SETS_MAX), SETS_MAX))
-    if before is not None and _would_hold(draft, need, before):
-        known.insert(0, looked_at(draft, need, before))
+    before = None if promised is None else rows_of(draft, promised)
+    if promised is not None and before is not None and _would_hold(draft, need, before):
+        known.insert(0, looked_at(draft, need, before, promised.head_host))
     sure = [one for one in known if _promised_at_all(draft, one)]
     if sure:
         return min(sure, key=lambda one: one.release.at_ms)
@@ -172,6 +197,6 @@ def _would_hold(draft: Draft, need: JobNeed, rows: Numbers) -> bool:
 
 def rows_of(draft: Draft, promise: Promise) -> Numbers | None:
     """The rows of a promise; None where one of them has changed or gone."""
-    rows = [draft.row_of(share.worker_id, share.device_ids) for share in promise.shares]
+    rows = [draft.row_of(worker_id, device_ids) for worker_id, device_ids in promise.devices]
     found = [row for row in rows if row is not None]
     return np.array(found, dtype=np.int64) if len(found) == len(rows) else None

@@ -19,13 +19,13 @@ from orchestrator.core.ids import (
 from orchestrator.core.jobs import Chosen, Requirements
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from orchestrator.core.clusters import Cluster, Member
     from orchestrator.core.gangs.choosing import NoGang
     from orchestrator.core.ids import AttemptId
-    from orchestrator.core.jobs import Attempt, Job
+    from orchestrator.core.jobs import Attempt, Job, Promise
     from orchestrator.core.nearness.bandwidth import BandwidthMap
     from orchestrator.core.nearness.grouping import Groups
     from orchestrator.core.nearness.latency import LatencyMap
@@ -71,7 +71,7 @@ class PlacementView(Protocol):
     @property
     def entitled(self) -> Mapping[JobId, None]: ...
     @property
-    def promises(self) -> Sequence[Promise]: ...
+    def promises(self) -> Mapping[JobId, Promise]: ...
     @property
     def policies(self) -> Policies: ...
     @property
@@ -257,17 +257,6 @@ class Deferral:
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
-    """Machines that are kept for an entitled job, which hold all that it wants at ``starts_by_ms`` at the latest."""
-
-    job_id: JobId
-    shares: tuple[Share, ...]
-    """All devices of its rows, held ones too."""
-    head_host: WorkerId | None
-    starts_by_ms: int
-
-
-@dataclass(frozen=True, slots=True)
 class Victim:
     """A try that gives way; ``to`` says for what, as in GaveWay."""
 
@@ -344,8 +333,8 @@ class Plan:
     """Workers between which the round trip has to be measured before a gang of them may start."""
     closings: tuple[ClusterId, ...] = ()
     """Warm clusters that give way to jobs which wait."""
-    promises: tuple[Promise, ...] = ()
-    """What is kept for whom, and by when it is enough: the next plan goes by it."""
+    promises: tuple[tuple[JobId, Promise | None], ...] = ()
+    """What is promised to whom anew: other machines, or the same sooner. None: nothing any more."""
     preemptions: tuple[Preemption, ...] = ()
     reserved: tuple[tuple[WorkerId, str, int], ...] = ()
     """Free devices that are kept for reservations: of which worker and model, and how many."""
@@ -353,4 +342,9 @@ class Plan:
     @property
     def empty(self) -> bool:
         """Whether applying it would change nothing."""
+        return self.fruitless and not self.promises
+
+    @property
+    def fruitless(self) -> bool:
+        """Whether another plan right after it would place no more: it changes nothing, or promises alone."""
         return not (self.placements or self.reuses or self.fillings or self.closings or self.preemptions)

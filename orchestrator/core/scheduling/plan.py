@@ -19,7 +19,7 @@ from orchestrator.core.scheduling.distance import distance_words, too_far
 from orchestrator.core.scheduling.making_room import free_quota, make_room
 from orchestrator.core.scheduling.nominations import redeem, renewed
 from orchestrator.core.scheduling.offers import CLASS_NUMBER, Column
-from orchestrator.core.scheduling.overtaking import Passed, claim, keep, keep_promises
+from orchestrator.core.scheduling.overtaking import Passed, claim, keep, keep_promises, promised_anew
 from orchestrator.core.scheduling.placement import (
     Budget,
     Deferral,
@@ -94,8 +94,7 @@ def plan(view: PlacementView, needs: Needs, now_ms: int, budget: Budget) -> Plan
         passed.counts(),
         tuple(draft.pairs),
         tuple(draft.closing),
-        # What was promised to jobs that this plan did not come to holds all the same.
-        (*draft.promises, *draft.promised.values()),
+        promised_anew(draft, {one.job_id for one in placements} | {one.job_id for one in reuses}),
         tuple(draft.preemptions),
         () if draft.reserved is None else draft.reserved.kept(),
     )

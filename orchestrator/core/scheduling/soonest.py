@@ -40,12 +40,12 @@ def machines_for(draft: Draft, need: JobNeed, sets_max: int) -> Iterator[Machine
         yield looked_at(draft, need, rows)
 
 
-def looked_at(draft: Draft, need: JobNeed, rows: Numbers) -> Machines:
-    """When these are free for a request."""
+def looked_at(draft: Draft, need: JobNeed, rows: Numbers, head: WorkerId | None = None) -> Machines:
+    """When these are free for a request. ``head``: the head host that was promised with them, if any."""
     wanted = need.requirements
     if len(rows) == 1:
         return Machines(rows, None, enough_by(draft, wanted, rows))
-    host = None if wanted.measured_first else head_host(draft, need, int(rows[0]))
+    host = None if wanted.measured_first else head_host(draft, need, int(rows[0]), head)
     if host is None:
         return Machines(rows, None, Release(NEVER_MS))
     return Machines(rows, host.worker_id, enough_by(draft, wanted, rows))
