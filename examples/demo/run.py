@@ -101,10 +101,14 @@ def run_job(
     return [*([f"`ray job submit` exited with {code}"] if code else []), *wrong]
 
 
-def wait_for_interrupt(network: Network, progress: Progress, standing: Standing) -> None:
-    """Leave the network up for a look around."""
-    standing.show(network, progress)
+def wait_for_interrupt(
+    network: Network, progress: Progress, standing: Standing, *, for_programs: bool
+) -> None:
+    """Leave the network up for a look around; whoever reads where it is may end it from that line on."""
     with contextlib.suppress(KeyboardInterrupt):
+        if for_programs:
+            print(standing.json_line(network), flush=True)
+        standing.show(network, progress)
         while True:
             network.check_alive()
             time.sleep(KEEP_POLL_S)
@@ -165,9 +169,7 @@ def main() -> int:
                 progress.wrong(message)
             code = 1 if wrong else 0
             if standing is not None:
-                if chosen.json:
-                    print(standing.json_line(network), flush=True)
-                wait_for_interrupt(network, progress, standing)
+                wait_for_interrupt(network, progress, standing, for_programs=chosen.json)
         except KeyboardInterrupt:
             code = EXIT_INTERRUPTED
         except (DemoFailed, CliError) as error:

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from deploy.local.prometheus import Asked
-from examples.demo.network import MACHINES, Addresses, child_environment
+from examples.demo.network import MACHINES, Addresses, Network, child_environment
 from examples.demo.report import Progress
+from examples.demo.run import wait_for_interrupt
 from examples.demo.standing import Standing
 from examples.demo.watching import MISSING, QUERIES, graph_url, start_prometheus
 from tests.examples.test_demo import KEYS
@@ -130,6 +131,19 @@ def test_kept_network_tells_people_each_address(capsys: pytest.CaptureFixture[st
     told = standing.addresses(Nowhere())  # type: ignore[arg-type]  # only named
     assert {name for name, value in told.items() if str(value) not in said} == {"sessions", "ca_file"}
     assert all(graph_url("http://127.0.0.1:9090", query) in said for query in QUERIES.values())
+
+
+class Left(Standing):
+    """Ctrl-C comes while it still says where everything is."""
+
+    def show(self, network: Network, progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+
+def test_kept_network_may_be_ended_from_its_line_of_addresses_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(to_stderr=True) as progress:
+        wait_for_interrupt(Nowhere(), progress, Left(), for_programs=True)  # type: ignore[arg-type]  # only named
+    assert json.loads(capsys.readouterr().out)["addresses"]["folder"] == str(Nowhere.folder)
 
 
 def test_make_demo_keep_runs_the_demo_that_stays_up() -> None:
