@@ -11,7 +11,7 @@ import pytest
 from orchestrator.core import messages as m
 from orchestrator.core.errors import RefusalCode, RefusedError
 from orchestrator.core.ids import JobId
-from orchestrator.core.jobs import JobPolicy, Requirements
+from orchestrator.core.jobs import JobPolicy, Promise, Requirements
 from orchestrator.core.policies import Policies
 from orchestrator.core.queries.queue import Queue
 from orchestrator.core.scheduling.overtaking import KEPT_MAX
@@ -42,6 +42,15 @@ def running(
     return JobId(name)
 
 
+def held_up(world: World) -> tuple[JobId, Promise]:
+    """A job that wants a whole machine, half of it busy for an hour: overtaken, it is promised that machine."""
+    world.worker(count=2)
+    running(world, Requirements(), HOUR_MS, "acme")
+    gang = world.submit(WHOLE, tenant="acme")
+    overtake(world, gang)
+    return gang, promised(world)
+
+
 def test_idle_cluster_on_the_machines_of_an_entitled_job_gives_way_at_once() -> None:
     world = World(POLICIES)
     world.worker(count=2)
@@ -58,11 +67,7 @@ def test_idle_cluster_on_the_machines_of_an_entitled_job_gives_way_at_once() -> 
 
 def test_promise_holds_over_a_plan_that_does_not_come_to_its_job() -> None:
     world = World(POLICIES)
-    world.worker(count=2)
-    running(world, Requirements(), HOUR_MS, "acme")
-    gang = world.submit(WHOLE, tenant="acme")
-    overtake(world, gang)
-    promise = promised(world)
+    gang, promise = held_up(world)
     for _ in range(4):
         world.worker("RTX3090")
         world.submit(Requirements(gpu_model="RTX3090"), tenant="acme")
@@ -78,11 +83,7 @@ def test_promise_holds_over_a_plan_that_does_not_come_to_its_job() -> None:
 def test_promise_holds_where_its_machine_is_lent_before_the_turn_of_its_job() -> None:
     """A tenant beyond its share comes last: what others borrowed until then comes back in time."""
     world = World(POLICIES)
-    world.worker(count=2)
-    running(world, Requirements(), HOUR_MS, "acme")
-    gang = world.submit(WHOLE, tenant="acme")
-    overtake(world, gang)
-    promise = promised(world)
+    gang, promise = held_up(world)
     small = [world.submit(tenant=name, time_limit_ms=60_000) for name in ("birch", "cedar")]
     made = world.plan()
     assert [one.job_id for one in made.placements] == small[:1]
@@ -177,11 +178,7 @@ def test_entitled_jobs_that_nothing_could_ever_hold_do_not_stand_before_one_that
 def test_promise_is_written_once_and_no_later_plan_changes_anything() -> None:
     """Not even when its machines are late: the job there is told to stop, and no agent says that it has."""
     world = World(POLICIES)
-    world.worker(count=2)
-    running(world, Requirements(), HOUR_MS, "acme")
-    gang = world.submit(WHOLE, tenant="acme")
-    overtake(world, gang)
-    promise = promised(world)
+    gang, promise = held_up(world)
     written = world.state.jobs[gang]
     for _ in range(20):
         world.live_on(HOUR_MS // 10, step_ms=20_000)

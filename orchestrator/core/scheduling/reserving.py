@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from orchestrator.core.ids import MemberId, ReservationId, WorkerId
     from orchestrator.core.jobs import Requirements
-    from orchestrator.core.scheduling.filters import Mask
     from orchestrator.core.scheduling.offers import Numbers
     from orchestrator.core.scheduling.placement import Need, PlacementView
     from orchestrator.core.tenancy.reservations import Reservation
@@ -144,11 +143,11 @@ class Reserved:
         base = np.where(
             fits & (self._places > 0), offers[Column.SERVING] - draft.booked - (self._used_by_all - own), 0
         )
-        soon = np.minimum(base, self._usable() + own)
+        soon = np.minimum(base, self._within_reach(own))
         if wanted.gpus_per_worker in (0, count):
             alone = np.flatnonzero(base >= count)
             if len(alone) and int(soon[alone].max()) < count:
-                soon = np.minimum(base, self._usable(freed := self._free_by(one)) + own + freed)
+                soon = np.minimum(base, self._within_reach(own, self._free_by(one)))
             if len(alone):
                 enough = np.minimum(soon[alone], count)
                 # Where its jobs are already comes second: what is missing beside them may never be let go.
@@ -156,14 +155,15 @@ class Reserved:
                 return [(int(alone[first]), count)]
         if count == 1 or wanted.one_machine or wanted.gpus_per_worker == count:
             return []
-        soon = np.minimum(base, self._usable(freed := self._free_by(one)) + own + freed)
+        soon = np.minimum(base, self._within_reach(own, self._free_by(one)))
         return self._together(one, base, soon, own)
 
-    def _usable(self, freed: Numbers | None = None) -> Numbers:
-        """Free devices of each row, none where no slot is left for them: held, or kept for whom others give way."""
+    def _within_reach(self, own: Numbers, freed: Numbers | int = 0) -> Numbers:
+        """Devices of each row that its own jobs hold, that are freed by then, or that are free where a slot is left for
+        them: the others' slots are held, or kept for whom others give way.
+        """
         draft = self._draft
-        reachable: Mask = draft.slots > 0 if freed is None else (draft.slots > 0) | (freed > 0)
-        return np.where(reachable, draft.free, 0)
+        return np.where((draft.slots > 0) | (freed > 0), draft.free, 0) + own + freed
 
     def _together(
         self, one: Reservation, base: Numbers, soon: Numbers, own: Numbers
